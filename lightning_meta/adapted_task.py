@@ -1,0 +1,60 @@
+"""A model adapted to one task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_meta.losses import takes_class_labels
+from lightning_meta.task import MetaParameters, Support
+
+if TYPE_CHECKING:
+    from lightning_meta.learner import MetaLearner
+
+
+class Prediction(NamedTuple):
+    """A prediction with its uncertainty, split where the learner can tell the parts.
+
+    Attributes:
+        mean: Class probabilities ``[query, classes]``, or the regression output.
+        total: Uncertainty of the prediction: entropy in nats ``[query]``, or variance. None for a regression
+            learner without a noise model.
+        aleatoric: The part that more support examples would not remove.
+        epistemic: The part that they would; None (absent, not zero) for learners of a single point.
+    """
+
+    mean: Tensor
+    total: Tensor | None
+    aleatoric: Tensor | None
+    epistemic: Tensor | None
+
+
+class AdaptedTask:
+    """What `MetaLearner.adapt` returns: call it on inputs.
+
+    Attributes:
+        state: What was adapted, in the algorithm's own form; for MAML a dictionary of parameters.
+    """
+
+    def __init__(self, learner: MetaLearner, meta: MetaParameters, state: Any, support: Support) -> None:
+        self.state = state
+        self._learner = learner
+        self._meta = meta
+        self._support = support
+
+    @torch.no_grad()
+    def __call__(self, x: Any) -> Tensor:
+        """Return logits or regression output ``[query, ...]`` for inputs ``[query, ...]``."""
+        return self._learner.evaluation_output(self._meta, self.state, self._support, x)
+
+    def predict(self, x: Any) -> Prediction:
+        """Return the predictive mean and its uncertainty for inputs ``[query, ...]``."""
+        output = self(x)
+        if not takes_class_labels(self._learner.loss_fn):
+            return Prediction(output, None, None, None)
+        log_probabilities = output.log_softmax(1)
+        probabilities = log_probabilities.exp()
+        entropy = torch.special.entr(probabilities).sum(1)
+        return Prediction(probabilities, entropy, entropy, None)

@@ -1,0 +1,62 @@
+"""Which statistics batch normalization uses, settled from outside: the model stays the user's own."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+BatchStatistics = Literal["batch", "support", "running"]
+
+
+def check_batch_statistics(choice: str) -> None:
+    """Raise a ValueError unless ``choice`` is one of `BatchStatistics`."""
+    if choice not in get_args(BatchStatistics):
+        raise ValueError(f"batch_statistics={choice!r} is not one of {list(get_args(BatchStatistics))}")
+
+
+def check_normalization(model: nn.Module) -> None:
+    """Raise a TypeError, with the cure, for layers that cannot run inside a per-task function."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            raise TypeError(
+                f"model.{name} is a SyncBatchNorm, which talks to other processes inside the forward pass and "
+                "cannot run per task; a task lives on one device, so use BatchNorm (and leave sync_batchnorm off)"
+            )
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+            raise TypeError(
+                f"model.{name} is a lazy module without parameters yet; run the model once on an example "
+                "before handing it over"
+            )
+
+
+def couples_examples(model: nn.Module, choice: BatchStatistics) -> bool:
+    """Whether an example's output depends on the others in its set, through batch normalization."""
+    return choice != "running" and any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def dropped_buffers(model: nn.Module, choice: BatchStatistics) -> dict[str, Tensor | None]:
+    """The buffers to leave out of a functional call, so that layers use the batch at hand.
+
+    Without running statistics a normalization layer uses its input's, in training and in evaluation alike,
+    and updates nothing.
+    """
+    if choice == "running":
+        return {}
+    return {
+        f"{prefix}.{buffer}" if prefix else buffer: None
+        for prefix, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+        for buffer in ("running_mean", "running_var", "num_batches_tracked")
+    }
+
+
+def set_statistics_mode(model: nn.Module, choice: BatchStatistics) -> None:
+    """Undo what ``model.train()`` and ``model.eval()`` imply for statistics; called after either."""
+    for module in model.modules():
+        if choice == "running" and isinstance(module, _NormBase):
+            module.training = False
+        elif isinstance(module, _InstanceNorm) and module.track_running_stats:
+            module.training = True

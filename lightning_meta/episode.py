@@ -1,0 +1,81 @@
+"""The one data structure: an episode, or a batch of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+class Episode(NamedTuple):
+    """A task's support and query sets, or a batch of tasks.
+
+    A batch has a leading task dimension everywhere; one task alone has none. Inputs and targets may be
+    tensors or pytrees of tensors (a dict of token ids and attention masks, say) whose leaves all share the
+    leading dimensions.
+
+    Attributes:
+        support_x: Inputs to adapt on, ``[tasks, support, ...]``.
+        support_y: Their targets, ``[tasks, support, ...]``.
+        query_x: Inputs to judge the adaptation on, ``[tasks, query, ...]``.
+        query_y: Their targets, ``[tasks, query, ...]``.
+        support_mask: ``[tasks, support]``, True where an example counts; None where all do.
+        query_mask: ``[tasks, query]``, True where an example counts; None where all do.
+    """
+
+    support_x: Any
+    support_y: Any
+    query_x: Any
+    query_y: Any
+    support_mask: Tensor | None = None
+    query_mask: Tensor | None = None
+
+    @property
+    def num_tasks(self) -> int:
+        """The size of the leading task dimension of a batch."""
+        return tree_leaves(self.support_x)[0].shape[0]
+
+    def select(self, tasks: Any) -> Episode:
+        """Index the task dimension: an int gives one task, a slice or an index tensor a smaller batch."""
+        return tree_map(lambda leaf: None if leaf is None else leaf[tasks], self)
+
+
+def collate_episodes(episodes: Sequence[Episode] | Episode) -> Episode:
+    """Stack single tasks into a batch, padding unequal sizes and marking the padding in the masks.
+
+    Args:
+        episodes: Tasks without a leading task dimension, or a batch, which is returned as it is.
+
+    Returns:
+        A batch ``[tasks, ...]``; with masks only if the tasks differ in size or one of them has a mask.
+    """
+    if isinstance(episodes, Episode):
+        return episodes
+    support_x, support_y, support_mask = _stack_set([(e.support_x, e.support_y, e.support_mask) for e in episodes])
+    query_x, query_y, query_mask = _stack_set([(e.query_x, e.query_y, e.query_mask) for e in episodes])
+    return Episode(support_x, support_y, query_x, query_y, support_mask, query_mask)
+
+
+def _stack_set(sets: list[tuple[Any, Any, Tensor | None]]) -> tuple[Any, Any, Tensor | None]:
+    sizes = [tree_leaves(x)[0].shape[0] for x, _, _ in sets]
+    longest = max(sizes)
+    mask = None
+    if min(sizes) < longest or any(own is not None for _, _, own in sets):
+        mask = torch.zeros(len(sets), longest, dtype=torch.bool)
+        for row, size, (_, _, own) in zip(mask, sizes, sets, strict=True):
+            row[:size] = True if own is None else own
+
+    def stack(*leaves: Tensor) -> Tensor:
+        return torch.stack([_pad(leaf, longest) for leaf in leaves])
+
+    x = tree_map(stack, sets[0][0], *[x for x, _, _ in sets[1:]])
+    y = tree_map(stack, sets[0][1], *[y for _, y, _ in sets[1:]])
+    return x, y, mask
+
+
+def _pad(leaf: Tensor, length: int) -> Tensor:
+    padding = leaf.new_zeros(length - leaf.shape[0], *leaf.shape[1:])
+    return torch.cat([leaf, padding])

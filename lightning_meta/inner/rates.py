@@ -1,0 +1,59 @@
+"""The inner learning rates, fixed or learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+LearnedRates = Literal["none", "tensor", "tensor_step", "element"]
+
+
+class InnerRates(nn.Module):
+    """A rate for every adapted tensor at every inner step.
+
+    Args:
+        adapted: The adapted parameters by name; shapes and dtypes are taken from them.
+        inner_lr: The (initial) rate, positive.
+        steps: How many steps are trained; with "tensor_step" a later step, possible in evaluation, uses the
+            rate of the last trained one.
+        learned: "none" keeps ``inner_lr``; "tensor" learns a scalar per tensor, "tensor_step" a scalar per
+            tensor and step (LSLR: Antoniou et al., 2019, MAML++), "element" a rate per scalar parameter
+            (Meta-SGD: Li et al., 2017). Learned rates are free parameters: they may become negative.
+    """
+
+    def __init__(self, adapted: Mapping[str, Tensor], inner_lr: float, steps: int, learned: LearnedRates) -> None:
+        super().__init__()
+        if learned not in get_args(LearnedRates):
+            raise ValueError(f"learned_rates={learned!r} is not one of {list(get_args(LearnedRates))}")
+        self.inner_lr = inner_lr
+        self.learned = learned
+        self.learned_rates = nn.ParameterDict()
+        if learned != "none":
+            self.learned_rates.update({_key(name): self._initial(p, steps) for name, p in adapted.items()})
+
+    def _initial(self, parameter: Tensor, steps: int) -> nn.Parameter:
+        shapes = {"tensor": (), "tensor_step": (steps,), "element": tuple(parameter.shape)}
+        return nn.Parameter(parameter.new_full(shapes[self.learned], self.inner_lr).detach())
+
+    def at(self, step: int, names: tuple[str, ...], values: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
+        """Return the rate of each named tensor at a step.
+
+        Args:
+            step: The number of inner steps taken before this one.
+            names: The adapted parameters.
+            values: The current value of each of this module's parameters, by its name in this module: a pure
+                function's view of `named_parameters`.
+        """
+        if self.learned == "none":
+            return dict.fromkeys(names, self.inner_lr)
+        learned = {name: values[f"learned_rates.{_key(name)}"] for name in names}
+        if self.learned == "tensor_step":
+            learned = {name: rate[min(step, rate.shape[0] - 1)] for name, rate in learned.items()}
+        return dict(learned)
+
+
+def _key(name: str) -> str:
+    # A parameter's own name may not contain a dot.
+    return name.replace(".", "/")

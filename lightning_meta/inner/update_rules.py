@@ -1,0 +1,132 @@
+"""Update rules of the inner loop: pure functions of parameters, gradients and state.
+
+They are differentiable in all their inputs, so the meta-gradient flows through moments and rates as well as
+through the parameters. ``torch.optim`` updates in place and cannot be used here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Parameters = dict[str, Tensor]
+State = Any
+Rates = Mapping[str, Tensor | float]
+
+
+class UpdateRule(ABC):
+    """How an inner step turns gradients into new parameters.
+
+    To write one, keep everything that changes in the state: an instance is shared by all tasks and steps.
+    """
+
+    @abstractmethod
+    def init(self, parameters: Parameters) -> State:
+        """Return the state before the first step, a pytree of tensors."""
+
+    @abstractmethod
+    def update(
+        self, parameters: Parameters, gradients: Parameters, state: State, rates: Rates, step: int
+    ) -> tuple[Parameters, State]:
+        """Take one step.
+
+        Args:
+            parameters: What is being adapted.
+            gradients: Their gradients, same keys and shapes.
+            state: What `init` or the last step returned.
+            rates: A rate per tensor, a scalar or of the tensor's shape.
+            step: The number of steps taken before this one.
+        """
+
+
+class SGD(UpdateRule):
+    """Plain gradient descent: ``φ ← φ − α g``."""
+
+    def init(self, parameters: Parameters) -> State:
+        return ()
+
+    def update(
+        self, parameters: Parameters, gradients: Parameters, state: State, rates: Rates, step: int
+    ) -> tuple[Parameters, State]:
+        return {name: p - rates[name] * gradients[name] for name, p in parameters.items()}, state
+
+
+class Momentum(UpdateRule):
+    """Heavy-ball momentum as in `torch.optim.SGD`: ``v ← β v + g``, ``φ ← φ − α v``.
+
+    Args:
+        beta: The momentum ``β``, in [0, 1).
+    """
+
+    def __init__(self, beta: float = 0.9) -> None:
+        _check_fraction("beta", beta)
+        self.beta = beta
+
+    def init(self, parameters: Parameters) -> State:
+        return {name: torch.zeros_like(p) for name, p in parameters.items()}
+
+    def update(
+        self, parameters: Parameters, gradients: Parameters, state: State, rates: Rates, step: int
+    ) -> tuple[Parameters, State]:
+        velocity = {name: self.beta * state[name] + gradients[name] for name in parameters}
+        return {name: p - rates[name] * velocity[name] for name, p in parameters.items()}, velocity
+
+
+class Adam(UpdateRule):
+    """Adam (Kingma and Ba, 2015), made safe to differentiate.
+
+    `torch.optim.Adam` divides by ``sqrt(v) + ε``, whose derivative at ``v = 0`` is infinite and turns the
+    meta-gradient of a parameter with no gradient (a dead unit) into NaN. Here the guard is inside the root:
+    ``φ ← φ − α m̂ / sqrt(v̂ + ε²)``, which agrees where ``v̂ ≫ ε²`` and stays smooth at 0.
+
+    Args:
+        beta1: Decay of the first moment, in [0, 1). Reptile's authors use 0.
+        beta2: Decay of the second moment, in [0, 1).
+        eps: The guard ``ε``, positive.
+    """
+
+    def __init__(self, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
+        _check_fraction("beta1", beta1)
+        _check_fraction("beta2", beta2)
+        if not eps > 0:
+            raise ValueError(f"eps={eps} must be positive: it keeps the square root differentiable at 0")
+        self.beta1, self.beta2, self.eps = beta1, beta2, eps
+
+    def init(self, parameters: Parameters) -> State:
+        first = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        return first, dict(first)
+
+    def update(
+        self, parameters: Parameters, gradients: Parameters, state: State, rates: Rates, step: int
+    ) -> tuple[Parameters, State]:
+        first, second = state
+        first = {n: self.beta1 * first[n] + (1 - self.beta1) * g for n, g in gradients.items()}
+        second = {n: self.beta2 * second[n] + (1 - self.beta2) * g.square() for n, g in gradients.items()}
+        unbias1 = 1 - self.beta1 ** (step + 1)
+        unbias2 = 1 - self.beta2 ** (step + 1)
+        adapted = {
+            n: p - rates[n] * (first[n] / unbias1) * torch.rsqrt(second[n] / unbias2 + self.eps**2)
+            for n, p in parameters.items()
+        }
+        return adapted, (first, second)
+
+
+_BY_NAME: dict[str, type[UpdateRule]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam}
+
+
+def update_rule(rule: str | UpdateRule) -> UpdateRule:
+    """Return the rule of that name ("sgd", "momentum", "adam"), or the rule itself."""
+    if isinstance(rule, UpdateRule):
+        return rule
+    if rule not in _BY_NAME:
+        raise ValueError(f"inner_optimizer={rule!r} is not one of {sorted(_BY_NAME)}, nor an UpdateRule")
+    return _BY_NAME[rule]()
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}={value} must lie in [0, 1)")

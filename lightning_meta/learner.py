@@ -1,0 +1,398 @@
+"""`MetaLearner`: what all algorithms have in common as LightningModules."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_meta import checks
+from lightning_meta.adapted_task import AdaptedTask
+from lightning_meta.batch_statistics import (
+    BatchStatistics,
+    check_batch_statistics,
+    check_normalization,
+    couples_examples,
+    dropped_buffers,
+    set_statistics_mode,
+)
+from lightning_meta.episode import Episode
+from lightning_meta.hyperparameters import keep_hyperparameters
+from lightning_meta.losses import LossFunction, masked_mean, splits_by_example
+from lightning_meta.metrics.task_metrics import TaskMetrics, per_task_metrics
+from lightning_meta.surrogate import surrogate_loss
+from lightning_meta.task import InnerStep, MetaParameters, Support, TaskResult, merge_results
+from lightning_meta.task_batches import fill_padding, split_by_chunk, split_by_size
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    """The default outer optimizer: Adam with a rate of 1e-3, as in the MAML paper."""
+    return torch.optim.Adam(parameters, lr=1e-3)
+
+
+class MetaLearner(L.LightningModule, ABC):
+    """Base of all algorithms: maps a pure per-task function over a batch of episodes.
+
+    ``training_step`` computes every task's meta-gradient, averages, and hands Lightning a scalar whose value is
+    the meta-loss and whose backward is the meta-gradient; so clipping, accumulation, precision, schedulers and
+    strategies are Lightning's own.
+
+    A new algorithm implements `inner_loop` and `task_loss`; it may override the other extension points:
+    `task_gradient` (where the meta-gradient is not the derivative of `task_loss`), `query_output`,
+    `task_metrics`, and every Lightning hook. All per-task functions are pure: they take parameters as a
+    dictionary and may not log, assign attributes, or branch on values.
+
+    Logged: ``train/loss``; in validation and test (``val/``, ``test/``) ``loss``, the metric after adaptation
+    (``acc`` or ``mse``), its 95 % interval over tasks ``*_ci95``, the metric before adaptation ``*_pre``, and
+    with ``log_step_metrics`` the metric after k steps, ``*_step_k``.
+
+    Args:
+        model: Any module; called as ``model(x)``. It is used as it is, and its trainable parameters are
+            what is meta-learned.
+        loss_fn: Maps output and target of a set of examples to their mean loss.
+        inner_lr: The (initial) inner learning rate.
+        inner_steps: Inner steps in training.
+        eval_inner_steps: Inner steps in validation, test and prediction; None: as in training.
+        optimizer: Makes the outer optimizer from the parameters; None: Adam with a rate of 1e-3.
+        lr_scheduler: Makes the outer schedule from the optimizer, stepped once an epoch.
+        task_chunk_size: How many tasks are vectorized at once; 1 takes one after another, without vectorizing,
+            for models that cannot be; None lets the library choose.
+        batch_statistics: What batch normalization uses, in training and evaluation alike. "batch": the
+            statistics of the set at hand, so queries see each other (transductive, as in the MAML paper).
+            "support": as "batch" in training; in evaluation each query is normalized together with the
+            support set only (non-transductive, as in the Reptile paper). "running": the model's stored running
+            statistics, never updated (for pretrained models).
+        log_step_metrics: Whether evaluation also logs the metric after every inner step.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names it and the cure.
+        TypeError: If the model has layers that cannot run per task.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction | None = None,
+        inner_lr: float = 0.01,
+        inner_steps: int = 1,
+        eval_inner_steps: int | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        task_chunk_size: int | None = None,
+        batch_statistics: BatchStatistics = "batch",
+        log_step_metrics: bool = False,
+    ) -> None:
+        super().__init__()
+        loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
+        checks.check_module("model", model)
+        checks.check_callable("loss_fn", loss_fn)
+        checks.check_rate("inner_lr", inner_lr)
+        checks.check_count("inner_steps", inner_steps)
+        checks.check_optional_count("eval_inner_steps", eval_inner_steps)
+        checks.check_optional_count("task_chunk_size", task_chunk_size)
+        check_batch_statistics(batch_statistics)
+        check_normalization(model)
+        frame = inspect.currentframe()
+        assert frame is not None
+        self._described_arguments = keep_hyperparameters(self, frame)
+
+        self.model = model
+        self.loss_fn = loss_fn
+        self.inner_lr = inner_lr
+        self.inner_steps = inner_steps
+        self.eval_inner_steps = inner_steps if eval_inner_steps is None else eval_inner_steps
+        self.optimizer_factory = adam if optimizer is None else optimizer
+        self.lr_scheduler_factory = lr_scheduler
+        self.task_chunk_size = task_chunk_size
+        self.batch_statistics = batch_statistics
+        self.log_step_metrics = log_step_metrics
+        self._dropped_buffers = dropped_buffers(model, batch_statistics)
+        self._output_shape: torch.Size | None = None
+        self._metrics = {stage: TaskMetrics() for stage in ("val", "test")}
+        self.train(self.training)
+
+    # ---- The per-task functions: what an algorithm defines. -------------------------------------------------
+
+    @abstractmethod
+    def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
+        """Adapt to one task, yielding where the loop stands after 0, 1, ..., ``steps`` steps.
+
+        Args:
+            meta: The learner's trainable parameters by name, as in `named_parameters`.
+            support: The task's support set.
+            steps: How many steps to take.
+        """
+
+    @abstractmethod
+    def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
+        """Return one task's meta-loss, to be differentiated in ``meta``, and its report."""
+
+    def task_gradient(self, meta: MetaParameters, task: Episode) -> tuple[dict[str, Tensor], TaskResult]:
+        """Return one task's meta-gradient, same keys and shapes as ``meta``, and its report."""
+        gradient, (_, result) = grad_and_value(self.task_loss, has_aux=True)(dict(meta), task)
+        return gradient, result
+
+    def query_output(self, meta: MetaParameters, state: Any, x: Any) -> Tensor:
+        """Return the adapted model's output ``[query, ...]`` on inputs ``[query, ...]``.
+
+        Here ``state`` is a dictionary of the adapted parameters, named as in the model.
+        """
+        return self.call_model({**self.model_parameters(meta), **state}, x)
+
+    def task_metrics(self, outputs: Tensor, targets: Any, mask: Tensor | None) -> dict[str, Tensor]:
+        """Return metrics by name, each with one value a task, ``[tasks]``.
+
+        Args:
+            outputs: The adapted models' outputs, ``[tasks, query, ...]``.
+            targets: ``[tasks, query, ...]``.
+            mask: ``[tasks, query]`` or None.
+        """
+        return per_task_metrics(self.loss_fn, outputs, targets, mask)
+
+    # ---- What per-task functions call. ----------------------------------------------------------------------
+
+    def model_parameters(self, meta: MetaParameters) -> dict[str, Tensor]:
+        """The model's part of the meta-parameters, named as in the model."""
+        return module_part(meta, "model")
+
+    def call_model(self, parameters: Mapping[str, Tensor], x: Any) -> Tensor:
+        """Call the model as a pure function of its parameters, named as in the model."""
+        return functional_call(self.model, {**parameters, **self._dropped_buffers}, (x,))  # type: ignore[dict-item]
+
+    def output_shape(self, x: Any) -> torch.Size:
+        """The shape of the model's output for one example, found by one call on inputs ``[examples, ...]``."""
+        if self._output_shape is None:
+            devices = [self.device] if self.device.type == "cuda" else []
+            with torch.no_grad(), torch.random.fork_rng(devices=devices):
+                self._output_shape = self.call_model({}, x).shape[1:]
+        return self._output_shape
+
+    def loss(self, output: Tensor, target: Any, mask: Tensor | None = None) -> Tensor:
+        """The loss function's mean over the examples that count."""
+        return masked_mean(self.loss_fn, output, target, mask)
+
+    # ---- Lightning's steps. ---------------------------------------------------------------------------------
+
+    def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
+        """Return the meta-loss of a batch of tasks; its backward is the mean of the tasks' meta-gradients."""
+        trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        meta = {name: p.detach() for name, p in trainable.items()}
+        totals: dict[str, Tensor] = {}
+        results = []
+        checks.check_batch(batch, self)
+        for indices, piece in self._pieces(batch):
+            gradients, result = self._map(self.task_gradient, meta, piece)
+            for name, gradient in gradients.items():
+                total = gradient.sum(0)
+                totals[name] = totals[name] + total if name in totals else total
+            results.append((indices, result))
+        result = merge_results(results, _query_size(batch))
+        checks.check_finite(result, self.inner_lr)
+        loss = surrogate_loss(
+            result.loss.mean(), list(trainable.values()), [totals[name] / batch.num_tasks for name in trainable]
+        )
+        if self._trainer is not None:
+            metrics = self.task_metrics(result.outputs[:, -1], batch.query_y, batch.query_mask)
+            logged = {f"train/{name}": values.mean() for name, values in metrics.items()}
+            self.log_dict({"train/loss": loss.detach(), **logged}, prog_bar=True, batch_size=batch.num_tasks)
+        return loss
+
+    def validation_step(self, batch: Episode, batch_idx: int) -> None:
+        """Adapt to each task and record its metrics."""
+        self._evaluation_step(batch, "val")
+
+    def test_step(self, batch: Episode, batch_idx: int) -> None:
+        """Adapt to each task and record its metrics."""
+        self._evaluation_step(batch, "test")
+
+    def predict_step(self, batch: Episode, batch_idx: int = 0) -> Tensor:
+        """Return the adapted models' outputs on the query sets, ``[tasks, query, ...]``."""
+        return self.evaluate(batch).outputs[:, -1]
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last epoch's tasks."""
+        self._metrics["val"].reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the last epoch's tasks."""
+        self._metrics["test"].reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics over all tasks, with their intervals."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics over all tasks, with their intervals."""
+        self._log_evaluation("test")
+
+    def configure_optimizers(self) -> Any:
+        """The outer optimizer and its schedule."""
+        optimizer = self.optimizer_factory(p for p in self.parameters() if p.requires_grad)
+        if self.lr_scheduler_factory is None:
+            return optimizer
+        scheduler = self.lr_scheduler_factory(optimizer)
+        schedule: dict[str, Any] = {"scheduler": scheduler}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            schedule["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def train(self, mode: bool = True) -> MetaLearner:
+        """Set training or evaluation mode; normalization follows ``batch_statistics`` in both."""
+        super().train(mode)
+        set_statistics_mode(self.model, self.batch_statistics)
+        return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which loss and inner optimizer were trained, so that others cannot take their place unnoticed."""
+        checkpoint["meta_learner_arguments"] = {k: v for k, v in self._described_arguments.items() if k != "model"}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raise a ValueError if the checkpoint was trained with another loss or inner optimizer."""
+        for name, trained in checkpoint.get("meta_learner_arguments", {}).items():
+            own = self._described_arguments.get(name, "the default")
+            if trained != own:
+                raise ValueError(f"the checkpoint was trained with {name}={trained}, this learner has {own}: pass {name}=...")
+
+    # ---- Inference. -----------------------------------------------------------------------------------------
+
+    def adapt(
+        self, support_x: Any, support_y: Any, steps: int | None = None, support_mask: Tensor | None = None
+    ) -> AdaptedTask:
+        """Adapt to one task; the learner stays as it is.
+
+        Works under ``no_grad`` and ``inference_mode``. Dropout follows the learner's mode, as in a plain
+        module: call ``eval()`` first.
+
+        Args:
+            support_x: Inputs, ``[support, ...]``: no task dimension.
+            support_y: Targets, ``[support, ...]``.
+            steps: Inner steps; None: ``eval_inner_steps``.
+            support_mask: ``[support]``, True where an example counts.
+
+        Returns:
+            The adapted model: ``task(x)`` gives outputs, ``task.predict(x)`` a `Prediction`.
+        """
+        checks.check_optional_count("steps", steps)
+        steps = self.eval_inner_steps if steps is None else steps
+        support = Support(support_x, support_y, support_mask)
+        checks.check_support(support, self)
+        meta = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            *_, last = self.inner_loop(meta, support, steps)
+        return AdaptedTask(self, meta, last.state, support)
+
+    def evaluate(self, batch: Episode, steps: int | None = None, record: tuple[int, ...] | None = None) -> TaskResult:
+        """Adapt to each task of a batch, without building anything for the meta-gradient.
+
+        Args:
+            batch: The tasks.
+            steps: Inner steps; None: ``eval_inner_steps``.
+            record: After which numbers of steps to keep the outputs; None: only the last.
+
+        Returns:
+            The report ``[tasks, ...]``; its loss is the query loss after the last step.
+        """
+        steps = self.eval_inner_steps if steps is None else steps
+        kept = (steps,) if record is None else record
+        checks.check_batch(batch, self)
+        meta = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+        def evaluate_task(meta: MetaParameters, task: Episode) -> TaskResult:
+            return self._evaluate_task(meta, task, steps, kept)
+
+        with torch.no_grad():
+            results = [(indices, self._map(evaluate_task, meta, piece)) for indices, piece in self._pieces(batch)]
+        return merge_results(results, _query_size(batch))
+
+    # ---- Inside. --------------------------------------------------------------------------------------------
+
+    def evaluation_output(self, meta: MetaParameters, state: Any, support: Support, x: Any) -> Tensor:
+        """The adapted model's output in evaluation, where ``batch_statistics="support"`` separates queries."""
+        if not (self.batch_statistics == "support" and couples_examples(self.model, "support")):
+            return self.query_output(meta, state, x)
+        support_x = support.x if support.mask is None else tree_map(lambda leaf: leaf[support.mask], support.x)
+
+        def beside_support(one: Any) -> Tensor:
+            together = tree_map(lambda leaf, query: torch.cat([leaf, query[None]]), support_x, one)
+            return self.query_output(meta, state, together)[-1]
+
+        return vmap(beside_support, randomness="different")(x)
+
+    def _evaluate_task(
+        self, meta: MetaParameters, task: Episode, steps: int, record: tuple[int, ...]
+    ) -> TaskResult:
+        support = Support(task.support_x, task.support_y, task.support_mask)
+        outputs, support_losses = [], []
+        for step, (state, support_loss) in enumerate(self.inner_loop(meta, support, steps)):
+            support_losses += [] if support_loss is None else [support_loss]
+            if step in record:
+                outputs.append(self.evaluation_output(meta, state, support, task.query_x))
+        loss = self.loss(outputs[-1], task.query_y, task.query_mask)
+        return TaskResult(loss, torch.stack(outputs), torch.stack(support_losses))
+
+    def _evaluation_step(self, batch: Episode, stage: str) -> None:
+        steps = self.eval_inner_steps
+        record = tuple(range(steps + 1)) if self.log_step_metrics else (0, steps)
+        result = self.evaluate(batch, record=record)
+        values = {"loss": result.loss}
+        for index, step in enumerate(record):
+            for name, value in self.task_metrics(result.outputs[:, index], batch.query_y, batch.query_mask).items():
+                if step == 0:
+                    values[f"{name}_pre"] = value
+                if step == steps:
+                    values[name] = value
+                if self.log_step_metrics:
+                    values[f"{name}_step_{step}"] = value
+        self._metrics[stage].update(values)
+
+    def _log_evaluation(self, stage: str) -> None:
+        values = self._metrics[stage].compute()
+        shown = {name for name in values if not ("_" in name)}
+        self.log_dict({f"{stage}/{n}": v for n, v in values.items() if n in shown}, prog_bar=True)
+        self.log_dict({f"{stage}/{n}": v for n, v in values.items() if n not in shown})
+
+    def _pieces(self, batch: Episode) -> Iterator[tuple[Tensor, Episode]]:
+        chunk_size = batch.num_tasks if self.task_chunk_size is None else self.task_chunk_size
+        masked = batch.support_mask is not None or batch.query_mask is not None
+        if not masked:
+            return split_by_chunk(batch, chunk_size)
+        alone = chunk_size == 1 or couples_examples(self.model, self.batch_statistics)
+        if alone or not splits_by_example(self.loss_fn):
+            return split_by_size(batch, chunk_size)
+        return split_by_chunk(fill_padding(batch), chunk_size)
+
+    def _map(self, function: Callable[..., Any], meta: MetaParameters, piece: Episode) -> Any:
+        """Apply a per-task function to each task of a piece; results get a leading task dimension."""
+        # Fused attention kernels have no second derivative, and the inner loop needs one.
+        with sdpa_kernel(SDPBackend.MATH):
+            if self.task_chunk_size == 1:
+                results = [function(meta, piece.select(i)) for i in range(piece.num_tasks)]
+                return tree_map(lambda *leaves: torch.stack(leaves), *results)
+            in_dims = tree_map(lambda leaf: None if leaf is None else 0, piece)
+            try:
+                return vmap(function, in_dims=(None, in_dims), randomness="different")(meta, piece)
+            except RuntimeError as error:
+                if not checks.cannot_vectorize(error):
+                    raise
+                raise RuntimeError(
+                    "the model or the loss cannot be vectorized over tasks (see the error above): "
+                    "set task_chunk_size=1 to take the tasks one after another"
+                ) from error
+
+
+def module_part(meta: MetaParameters, name: str) -> dict[str, Tensor]:
+    """The parameters under one submodule, by their names inside it."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): value for key, value in meta.items() if key.startswith(prefix)}
+
+
+def _query_size(batch: Episode) -> int:
+    return tree_leaves(batch.query_x)[0].shape[1]

@@ -1,0 +1,54 @@
+"""What the library asks of a loss function: a mean over the examples that count, and its kind."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+_SAME_SHAPE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.BCELoss)
+_CLASS_LABELS = (nn.CrossEntropyLoss, nn.NLLLoss)
+
+
+def takes_class_labels(loss_fn: LossFunction) -> bool:
+    """Whether the loss compares class scores ``[examples, classes]`` with labels ``[examples]``."""
+    return isinstance(loss_fn, _CLASS_LABELS) or loss_fn in (F.cross_entropy, F.nll_loss)
+
+
+def needs_same_shape(loss_fn: LossFunction) -> bool:
+    """Whether output and target must have one shape (they would broadcast silently otherwise)."""
+    return isinstance(loss_fn, _SAME_SHAPE) or loss_fn in (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+
+
+def splits_by_example(loss_fn: LossFunction) -> bool:
+    """Whether `masked_mean` can leave padded examples out of this loss exactly."""
+    if not isinstance(loss_fn, _SAME_SHAPE + _CLASS_LABELS) or loss_fn.reduction != "mean":
+        return False
+    return getattr(loss_fn, "weight", None) is None and getattr(loss_fn, "pos_weight", None) is None
+
+
+def masked_mean(loss_fn: LossFunction, output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """The loss of one set of examples, averaged over those that count.
+
+    Args:
+        loss_fn: Maps output ``[examples, ...]`` and target ``[examples, ...]`` to a scalar mean. With a mask it
+            must satisfy `splits_by_example`.
+        output: The model's output.
+        target: The targets.
+        mask: ``[examples]``, True where an example counts; None where all do.
+    """
+    if mask is None:
+        return loss_fn(output, target)
+    elementwise: Any = copy.copy(loss_fn)
+    elementwise.reduction = "none"
+    losses = elementwise(output, target)
+    counts = mask.reshape(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
+    if takes_class_labels(loss_fn) and not target.is_floating_point():
+        counts = counts & (target != elementwise.ignore_index)
+    return torch.where(counts, losses, 0).sum() / counts.sum()

@@ -1,0 +1,114 @@
+"""Metrics whose unit is the task: means over tasks with 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from lightning_meta.losses import LossFunction
+
+
+class MeanOverTasks(Metric):
+    """The mean of a per-task value and the half-width of its 95 % interval, ``1.96 · std / √tasks``.
+
+    The standard deviation is the sample's (n − 1); the interval of a single task is NaN.
+    """
+
+    full_state_update = False
+    total: Tensor
+    squares: Tensor
+    tasks: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Sums in double: squares of a thousand tasks cancel badly in single precision.
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("squares", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tasks", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        """Take one value per task, ``[tasks]``."""
+        values = values.detach().double()
+        self.total += values.sum()
+        self.squares += values.square().sum()
+        self.tasks += values.numel()
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return the mean over tasks and the half-width of its 95 % interval."""
+        mean = self.total / self.tasks
+        variance = (self.squares - self.tasks * mean.square()) / (self.tasks - 1)
+        return mean.float(), (1.96 * (variance.clamp(min=0) / self.tasks).sqrt()).float()
+
+
+class TaskMetrics:
+    """Named `MeanOverTasks`, made as names turn up."""
+
+    def __init__(self) -> None:
+        self._means: dict[str, MeanOverTasks] = {}
+
+    def reset(self) -> None:
+        """Forget all tasks."""
+        self._means = {}
+
+    def update(self, values: Mapping[str, Tensor]) -> None:
+        """Take one value per task, ``[tasks]``, for each name."""
+        for name, value in values.items():
+            if name not in self._means:
+                self._means[name] = MeanOverTasks().to(value.device)
+            self._means[name].update(value)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the mean under each name and its interval under ``<name>_ci95``."""
+        computed: dict[str, Tensor] = {}
+        for name, mean in self._means.items():
+            computed[name], computed[f"{name}_ci95"] = mean.compute()
+        return computed
+
+
+def per_task_metrics(loss_fn: LossFunction, outputs: Tensor, targets: Any, mask: Tensor | None) -> dict[str, Tensor]:
+    """Return each task's accuracy ("acc") for class labels, mean squared error ("mse") for real targets.
+
+    Args:
+        loss_fn: Tells whether scores compared with 0 are meant (binary cross-entropy).
+        outputs: ``[tasks, query, ...]``; for classes ``[tasks, query, classes, ...]``.
+        targets: ``[tasks, query, ...]``. Other combinations give no metric.
+        mask: ``[tasks, query]``, True where an example counts, or None.
+
+    Returns:
+        Values ``[tasks]``.
+    """
+    if not isinstance(targets, Tensor):
+        return {}
+    if not targets.is_floating_point() and outputs.ndim == targets.ndim + 1:
+        return {"acc": _accuracy(outputs, targets, mask)}
+    if targets.shape != outputs.shape:
+        return {}
+    if isinstance(loss_fn, nn.BCEWithLogitsLoss):
+        return {"acc": _mean_by_task((outputs > 0) == (targets > 0.5), mask)}
+    return {"mse": _mean_by_task((outputs - targets).square(), mask)}
+
+
+def _accuracy(outputs: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
+    padding = -1
+    labels = targets if mask is None else targets.masked_fill(~_as_wide(mask, targets), padding)
+    classes = outputs.shape[2]
+    return multiclass_accuracy(
+        outputs.argmax(2), labels, classes, average="micro", multidim_average="samplewise", ignore_index=padding
+    )
+
+
+def _mean_by_task(values: Tensor, mask: Tensor | None) -> Tensor:
+    values = values.to(torch.get_default_dtype()).flatten(2) if values.ndim > 2 else values.float()[..., None]
+    values = values.mean(2)
+    if mask is None:
+        return values.mean(1)
+    return torch.where(mask, values, 0).sum(1) / mask.sum(1)
+
+
+def _as_wide(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.reshape(*mask.shape, *[1] * (like.ndim - 2)).expand_as(like)
