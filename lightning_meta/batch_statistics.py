@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from lightning_meta.models.norm import TaskBatchNorm2d
+
 BatchStatistics = Literal["batch", "support", "running"]
 
 
@@ -17,7 +19,7 @@ def check_batch_statistics(choice: str) -> None:
         raise ValueError(f"batch_statistics={choice!r} is not one of {list(get_args(BatchStatistics))}")
 
 
-def check_normalization(model: nn.Module) -> None:
+def check_normalization(model: nn.Module, choice: BatchStatistics) -> None:
     """Raise a TypeError, with the cure, for layers that cannot run inside a per-task function."""
     for name, module in model.named_modules():
         if isinstance(module, nn.SyncBatchNorm):
@@ -25,6 +27,8 @@ def check_normalization(model: nn.Module) -> None:
                 f"model.{name} is a SyncBatchNorm, which talks to other processes inside the forward pass and "
                 "cannot run per task; a task lives on one device, so use BatchNorm (and leave sync_batchnorm off)"
             )
+        if isinstance(module, TaskBatchNorm2d) and choice == "running":
+            raise TypeError(f'batch_statistics="running" but model.{name} is a TaskBatchNorm2d, which keeps none: use "batch"')
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise TypeError(
                 f"model.{name} is a lazy module without parameters yet; run the model once on an example "
@@ -34,7 +38,7 @@ def check_normalization(model: nn.Module) -> None:
 
 def couples_examples(model: nn.Module, choice: BatchStatistics) -> bool:
     """Whether an example's output depends on the others in its set, through batch normalization."""
-    return choice != "running" and any(isinstance(module, _BatchNorm) for module in model.modules())
+    return choice != "running" and any(isinstance(module, _BatchNorm | TaskBatchNorm2d) for module in model.modules())
 
 
 def dropped_buffers(model: nn.Module, choice: BatchStatistics) -> dict[str, Tensor | None]:

@@ -80,7 +80,7 @@ class MetaLearner(L.LightningModule, ABC):
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: LossFunction | None = None,
+        loss_fn: nn.Module | LossFunction | None = None,
         inner_lr: float = 0.01,
         inner_steps: int = 1,
         eval_inner_steps: int | None = None,
@@ -99,7 +99,7 @@ class MetaLearner(L.LightningModule, ABC):
         checks.check_optional_count("eval_inner_steps", eval_inner_steps)
         checks.check_optional_count("task_chunk_size", task_chunk_size)
         check_batch_statistics(batch_statistics)
-        check_normalization(model)
+        check_normalization(model, batch_statistics)
         frame = inspect.currentframe()
         assert frame is not None
         self._described_arguments = keep_hyperparameters(self, frame)

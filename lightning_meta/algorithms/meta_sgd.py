@@ -23,7 +23,7 @@ class MetaSGD(MAML):
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: LossFunction | None = None,
+        loss_fn: nn.Module | LossFunction | None = None,
         inner_lr: float = 0.01,
         inner_steps: int = 1,
         eval_inner_steps: int | None = None,

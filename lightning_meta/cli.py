@@ -1,0 +1,54 @@
+"""The command line: ``lightning-meta fit|validate|test|predict --config configs/NAME.yaml``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+
+import lightning_meta.algorithms
+import lightning_meta.models  # noqa: F401 (imported so that short names resolve)
+from lightning_meta.data import TaskDataModule
+from lightning_meta.learner import MetaLearner
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the configuration beside the logs; for Weights & Biases into the run, which has no folder of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._to_folder = self.save_to_log_dir
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Choose where this run's configuration goes."""
+        self.save_to_log_dir = self._to_folder and not isinstance(trainer.logger, WandbLogger)
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Log the configuration where it is not saved as a file."""
+        if isinstance(trainer.logger, WandbLogger):
+            trainer.logger.log_hyperparams({"config": self.parser.dump(self.config, skip_none=False)})
+
+
+def main(args: ArgsType = None) -> LightningCLI:
+    """Run the command line.
+
+    Args:
+        args: Arguments as a list of strings, or a configuration as a dictionary; None: the process's own.
+
+    Returns:
+        The finished command line, with ``trainer``, ``model`` and ``datamodule``.
+    """
+    return LightningCLI(
+        MetaLearner,
+        TaskDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "."}}},
+        args=args,
+    )

@@ -1,0 +1,88 @@
+"""The base of all data modules of episodes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from lightning_meta import checks
+from lightning_meta.data.episodes import EpisodeDataset, Split, episode_loader
+from lightning_meta.episode import Episode
+
+
+class TaskDataModule(L.LightningDataModule, ABC):
+    """Serves the episodes of three splits; a derived class says what an episode is, in `episodes`.
+
+    Every task is a function of (seed, split, index). Training draws fresh tasks each epoch; validation and test
+    always see the same ones. On several devices each process takes its own share of the tasks.
+
+    Args:
+        tasks_per_batch: Tasks in a meta-batch, per process.
+        train_tasks: Tasks in a training epoch, over all processes.
+        val_tasks: Validation tasks.
+        test_tasks: Test and prediction tasks.
+        seed: Which tasks; independent of the seed of the training.
+        num_workers: Processes that make episodes; 0 makes them in the training process.
+        pin_memory: Whether to pin host memory for faster copies to a GPU.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        tasks_per_batch: int,
+        train_tasks: int,
+        val_tasks: int,
+        test_tasks: int,
+        seed: int,
+        num_workers: int,
+        pin_memory: bool,
+    ) -> None:
+        super().__init__()
+        checks.check_count("tasks_per_batch", tasks_per_batch)
+        checks.check_count("train_tasks", train_tasks)
+        checks.check_count("val_tasks", val_tasks)
+        checks.check_count("test_tasks", test_tasks)
+        checks.check_count("seed", seed, least=0)
+        checks.check_count("num_workers", num_workers, least=0)
+        self.tasks_per_batch = tasks_per_batch
+        self.num_tasks: dict[Split, int] = {"train": train_tasks, "val": val_tasks, "test": test_tasks}
+        self.seed = seed
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+
+    @abstractmethod
+    def episodes(self, split: Split) -> EpisodeDataset:
+        """Return the tasks of a split; called after ``setup``."""
+
+    def train_dataloader(self) -> DataLoader[Episode]:
+        """Batches of training tasks, fresh ones each epoch."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[Episode]:
+        """Batches of the validation tasks."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Episode]:
+        """Batches of the test tasks."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Episode]:
+        """Batches of the test tasks."""
+        return self._loader("test")
+
+    def _loader(self, split: Split) -> DataLoader[Episode]:
+        replicas = self.trainer.world_size if self.trainer is not None else 1
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        return episode_loader(
+            self.episodes(split),
+            self.tasks_per_batch,
+            fresh=split == "train",
+            num_replicas=replicas,
+            rank=rank,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+        )

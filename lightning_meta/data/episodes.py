@@ -1,0 +1,88 @@
+"""Episodes as map-style data sets, and the loaders that serve them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from lightning_meta.episode import Episode, collate_episodes
+
+Split = Literal["train", "val", "test"]
+
+
+class EpisodeDataset(Dataset[Episode], ABC):
+    """Task ``i`` as a pure function of ``i``.
+
+    Indices have no upper bound: training goes on to fresh ones each epoch; the length is only how many tasks
+    an epoch counts.
+    """
+
+    def __init__(self, num_tasks: int) -> None:
+        self.num_tasks = num_tasks
+
+    @abstractmethod
+    def make(self, indices: NDArray[np.integer]) -> Episode:
+        """Return a batch of the tasks with these indices, ``[indices, ...]``."""
+
+    def __len__(self) -> int:
+        return self.num_tasks
+
+    def __getitem__(self, index: int) -> Episode:
+        """Return one task, without a task dimension."""
+        return self.make(np.array([index])).select(0)
+
+    def __getitems__(self, indices: Sequence[int]) -> Episode:
+        """Return a batch of tasks at once; torch's loader calls this instead of `__getitem__`."""
+        return self.make(np.asarray(indices))
+
+
+class EpisodeSampler(DistributedSampler[int]):
+    """Which tasks this process takes, without overlap between processes.
+
+    Training takes tasks that no epoch before has seen; evaluation the same tasks every time, each once. Lightning
+    calls ``set_epoch`` and, because this is a `DistributedSampler`, leaves it in place on several devices.
+
+    Args:
+        dataset: The tasks.
+        fresh: Whether each epoch goes on to new indices.
+        num_replicas: The number of processes.
+        rank: This process.
+    """
+
+    def __init__(self, dataset: EpisodeDataset, fresh: bool, num_replicas: int = 1, rank: int = 0) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
+        self.fresh = fresh
+        self.num_tasks = len(dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        start = self.epoch * self.num_tasks if self.fresh else 0
+        return iter(range(start + self.rank, start + self.num_tasks, self.num_replicas))
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.num_tasks, self.num_replicas))
+
+
+def episode_loader(
+    dataset: EpisodeDataset,
+    tasks_per_batch: int,
+    fresh: bool,
+    num_replicas: int = 1,
+    rank: int = 0,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Episode]:
+    """Return a loader of batches ``[tasks_per_batch, ...]``; arguments as in `EpisodeSampler` and `DataLoader`."""
+    return DataLoader(
+        dataset,
+        batch_size=tasks_per_batch,
+        sampler=EpisodeSampler(dataset, fresh, num_replicas, rank),
+        collate_fn=collate_episodes,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+    )

@@ -1,0 +1,133 @@
+"""N-way K-shot episodes over labelled examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
+
+from lightning_meta.data.episodes import EpisodeDataset, Split
+from lightning_meta.data.random_streams import sample_without_replacement, uniforms
+from lightning_meta.episode import Episode
+
+Fetch = Callable[[NDArray[np.int64]], Any]
+
+
+class ClassEpisodes(EpisodeDataset):
+    """Classification tasks: ``ways`` classes drawn at random get the labels 0, 1, ... in random order.
+
+    Args:
+        labels: The class of every example, ``[examples]``, any integers.
+        fetch: Maps example numbers ``[tasks, set]`` to inputs ``[tasks, set, ...]``.
+        ways: Classes in a task.
+        shots: Support examples per class.
+        query_shots: Query examples per class.
+        split: The split, which with ``seed`` and the index determines a task.
+        num_tasks: Tasks in an epoch.
+        seed: Which tasks.
+
+    Raises:
+        ValueError: If there are fewer classes than ways, or a class with too few examples.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.integer],
+        fetch: Fetch,
+        ways: int,
+        shots: int,
+        query_shots: int,
+        split: Split,
+        num_tasks: int,
+        seed: int,
+    ) -> None:
+        super().__init__(num_tasks)
+        classes, sizes = np.unique(labels, return_counts=True)
+        check_classes(split, classes, sizes, ways, shots, query_shots)
+        self._by_class = np.argsort(labels, kind="stable")
+        self._sizes = sizes
+        self._starts = np.cumsum(sizes) - sizes
+        self._fetch = fetch
+        self.ways = ways
+        self.shots = shots
+        self.query_shots = query_shots
+        self.split = split
+        self.seed = seed
+
+    def example_numbers(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return which examples make up the tasks, ``[indices, ways, shots + query_shots]``."""
+        tasks, each = len(indices), self.shots + self.query_shots
+        draws = uniforms(self.seed, self.split, indices, 2 * self.ways * (1 + each))
+        population = np.full(tasks, len(self._sizes))
+        classes = sample_without_replacement(population, draws[:, : 2 * self.ways])
+        example_draws = draws[:, 2 * self.ways :].reshape(tasks, self.ways, 2 * each)
+        within = sample_without_replacement(self._sizes[classes], example_draws)
+        return self._by_class[self._starts[classes][..., None] + within]
+
+    def make(self, indices: NDArray[np.integer]) -> Episode:
+        """Return tasks whose sets are ordered by class, ``[indices, ways * shots, ...]``."""
+        numbers = self.example_numbers(indices)
+        support_x, support_y = self._set(numbers[..., : self.shots])
+        query_x, query_y = self._set(numbers[..., self.shots :])
+        return Episode(support_x, support_y, query_x, query_y)
+
+    def _set(self, numbers: NDArray[np.int64]) -> tuple[Any, Tensor]:
+        tasks, ways, each = numbers.shape
+        y = torch.arange(ways).repeat_interleave(each).repeat(tasks, 1)
+        return self._fetch(numbers.reshape(tasks, ways * each)), y
+
+
+def check_classes(
+    split: str, classes: NDArray[np.integer], sizes: NDArray[np.integer], ways: int, shots: int, query_shots: int
+) -> None:
+    """Raise a ValueError if tasks of this form cannot be drawn from classes of these sizes."""
+    if ways > len(classes):
+        raise ValueError(f"ways={ways} but the {split} split has {len(classes)} classes: lower ways or add classes")
+    small = classes[sizes < shots + query_shots]
+    if len(small):
+        raise ValueError(
+            f"shots={shots} and query_shots={query_shots} need {shots + query_shots} examples per class, but in the "
+            f"{split} split {len(small)} classes have fewer (class {small[0]} has {sizes.min()} or more): "
+            "lower shots or query_shots, or remove those classes"
+        )
+
+
+def labels_of(dataset: Dataset[Any]) -> NDArray[np.int64]:
+    """Return the label of every example, ``[examples]``.
+
+    Reads ``targets`` or ``labels`` where the data set has one, or goes through all examples once.
+    """
+    if isinstance(dataset, Subset):
+        return labels_of(dataset.dataset)[np.asarray(dataset.indices)]
+    if isinstance(dataset, TensorDataset):
+        return _as_labels(dataset.tensors[1])
+    for name in ("targets", "labels"):
+        if hasattr(dataset, name):
+            return _as_labels(getattr(dataset, name))
+    return _as_labels([dataset[i][1] for i in range(len(dataset))])  # type: ignore[arg-type]
+
+
+def fetcher(dataset: Dataset[Any]) -> Fetch:
+    """Return a function that fetches the inputs of many examples, batched as torch's default collation does."""
+    if isinstance(dataset, TensorDataset):
+        inputs = dataset.tensors[0]
+        return lambda numbers: inputs[torch.from_numpy(numbers)]
+
+    def fetch(numbers: NDArray[np.int64]) -> Any:
+        flat = default_collate([dataset[int(i)][0] for i in numbers.reshape(-1)])
+        return tree_map(lambda leaf: leaf.unflatten(0, numbers.shape), flat)
+
+    return fetch
+
+
+def _as_labels(values: Sequence[Any] | Tensor) -> NDArray[np.int64]:
+    labels = np.asarray([int(value) for value in values]) if not isinstance(values, Tensor) else values.numpy()
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be one integer per example, got {labels.dtype} of shape {labels.shape}")
+    return labels.astype(np.int64)
