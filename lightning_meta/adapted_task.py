@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_meta.attention import differentiable_attention
 from lightning_meta.losses import takes_class_labels
 from lightning_meta.task import MetaParameters, Support
 
@@ -44,10 +45,10 @@ class AdaptedTask:
         self._meta = meta
         self._support = support
 
-    @torch.no_grad()
     def __call__(self, x: Any) -> Tensor:
         """Return logits or regression output ``[query, ...]`` for inputs ``[query, ...]``."""
-        return self._learner.evaluation_output(self._meta, self.state, self._support, x)
+        with torch.no_grad(), differentiable_attention():
+            return self._learner.evaluation_output(self._meta, self.state, self._support, x)
 
     def predict(self, x: Any) -> Prediction:
         """Return the predictive mean and its uncertainty for inputs ``[query, ...]``."""

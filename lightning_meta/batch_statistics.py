@@ -52,7 +52,7 @@ def dropped_buffers(model: nn.Module, choice: BatchStatistics) -> dict[str, Tens
     return {
         f"{prefix}.{buffer}" if prefix else buffer: None
         for prefix, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
+        if isinstance(module, _NormBase) and module.track_running_stats
         for buffer in ("running_mean", "running_var", "num_batches_tracked")
     }
 

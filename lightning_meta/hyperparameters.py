@@ -21,6 +21,8 @@ from torch import nn
 from lightning_meta.inner.update_rules import UpdateRule
 
 _TRUSTED = ("torch.nn.", "lightning_meta.")
+# The state of these is in the checkpoint, or they matter to training alone.
+_REPLACEABLE = ("model", "optimizer", "lr_scheduler")
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -32,7 +34,7 @@ def keep_hyperparameters(learner: LightningModule, frame: FrameType) -> dict[str
         frame: The frame of its ``__init__``; the frames of derived classes are found from it.
 
     Returns:
-        A description of each argument that is an object, to tell one from another.
+        A description of each argument that decides what was learned and is an object, to tell one from another.
     """
     arguments: dict[str, Any] = {}
     for own in collect_init_args(frame, [], classes=(HyperparametersMixin,)):
@@ -46,11 +48,20 @@ def keep_hyperparameters(learner: LightningModule, frame: FrameType) -> dict[str
         learner.save_hyperparameters(kept, frame=frame)
     else:
         learner.save_hyperparameters(frame=frame)
-    return {name: _describe(value) for name, value in arguments.items() if isinstance(value, nn.Module | UpdateRule)}
+    decisive = {name: value for name, value in arguments.items() if name not in _REPLACEABLE}
+    return {name: _describe(value) for name, value in decisive.items() if not _is_plain(value)}
 
 
 def _describe(value: Any) -> str:
-    return str(_text_form(value)) if isinstance(value, UpdateRule) else repr(value)
+    if isinstance(value, nn.Module):
+        return repr(value)
+    if isinstance(value, UpdateRule):
+        return f"{type(value).__qualname__}({vars(value)})"
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, list | tuple) and all(_is_plain(item) for item in value))
 
 
 def _has_text_form(value: Any) -> bool:

@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_meta import checks
 from lightning_meta.adapted_task import AdaptedTask
+from lightning_meta.attention import differentiable_attention
 from lightning_meta.batch_statistics import (
     BatchStatistics,
     check_batch_statistics,
@@ -252,7 +252,7 @@ class MetaLearner(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which loss and inner optimizer were trained, so that others cannot take their place unnoticed."""
-        checkpoint["meta_learner_arguments"] = {k: v for k, v in self._described_arguments.items() if k != "model"}
+        checkpoint["meta_learner_arguments"] = self._described_arguments
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise a ValueError if the checkpoint was trained with another loss or inner optimizer."""
@@ -285,7 +285,7 @@ class MetaLearner(L.LightningModule, ABC):
         support = Support(support_x, support_y, support_mask)
         checks.check_support(support, self)
         meta = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
-        with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        with differentiable_attention(), torch.no_grad():
             *_, last = self.inner_loop(meta, support, steps)
         return AdaptedTask(self, meta, last.state, support)
 
@@ -371,8 +371,7 @@ class MetaLearner(L.LightningModule, ABC):
 
     def _map(self, function: Callable[..., Any], meta: MetaParameters, piece: Episode) -> Any:
         """Apply a per-task function to each task of a piece; results get a leading task dimension."""
-        # Fused attention kernels have no second derivative, and the inner loop needs one.
-        with sdpa_kernel(SDPBackend.MATH):
+        with differentiable_attention():
             if self.task_chunk_size == 1:
                 results = [function(meta, piece.select(i)) for i in range(piece.num_tasks)]
                 return tree_map(lambda *leaves: torch.stack(leaves), *results)

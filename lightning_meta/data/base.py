@@ -62,9 +62,9 @@ class TaskDataModule(L.LightningDataModule, ABC):
         """Batches of training tasks, fresh ones each epoch."""
         return self._loader("train")
 
-    def val_dataloader(self) -> DataLoader[Episode]:
-        """Batches of the validation tasks."""
-        return self._loader("val")
+    def val_dataloader(self) -> DataLoader[Episode] | list[DataLoader[Episode]]:
+        """Batches of the validation tasks; no loader where there are none."""
+        return self._loader("val") if self.num_tasks["val"] else []
 
     def test_dataloader(self) -> DataLoader[Episode]:
         """Batches of the test tasks."""

@@ -64,6 +64,7 @@ class EpisodicDataModule(TaskDataModule):
         datasets: dict[Split, Dataset[Any] | None] = {"train": train, "val": val, "test": test}
         for split, dataset in datasets.items():
             if dataset is None:
+                self.num_tasks[split] = 0
                 continue
             if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
                 raise TypeError(f"{split}={dataset!r} must be a map-style data set: episodes pick examples by number")

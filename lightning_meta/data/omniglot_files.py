@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
+import json
 import os
-import tempfile
 import urllib.request
+import uuid
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 _URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
@@ -30,8 +32,9 @@ _CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 _DRAWINGS = 20
 _ORIGINAL_SIZE = (105, 105)
 _SIZE = 28
-_CACHE_NAME = "omniglot_28x28.npz"
-_CACHE_VERSION = 1
+_TIMEOUT_SECONDS = 60.0
+_CACHE_NAME = "omniglot_28x28.cache"
+_CACHE_FORMAT = "omniglot 28x28 uint8, version 1"  # change it with anything that changes the cached bytes
 
 
 class OmniglotImages(NamedTuple):
@@ -50,23 +53,32 @@ def load_omniglot(root: str | Path, cache_dir: str | Path | None = None, downloa
     """Load Omniglot at 28 × 28 pixels, from the cache if it matches the files, else from the files.
 
     For each of the two parts the archive is read where there is one, else the extracted folder. Several
-    processes may call this at once. Nothing is written outside ``root`` and ``cache_dir``.
+    processes may call this at once. Nothing is written outside ``root`` and ``cache_dir``. A cache that is
+    damaged, or made from other files, is replaced; one that cannot be written is done without, with a warning.
+    A drawing overwritten in place inside an extracted folder goes unnoticed: delete the cache after such edits.
 
     Args:
         root: The folder with ``images_background`` and ``images_evaluation``, zipped or extracted.
-        cache_dir: Where the decoded images are kept (25 MB); None: in ``root``.
-        download: Whether to download the parts that ``root`` lacks.
+        cache_dir: Where the decoded images are kept (25 MB), created if missing; None: in ``root``.
+        download: Whether to download the parts that ``root`` lacks (14 MB).
+
+    Returns:
+        The 1623 characters, ``images`` of shape ``[1623, 20, 28, 28]``.
 
     Raises:
         FileNotFoundError: If ``root`` or a part is missing.
-        ValueError: If an archive or image is broken, or a folder incomplete.
+        NotADirectoryError: If ``root`` is a file.
+        ValueError: If an archive, image or download is broken, or a part incomplete.
+        OSError: If a download fails.
     """
     root = Path(root)
+    _check_root(root, download)
     if download:
         _download_missing(root)
     sources = [_source(root, part) for part in _CHARACTERS]
+    # Taken before decoding: if the files change meanwhile, the cache will not match them and be made again.
     fingerprint = "\n".join(_fingerprint(source) for source in sources)
-    cache = Path(cache_dir or root) / _CACHE_NAME
+    cache = (root if cache_dir is None else Path(cache_dir)) / _CACHE_NAME
     cached = _read_cache(cache, fingerprint)
     if cached is not None:
         return cached
@@ -74,44 +86,72 @@ def load_omniglot(root: str | Path, cache_dir: str | Path | None = None, downloa
     try:
         _write_cache(cache, decoded, fingerprint)
     except OSError as error:
+        # Attributed to this line and the same each time, so that Python shows it once however many places call.
         warnings.warn(
-            f"the decoded images could not be kept in {cache.parent} ({error}); they are decoded anew each time "
-            "unless cache_dir names a writable folder",
-            stacklevel=2,
+            f"the decoded images could not be kept in '{cache.parent}' ({error.strerror or error}) and are decoded "
+            "anew by every process: pass cache_dir, naming a writable folder",
+            stacklevel=1,
         )
     return decoded
 
 
+def _check_root(root: Path, download: bool) -> None:
+    if root.exists() and not root.is_dir():
+        raise NotADirectoryError(f"root='{root}' is a file: name the folder that holds the archives")
+    if not root.exists() and not download:
+        raise FileNotFoundError(f"root='{root}' does not exist: name the folder of the archives, or pass download=True")
+
+
 def _download_missing(root: Path) -> None:
     for part, (url, md5) in _ARCHIVES.items():
-        target = root / f"{part}.zip"
-        if target.exists() or (root / part).is_dir():
+        if _find_source(root, part) is not None:
             continue
-        root.mkdir(parents=True, exist_ok=True)
-        with _replacing(target) as partial:
-            with urllib.request.urlopen(url) as response, partial.open("wb") as file:
-                while block := response.read(1 << 20):
-                    file.write(block)
-            found = hashlib.md5(partial.read_bytes(), usedforsecurity=False).hexdigest()
-            if found != md5:
-                raise ValueError(f"{url} has the MD5 {found} instead of {md5}: the download is broken, try again")
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            _download(url, md5, root / f"{part}.zip")
+        except (OSError, http.client.HTTPException) as error:
+            raise OSError(
+                f"download=True: {url} could not be downloaded to root='{root}' ({error}): "
+                f"try again, or put {part}.zip there yourself"
+            ) from error
 
 
-def _source(root: Path, part: str) -> Path:
-    if not root.is_dir():
-        raise FileNotFoundError(f"root='{root}' is not a folder: name the one with {part}.zip, or pass download=True")
+def _download(url: str, md5: str, target: Path) -> None:
+    digest = hashlib.md5(usedforsecurity=False)
+    with _replacing(target) as file:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
+            while block := response.read(1 << 20):
+                digest.update(block)
+                file.write(block)
+        if digest.hexdigest() != md5:
+            raise ValueError(
+                f"download=True: {url} has the MD5 {digest.hexdigest()} instead of {md5} and was not kept: "
+                f"try again, or put {target.name} into '{target.parent}' yourself"
+            )
+
+
+def _find_source(root: Path, part: str) -> Path | None:
     archive, folder = root / f"{part}.zip", root / part
     if archive.is_file():
         return archive
-    if folder.is_dir():
-        return folder
-    raise FileNotFoundError(f"root='{root}' holds neither {part}.zip nor the folder {part}: pass download=True")
+    return folder if folder.is_dir() else None
+
+
+def _source(root: Path, part: str) -> Path:
+    source = _find_source(root, part)
+    if source is None:
+        raise FileNotFoundError(
+            f"root='{root}' holds neither {part}.zip nor the folder {part}: name another folder, or pass download=True"
+        )
+    return source
 
 
 def _fingerprint(source: Path) -> str:
     if source.is_file():
         stat = source.stat()
         return f"{source.name} {stat.st_size} {stat.st_mtime_ns}"
+    # Folders change when a drawing in them comes or goes; asking every drawing would take as long as decoding
+    # on a network file system.
     folders = sorted(path for path in source.glob("*/*") if path.is_dir())
     return "\n".join(f"{source.name}/{p.parent.name}/{p.name} {p.stat().st_mtime_ns}" for p in folders)
 
@@ -119,104 +159,113 @@ def _fingerprint(source: Path) -> str:
 def _decode_all(sources: list[Path]) -> OmniglotImages:
     characters: dict[str, NDArray[np.uint8]] = {}
     for source in sources:
-        part = source.stem
-        drawings: dict[str, list[NDArray[np.uint8]]] = {}
-        for name, content in _png_files(source):
-            character = "/".join(PurePosixPath(name).parts[:3])
-            drawings.setdefault(character, []).append(_decode(source, name, content))
-        _check_complete(source, part, drawings)
-        characters.update({name: np.stack(images) for name, images in drawings.items()})
+        characters |= _decode_part(source)
     names = tuple(sorted(characters))
     return OmniglotImages(torch.from_numpy(np.stack([characters[name] for name in names])), names)
 
 
-def _png_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield ``(part/alphabet/character/drawing.png, content)``, sorted by name."""
-    if source.is_dir():
-        for path in sorted(source.glob("*/*/*.png")):
-            yield f"{source.name}/{path.relative_to(source).as_posix()}", path.read_bytes()
-        return
+def _decode_part(source: Path) -> dict[str, NDArray[np.uint8]]:
+    """Return ``[drawings, 28, 28]`` for each character."""
+    files = _read_archive(source) if source.is_file() else _read_folder(source)
+    drawings: dict[str, list[NDArray[np.uint8]]] = {}
+    for name in sorted(files):
+        character = name.rpartition("/")[0]
+        drawings.setdefault(character, []).append(_decode(source, name, files[name]))
+    _check_complete(source, {character: len(images) for character, images in drawings.items()})
+    return {character: np.stack(images) for character, images in drawings.items()}
+
+
+def _read_archive(source: Path) -> dict[str, bytes]:
+    """Return the content of each ``part/alphabet/character/drawing.png``."""
+    content = io.BytesIO(source.read_bytes())
     try:
-        with zipfile.ZipFile(source) as archive:
-            # Read in memory, never extracted: an entry's name cannot reach a file.
-            for name in sorted(archive.namelist()):
-                parts = PurePosixPath(name).parts
-                if len(parts) == 4 and parts[0] == source.stem and name.endswith(".png"):
-                    yield name, archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{source} is not a whole zip archive ({error}): delete it and download it again") from error
+        # Read in memory, never extracted: an entry's name cannot reach a file.
+        with zipfile.ZipFile(content) as archive:
+            return {name: archive.read(name) for name in archive.namelist() if _is_drawing(source.stem, name)}
+    except Exception as error:  # zipfile has many kinds for damage; in memory, nothing else can be at fault
+        raise ValueError(f"'{source}' is no intact zip archive ({error}): {_cure(source)}") from error
+
+
+def _read_folder(source: Path) -> dict[str, bytes]:
+    """Return the content of each ``part/alphabet/character/drawing.png``."""
+    paths = {path.relative_to(source.parent).as_posix(): path for path in source.glob("*/*/*.png")}
+    return {name: path.read_bytes() for name, path in paths.items() if _is_drawing(source.name, name)}
+
+
+def _is_drawing(part: str, name: str) -> bool:
+    # macOS adds .DS_Store, __MACOSX/... and ._copies of files to folders and archives.
+    parts = name.split("/")
+    return len(parts) == 4 and parts[0] == part and name.endswith(".png") and not parts[3].startswith(".")
 
 
 def _decode(source: Path, name: str, content: bytes) -> NDArray[np.uint8]:
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.size != _ORIGINAL_SIZE:
-                raise ValueError(f"{name} in {source} is {image.size} pixels instead of {_ORIGINAL_SIZE}: not Omniglot")
-            small = image.convert("L").resize((_SIZE, _SIZE), Image.Resampling.LANCZOS)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{name} in {source} is no readable image ({error}): unpack or download it again") from error
-    return 255 - np.asarray(small, dtype=np.uint8)
-
-
-def _check_complete(source: Path, part: str, drawings: dict[str, list[Any]]) -> None:
-    cure = "unpack or download it again"
-    short = [name for name, images in drawings.items() if len(images) != _DRAWINGS]
-    if short:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            gray = image.convert("L")
+    except Exception as error:  # Pillow has many kinds for damage; in memory, nothing else can be at fault
+        raise ValueError(f"{name} in '{source}' is no readable PNG ({error}): {_cure(source)}") from error
+    if gray.size != _ORIGINAL_SIZE:
         raise ValueError(
-            f"{source} is incomplete: {len(short)} characters lack drawings ({short[0]} has "
-            f"{len(drawings[short[0]])} of {_DRAWINGS}): {cure}"
+            f"{name} in '{source}' has {gray.size} pixels instead of Omniglot's {_ORIGINAL_SIZE}: {_cure(source)}"
         )
-    if len(drawings) != _CHARACTERS[part]:
-        raise ValueError(f"{source} is incomplete: {len(drawings)} of {_CHARACTERS[part]} characters: {cure}")
+    return 255 - np.asarray(gray.resize((_SIZE, _SIZE), Image.Resampling.LANCZOS), dtype=np.uint8)
+
+
+def _check_complete(source: Path, drawings: dict[str, int]) -> None:
+    wrong = [character for character, count in drawings.items() if count != _DRAWINGS]
+    if wrong:
+        raise ValueError(
+            f"'{source}' has other than {_DRAWINGS} drawings for {len(wrong)} characters, first for {wrong[0]} "
+            f"({drawings[wrong[0]]} of {_DRAWINGS}): {_cure(source)}"
+        )
+    expected = _CHARACTERS[source.stem]
+    if len(drawings) != expected:
+        raise ValueError(f"'{source}' has {len(drawings)} characters instead of {expected}: {_cure(source)}")
+
+
+def _cure(source: Path) -> str:
+    if source.is_file():
+        return "delete the archive and download it again (download=True)"
+    return "unzip the archive again, or remove the folder and pass download=True"
 
 
 def _read_cache(path: Path, fingerprint: str) -> OmniglotImages | None:
     """Return the cached images, or None where there is no cache, a broken one, or one of other files."""
     try:
-        with np.load(path, allow_pickle=False) as cache:
-            images, names = cache["images"], tuple(str(name) for name in cache["names"])
-            good = int(cache["version"]) == _CACHE_VERSION and str(cache["fingerprint"]) == fingerprint
-            good = good and str(cache["digest"]) == _digest(images)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        stored = bytearray(path.read_bytes())  # not bytes: the tensor shares this memory and must be writable
+    except OSError:
         return None
-    if not good or images.shape != (len(names), _DRAWINGS, _SIZE, _SIZE) or images.dtype != np.uint8:
+    seal, _, content = stored.partition(b"\n")
+    if seal != _seal(fingerprint, content):
         return None
-    return OmniglotImages(torch.from_numpy(images), names)
+    # The seal covers every byte, so what follows reads only what _write_cache wrote.
+    names, _, pixels = content.partition(b"\n")
+    characters = tuple(json.loads(names))
+    images = torch.frombuffer(pixels, dtype=torch.uint8).reshape(len(characters), _DRAWINGS, _SIZE, _SIZE)
+    return OmniglotImages(images, characters)
 
 
 def _write_cache(path: Path, decoded: OmniglotImages, fingerprint: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    images = decoded.images.numpy()
-    with _replacing(path) as partial, partial.open("wb") as file:
-        np.savez(
-            file,
-            images=images,
-            names=np.array(decoded.names),
-            version=np.array(_CACHE_VERSION),
-            fingerprint=np.array(fingerprint),
-            digest=np.array(_digest(images)),
-        )
+    content = json.dumps(decoded.names).encode() + b"\n" + decoded.images.numpy().tobytes()
+    with _replacing(path) as file:
+        file.write(_seal(fingerprint, content) + b"\n" + content)
 
 
-def _digest(images: NDArray[np.uint8]) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(images).data, digest_size=16).hexdigest()
+def _seal(fingerprint: str, content: bytes | bytearray) -> bytes:
+    """Return a digest of the content, the format and what it was made from: one comparison checks all three."""
+    digest = hashlib.blake2b(f"{_CACHE_FORMAT}\n{fingerprint}\n".encode())
+    digest.update(content)
+    return digest.hexdigest().encode()
 
 
-class _replacing:  # noqa: N801 (reads as a verb in a with statement)
-    """A temporary file beside ``target`` that takes its place only when the block ends without an exception."""
-
-    def __init__(self, target: Path) -> None:
-        self._target = target
-
-    def __enter__(self) -> Path:
-        handle, name = tempfile.mkstemp(prefix=f".{self._target.name}.", dir=self._target.parent)
-        os.close(handle)
-        self._partial = Path(name)
-        return self._partial
-
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        if failure is None:
-            self._partial.chmod(0o644)  # mkstemp keeps other users out; a data folder may be shared
-            os.replace(self._partial, self._target)
-        else:
-            self._partial.unlink(missing_ok=True)
+@contextmanager
+def _replacing(target: Path) -> Iterator[BinaryIO]:
+    """Open a new file beside ``target`` that takes its place only if the block ends without an exception."""
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with partial.open("xb") as file:
+            yield file
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)

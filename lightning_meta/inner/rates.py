@@ -31,7 +31,8 @@ class InnerRates(nn.Module):
         self.learned = learned
         self.learned_rates = nn.ParameterDict()
         if learned != "none":
-            self.learned_rates.update({_key(name): self._initial(p, steps) for name, p in adapted.items()})
+            for name, parameter in adapted.items():
+                self.learned_rates[_key(name)] = self._initial(parameter, steps)
 
     def _initial(self, parameter: Tensor, steps: int) -> nn.Parameter:
         shapes = {"tensor": (), "tensor_step": (steps,), "element": tuple(parameter.shape)}
