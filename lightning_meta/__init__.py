@@ -6,5 +6,15 @@ from lightning_meta.episode import Episode, collate_episodes
 from lightning_meta.learner import MetaLearner
 from lightning_meta.version import __version__
 
-__all__ = ["ANIL", "BOIL", "MAML", "AdaptedTask", "Episode", "MetaLearner", "MetaSGD", "Prediction", "__version__", "collate_episodes"]
-
+__all__ = [
+    "ANIL",
+    "BOIL",
+    "MAML",
+    "AdaptedTask",
+    "Episode",
+    "MetaLearner",
+    "MetaSGD",
+    "Prediction",
+    "__version__",
+    "collate_episodes",
+]

@@ -1,6 +1,6 @@
 """``python -m lightning_meta`` is the command line."""
 
-from lightning_meta.cli import main
+from lightning_meta.cli import command
 
 if __name__ == "__main__":
-    main()
+    command()

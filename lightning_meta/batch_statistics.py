@@ -28,7 +28,9 @@ def check_normalization(model: nn.Module, choice: BatchStatistics) -> None:
                 "cannot run per task; a task lives on one device, so use BatchNorm (and leave sync_batchnorm off)"
             )
         if isinstance(module, TaskBatchNorm2d) and choice == "running":
-            raise TypeError(f'batch_statistics="running" but model.{name} is a TaskBatchNorm2d, which keeps none: use "batch"')
+            raise TypeError(
+                f'batch_statistics="running" but model.{name} is a TaskBatchNorm2d, which keeps none: use "batch"'
+            )
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise TypeError(
                 f"model.{name} is a lazy module without parameters yet; run the model once on an example "

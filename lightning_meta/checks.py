@@ -75,7 +75,9 @@ def check_finite(result: TaskResult, inner_lr: float) -> None:
         return
     task, step = (int(i) for i in broken.nonzero()[0])
     steps = losses.shape[1] - 1
-    where = f"before inner step {step + 1} of {steps}" if step < steps else f"on the query set after {steps} inner steps"
+    where = (
+        f"before inner step {step + 1} of {steps}" if step < steps else f"on the query set after {steps} inner steps"
+    )
     cure = "check its inputs and targets" if step == 0 else "lower the rate, or take fewer inner steps"
     raise FloatingPointError(
         f"task {task} of the batch has a loss of {float(losses[task, step])} {where} (inner_lr={inner_lr}): {cure}"
@@ -111,11 +113,14 @@ def _check_targets(name: str, target: Any, learner: MetaLearner, inputs: Any, le
         expected = learner.output_shape(inputs)
         if target.shape[leading:] != expected:
             raise ValueError(
-                f"{name} has shape {tuple(target.shape[leading:])} per example and the model's output {tuple(expected)}: "
+                f"{name} has shape {tuple(target.shape[leading:])} per example and the model's output "
+                f"{tuple(expected)}: "
                 f"{learner.loss_fn} would broadcast them; reshape one (for scalars often {name}[..., None])"
             )
     elif takes_class_labels(learner.loss_fn):
-        _check_labels(name, target, learner.output_shape(inputs), leading, getattr(learner.loss_fn, "ignore_index", -100))
+        _check_labels(
+            name, target, learner.output_shape(inputs), leading, getattr(learner.loss_fn, "ignore_index", -100)
+        )
 
 
 def _check_labels(name: str, labels: Tensor, output: torch.Size, leading: int, ignore_index: int) -> None:
@@ -129,7 +134,9 @@ def _check_labels(name: str, labels: Tensor, output: torch.Size, leading: int, i
             "or loss_fn=nn.MSELoss() for regression"
         )
     if labels.dtype != torch.int64:
-        raise ValueError(f"{name} is {labels.dtype} and the loss needs class labels of dtype torch.int64: use {name}.long()")
+        raise ValueError(
+            f"{name} is {labels.dtype} and the loss needs class labels of dtype torch.int64: use {name}.long()"
+        )
     real = labels[labels != ignore_index]
     if real.numel() and (int(real.min()) < 0 or int(real.max()) >= output[0]):
         worst = int(real.max()) if int(real.max()) >= output[0] else int(real.min())

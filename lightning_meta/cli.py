@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 import lightning_meta.algorithms
 import lightning_meta.models  # noqa: F401 (imported so that short names resolve)
@@ -31,6 +34,19 @@ class SaveConfig(SaveConfigCallback):
             trainer.logger.log_hyperparams({"config": self.parser.dump(self.config, skip_none=False)})
 
 
+class MetaLearningCLI(LightningCLI):
+    """Lightning's command line, which also keeps what ``predict`` computes."""
+
+    def after_predict(self) -> None:
+        """Save the outputs, a tensor ``[tasks, query, ...]`` per batch."""
+        if not self.trainer.is_global_zero:
+            return
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(self.trainer.predict_loop.predictions, folder / "predictions.pt")
+        rank_zero_info(f"The outputs are saved in {folder / 'predictions.pt'}")
+
+
 def main(args: ArgsType = None) -> LightningCLI:
     """Run the command line.
 
@@ -40,7 +56,7 @@ def main(args: ArgsType = None) -> LightningCLI:
     Returns:
         The finished command line, with ``trainer``, ``model`` and ``datamodule``.
     """
-    return LightningCLI(
+    return MetaLearningCLI(
         MetaLearner,
         TaskDataModule,
         subclass_mode_model=True,
@@ -52,3 +68,8 @@ def main(args: ArgsType = None) -> LightningCLI:
         trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "."}}},
         args=args,
     )
+
+
+def command() -> None:
+    """The entry point of ``lightning-meta``, whose return value would become the exit status."""
+    main()

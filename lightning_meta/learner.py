@@ -33,6 +33,7 @@ from lightning_meta.surrogate import surrogate_loss
 from lightning_meta.task import InnerStep, MetaParameters, Support, TaskResult, merge_results
 from lightning_meta.task_batches import fill_padding, split_by_chunk, split_by_size
 
+
 def adam(parameters: Any) -> torch.optim.Optimizer:
     """The default outer optimizer: Adam with a rate of 1e-3, as in the MAML paper."""
     return torch.optim.Adam(parameters, lr=1e-3)
@@ -259,7 +260,9 @@ class MetaLearner(L.LightningModule, ABC):
         for name, trained in checkpoint.get("meta_learner_arguments", {}).items():
             own = self._described_arguments.get(name, "the default")
             if trained != own:
-                raise ValueError(f"the checkpoint was trained with {name}={trained}, this learner has {own}: pass {name}=...")
+                raise ValueError(
+                    f"the checkpoint was trained with {name}={trained}, this learner has {own}: pass {name}=..."
+                )
 
     # ---- Inference. -----------------------------------------------------------------------------------------
 
@@ -326,9 +329,7 @@ class MetaLearner(L.LightningModule, ABC):
 
         return vmap(beside_support, randomness="different")(x)
 
-    def _evaluate_task(
-        self, meta: MetaParameters, task: Episode, steps: int, record: tuple[int, ...]
-    ) -> TaskResult:
+    def _evaluate_task(self, meta: MetaParameters, task: Episode, steps: int, record: tuple[int, ...]) -> TaskResult:
         support = Support(task.support_x, task.support_y, task.support_mask)
         outputs, support_losses = [], []
         for step, (state, support_loss) in enumerate(self.inner_loop(meta, support, steps)):
@@ -355,7 +356,7 @@ class MetaLearner(L.LightningModule, ABC):
 
     def _log_evaluation(self, stage: str) -> None:
         values = self._metrics[stage].compute()
-        shown = {name for name in values if not ("_" in name)}
+        shown = {name for name in values if "_" not in name}
         self.log_dict({f"{stage}/{n}": v for n, v in values.items() if n in shown}, prog_bar=True)
         self.log_dict({f"{stage}/{n}": v for n, v in values.items() if n not in shown})
 

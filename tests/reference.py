@@ -42,7 +42,9 @@ def loop_meta_gradient(model, loss_fn, batch: Episode, lr, steps, first_order=Fa
     ]
     loss = torch.stack(losses).mean()
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    return loss.detach(), {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), gradients, strict=True)}
+    return loss.detach(), {
+        n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), gradients, strict=True)
+    }
 
 
 def meta_gradient(learner, batch: Episode):
@@ -56,4 +58,6 @@ def meta_gradient(learner, batch: Episode):
 def assert_same(found, expected, tolerance=1e-10):
     assert found.keys() == expected.keys()
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], expected[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )

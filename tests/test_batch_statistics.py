@@ -44,7 +44,10 @@ def test_running_statistics_stay_and_are_used(model, batch):
     class Fixed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.weight, self.bias = nn.Parameter(norm.weight.detach().clone()), nn.Parameter(norm.bias.detach().clone())
+            self.weight, self.bias = (
+                nn.Parameter(norm.weight.detach().clone()),
+                nn.Parameter(norm.bias.detach().clone()),
+            )
 
         def forward(self, x):
             return (x - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * self.weight + self.bias

@@ -70,7 +70,10 @@ def test_more_steps_in_evaluation_repeat_the_last_learned_rate(model, batch):
     fast = {n: p.detach().requires_grad_() for n, p in model.named_parameters()}
     for lr in [0.1, 0.02, 0.02, 0.02, 0.02]:
         loss = nn.functional.mse_loss(torch.func.functional_call(model, fast, (task.support_x,)), task.support_y)
-        fast = {n: p - lr * g for (n, p), g in zip(fast.items(), torch.autograd.grad(loss, list(fast.values())), strict=True)}
+        fast = {
+            n: p - lr * g
+            for (n, p), g in zip(fast.items(), torch.autograd.grad(loss, list(fast.values())), strict=True)
+        }
     expected = torch.func.functional_call(model, fast, (task.query_x,))
     torch.testing.assert_close(learner.adapt(task.support_x, task.support_y)(task.query_x), expected)
     torch.testing.assert_close(learner.predict_step(batch)[0], expected)

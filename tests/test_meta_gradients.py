@@ -25,7 +25,9 @@ def images(tasks=4, support=6, query=5):
 
 
 def convolutional(norm):
-    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), norm, nn.Tanh(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, WAYS))
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), norm, nn.Tanh(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, WAYS)
+    )
 
 
 def scrambled(model):
@@ -84,7 +86,9 @@ def test_meta_gradient_agrees_with_finite_differences(norm):
 @pytest.mark.parametrize("downsampling", ["stride", "max_pool"])
 def test_conv4_gives_the_loops_gradient(downsampling):
     model = scrambled(Conv4(WAYS, in_channels=2, filters=4, downsampling=downsampling, image_size=16))
-    batch = Episode(torch.randn(3, 6, 2, 16, 16), torch.randint(3, (3, 6)), torch.randn(3, 4, 2, 16, 16), torch.randint(3, (3, 4)))
+    batch = Episode(
+        torch.randn(3, 6, 2, 16, 16), torch.randint(3, (3, 6)), torch.randn(3, 4, 2, 16, 16), torch.randint(3, (3, 4))
+    )
     _, gradient = meta_gradient(MAML(model, inner_lr=0.2, inner_steps=2), batch)
     assert_same(gradient, loop_meta_gradient(model, nn.CrossEntropyLoss(), batch, 0.2, 2)[1], 1e-9)
 
@@ -120,10 +124,20 @@ def mean_of_fourth_powers(output, target):
         (lambda: nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)), nn.MSELoss(), regression_task),
         (lambda: nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)), mean_of_fourth_powers, regression_task),
         (lambda: convolutional(nn.GroupNorm(2, 4)), nn.CrossEntropyLoss(), image_task),
-        (lambda: convolutional(nn.GroupNorm(2, 4)), nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 3], dtype=torch.float64)), image_task),
+        (
+            lambda: convolutional(nn.GroupNorm(2, 4)),
+            nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 3], dtype=torch.float64)),
+            image_task,
+        ),
         (lambda: convolutional(nn.BatchNorm2d(4)), nn.CrossEntropyLoss(), image_task),
     ],
-    ids=["mean squared error", "a loss of the user's own", "cross-entropy", "weighted cross-entropy", "batch normalization"],
+    ids=[
+        "mean squared error",
+        "a loss of the user's own",
+        "cross-entropy",
+        "weighted cross-entropy",
+        "batch normalization",
+    ],
 )
 def test_a_masked_ragged_batch_is_each_task_alone(model, loss_fn, make, chunk):
     model = scrambled(model())
@@ -165,8 +179,11 @@ def test_frozen_and_tied_parameters_match_the_loop():
         def forward(self, x):
             return self.second(torch.tanh(self.first(torch.tanh(self.frozen(x)))))
 
-    model, batch = Tied(), collate_episodes(
-        [Episode(torch.randn(4, 3), torch.randn(4, 3), torch.randn(4, 3), torch.randn(4, 3)) for _ in range(3)]
+    model, batch = (
+        Tied(),
+        collate_episodes(
+            [Episode(torch.randn(4, 3), torch.randn(4, 3), torch.randn(4, 3), torch.randn(4, 3)) for _ in range(3)]
+        ),
     )
     _, gradient = meta_gradient(MAML(model, nn.MSELoss(), inner_lr=0.1, inner_steps=2), batch)
     assert_same(gradient, loop_meta_gradient(model, nn.MSELoss(), batch, 0.1, 2)[1])

@@ -50,7 +50,9 @@ def test_meta_gradient_is_the_closed_form(model, batch, first_order):
 
 @pytest.mark.parametrize("first_order", [False, True])
 def test_learned_rates_have_the_closed_form_gradient(model, batch, first_order):
-    learner = MAML(model, nn.MSELoss(), inner_lr=ALPHA, inner_steps=STEPS, learned_rates="tensor_step", first_order=first_order)
+    learner = MAML(
+        model, nn.MSELoss(), inner_lr=ALPHA, inner_steps=STEPS, learned_rates="tensor_step", first_order=first_order
+    )
     learner.training_step(batch, 0).backward()
     theta = model.weight.detach().T
     gradient = torch.zeros(STEPS)

@@ -32,7 +32,9 @@ def uniforms(seed: int, split: str, indices: NDArray[np.integer], count: int) ->
         indices: Non-negative indices, ``[indices]``.
         count: How many numbers each index needs.
     """
-    key = np.array([zlib.crc32(split.encode())], dtype=np.uint64) << np.uint64(32) ^ _mix(np.array([seed], dtype=np.uint64))
+    key = np.array([zlib.crc32(split.encode())], dtype=np.uint64) << np.uint64(32) ^ _mix(
+        np.array([seed], dtype=np.uint64)
+    )
     states = _mix(_mix(key) ^ _mix(indices.astype(np.uint64) + _GOLDEN))
     return (splitmix64(states, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

@@ -22,10 +22,7 @@ def adapted_names(model: nn.Module, adapt: str | Sequence[str]) -> tuple[str, ..
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("model has no parameter with requires_grad=True: there is nothing to meta-learn")
-    if isinstance(adapt, str):
-        names = _named_part(model, adapt, trainable)
-    else:
-        names = _matching(adapt, trainable)
+    names = _named_part(model, adapt, trainable) if isinstance(adapt, str) else _matching(adapt, trainable)
     if not names:
         raise ValueError(f"adapt={adapt!r} leaves no trainable parameter to adapt; trainable are {trainable}")
     return tuple(names)

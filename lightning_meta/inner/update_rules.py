@@ -47,11 +47,13 @@ class SGD(UpdateRule):
     """Plain gradient descent: ``φ ← φ − α g``."""
 
     def init(self, parameters: Parameters) -> State:
+        """Return the state before the first step."""
         return ()
 
     def update(
         self, parameters: Parameters, gradients: Parameters, state: State, rates: Rates, step: int
     ) -> tuple[Parameters, State]:
+        """Take one step; arguments as in `UpdateRule`."""
         return {name: p - rates[name] * gradients[name] for name, p in parameters.items()}, state
 
 
@@ -67,11 +69,13 @@ class Momentum(UpdateRule):
         self.beta = beta
 
     def init(self, parameters: Parameters) -> State:
+        """Return the state before the first step."""
         return {name: torch.zeros_like(p) for name, p in parameters.items()}
 
     def update(
         self, parameters: Parameters, gradients: Parameters, state: State, rates: Rates, step: int
     ) -> tuple[Parameters, State]:
+        """Take one step; arguments as in `UpdateRule`."""
         velocity = {name: self.beta * state[name] + gradients[name] for name in parameters}
         return {name: p - rates[name] * velocity[name] for name, p in parameters.items()}, velocity
 
@@ -97,12 +101,14 @@ class Adam(UpdateRule):
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
 
     def init(self, parameters: Parameters) -> State:
+        """Return the state before the first step."""
         first = {name: torch.zeros_like(p) for name, p in parameters.items()}
         return first, dict(first)
 
     def update(
         self, parameters: Parameters, gradients: Parameters, state: State, rates: Rates, step: int
     ) -> tuple[Parameters, State]:
+        """Take one step; arguments as in `UpdateRule`."""
         first, second = state
         first = {n: self.beta1 * first[n] + (1 - self.beta1) * g for n, g in gradients.items()}
         second = {n: self.beta2 * second[n] + (1 - self.beta2) * g.square() for n, g in gradients.items()}

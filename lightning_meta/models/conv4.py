@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal, get_args
 
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ class Conv4(nn.Module):
         stride = 2 if downsampling == "stride" else 1
         channels = [in_channels, filters, filters, filters, filters]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(i, o, kernel_size=3, stride=stride, padding=1) for i, o in zip(channels, channels[1:], strict=False)
+            nn.Conv2d(i, o, kernel_size=3, stride=stride, padding=1) for i, o in itertools.pairwise(channels)
         )
         self.norms = nn.ModuleList(TaskBatchNorm2d(filters) for _ in range(4))
         positions = 1 if downsampling == "stride" else (image_size // 16) ** 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class MLP(nn.Module):
         self.out_features = out_features
         self.hidden = tuple(hidden)
         layers: list[nn.Module] = []
-        for i, o in zip(sizes, sizes[1:], strict=False):
+        for i, o in itertools.pairwise(sizes):
             layers += [nn.Linear(i, o), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
 

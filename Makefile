@@ -1,0 +1,33 @@
+# Everything a newcomer needs; each target makes the virtual environment it runs in.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow check bench-episodes clean
+
+demo: $(VENV)/.installed  ## Train MAML on sinusoids for about a minute; print a table, draw a picture.
+	$(BIN)/python examples/sinusoid_demo.py
+
+test: $(VENV)/.installed  ## The default tests, under 8 minutes on 2 cores.
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed  ## Full trainings and real data; OMNIGLOT_ROOT names the folder of Omniglot.
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.installed  ## Style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench-episodes: $(VENV)/.installed  ## Episodes per second; OMNIGLOT_ROOT as above.
+	$(BIN)/python benchmarks/episodes.py
+
+# torch first and pinned: an unpinned torch may pull gigabytes that a CPU machine has no use for.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) outputs lightning_logs

@@ -1,0 +1,174 @@
+"""Bad input gets an error that names the argument, the value and the cure, before training starts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset, TensorDataset
+
+from lightning_meta import MAML, Episode
+from lightning_meta.data import EpisodicDataModule, OmniglotDataModule, SinusoidDataModule
+from lightning_meta.models import MLP, Conv4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"inner_lr": 0.0}, ValueError, "inner_lr=0.0 must be a positive number"),
+        ({"inner_lr": float("nan")}, ValueError, "inner_lr=nan must be a positive number"),
+        ({"inner_steps": 0}, ValueError, "inner_steps=0 must be an integer of at least 1"),
+        ({"inner_steps": 1.5}, ValueError, "inner_steps=1.5 must be an integer"),
+        ({"eval_inner_steps": -1}, ValueError, "eval_inner_steps=-1 must be an integer"),
+        ({"task_chunk_size": 0}, ValueError, "task_chunk_size=0 must be an integer"),
+        ({"first_order_epochs": -2}, ValueError, "first_order_epochs=-2"),
+        ({"multi_step_loss_epochs": -2}, ValueError, "multi_step_loss_epochs=-2"),
+        ({"adapt": "tail"}, ValueError, "adapt='tail' is not"),
+        ({"adapt": ["fc.*"]}, ValueError, r"the pattern 'fc\.\*' matches no trainable parameter; they are \['weight'"),
+        ({"adapt": "body"}, ValueError, "adapt='body' leaves no trainable parameter"),
+        ({"learned_rates": "layer"}, ValueError, "learned_rates='layer' is not one of"),
+        ({"inner_optimizer": "lbfgs"}, ValueError, "inner_optimizer='lbfgs' is not one of"),
+        ({"loss_fn": nn.MSELoss}, TypeError, "loss_fn=.* must be a callable instance"),
+        ({"loss_fn": 3}, TypeError, "loss_fn=3 must be a callable"),
+        ({"model": nn.Linear}, TypeError, "model=.* must be a torch.nn.Module instance"),
+        ({"model": nn.Linear(2, 1).requires_grad_(False)}, ValueError, "no parameter with requires_grad=True"),
+        ({"inner_rate": 0.1}, TypeError, "unexpected keyword argument 'inner_rate'"),
+    ],
+)
+def test_learner_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        MAML(**{"model": nn.Linear(2, 3)} | arguments)
+
+
+def classification(labels, query_labels=None):
+    labels = torch.as_tensor(labels)
+    query = labels if query_labels is None else torch.as_tensor(query_labels)
+    return Episode(torch.randn(*labels.shape[:2], 2), labels, torch.randn(*query.shape[:2], 2), query)
+
+
+@pytest.mark.parametrize("step", ["training_step", "validation_step", "predict_step"])
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (classification([[0, 1, 3]]), r"support_y holds the label 3 and the model has 3 outputs, for labels 0 to 2"),
+        (classification([[0, 1, 2]], [[-1, 0]]), "query_y holds the label -1"),
+        (classification([[0.0, 1.0, 2.0]]), r"support_y is torch.float32 and the loss needs integer class labels"),
+        (
+            classification(torch.tensor([[0, 1]], dtype=torch.int32)),
+            "torch.int32 and the loss needs class labels of dtype torch.int64",
+        ),
+        (classification([[0, 1]])._replace(support_y=torch.tensor([0, 1])), "must share their leading"),
+        (classification([[0, 1]])._replace(support_y=torch.tensor([[0, 1, 2]])), "must share their leading"),
+        (classification(torch.zeros(1, 0, dtype=torch.long)), "holds no example"),
+        (classification([[0], [1]], [[1]]), "support_x holds 2 tasks and query_x 1"),
+        (
+            classification([[0, 1]])._replace(support_mask=torch.tensor([[1, 1]])),
+            "support_mask must be boolean of shape",
+        ),
+        (
+            classification([[0, 1]])._replace(query_mask=torch.tensor([[False, False]])),
+            "query_mask leaves task 0 without",
+        ),
+    ],
+)
+def test_batches(batch, message, step):
+    with pytest.raises(ValueError, match=message):
+        getattr(MAML(nn.Linear(2, 3)), step)(batch, 0)
+
+
+def test_a_batch_of_another_type():
+    with pytest.raises(TypeError, match="batch is a list, not an Episode"):
+        MAML(nn.Linear(2, 3)).training_step([torch.zeros(1)], 0)
+
+
+def test_targets_that_would_broadcast():
+    batch = Episode(torch.randn(2, 5, 1), torch.randn(2, 5), torch.randn(2, 5, 1), torch.randn(2, 5))
+    with pytest.raises(ValueError, match=r"support_y has shape \(\) per example and the model's output \(1,\)"):
+        MAML(MLP(), nn.MSELoss()).training_step(batch, 0)
+    with pytest.raises(ValueError, match="would broadcast"):
+        MAML(MLP(), nn.MSELoss()).adapt(torch.randn(5, 1), torch.randn(5))
+
+
+def test_labels_in_adapt():
+    with pytest.raises(ValueError, match="support_y holds the label 5"):
+        MAML(Conv4(5, filters=4)).adapt(torch.randn(6, 1, 28, 28), torch.arange(6))
+    with pytest.raises(ValueError, match="steps=0 must be an integer"):
+        MAML(MLP(), nn.MSELoss()).adapt(torch.randn(5, 1), torch.randn(5, 1), steps=0)
+
+
+def test_divergence_names_task_step_and_rate():
+    x, y = torch.randn(3, 5, 1), torch.randn(3, 5, 1)
+    y[1] *= 1e4
+    learner = MAML(MLP(), nn.MSELoss(), inner_lr=50.0, inner_steps=6)
+    with pytest.raises(
+        FloatingPointError, match=r"task \d of the batch .* before inner step \d of 6 \(inner_lr=50.0\): lower"
+    ):
+        learner.training_step(Episode(x, y, x, y), 0)
+    assert all(torch.isfinite(p).all() for p in learner.parameters())
+
+
+def test_nan_in_the_data_is_told_from_divergence():
+    x = torch.randn(2, 5, 1)
+    x[1, 3] = float("nan")
+    with pytest.raises(
+        FloatingPointError, match=r"task 1 .* before inner step 1 of 1 .*: check its inputs and targets"
+    ):
+        MAML(MLP(), nn.MSELoss()).training_step(Episode(x, x, x, x), 0)
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum().item() > 0 else -self.layer(x)
+
+
+def test_models_that_cannot_be_vectorized_are_told_of_the_chunk_size():
+    batch = Episode(*[torch.randn(2, 5, 1) for _ in range(4)])
+    with pytest.raises(RuntimeError, match="set task_chunk_size=1"):
+        MAML(Branching(), nn.MSELoss()).training_step(batch, 0)
+    loss = MAML(Branching(), nn.MSELoss(), task_chunk_size=1).training_step(batch, 0)
+    assert torch.isfinite(loss)
+
+
+def labelled(classes, each):
+    return TensorDataset(torch.randn(classes * each, 2), torch.arange(classes).repeat_interleave(each))
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: EpisodicDataModule(labelled(4, 20), ways=5), ValueError, "ways=5 but the train split has 4 classes"),
+        (
+            lambda: EpisodicDataModule(labelled(9, 20), val=labelled(9, 5), shots=2, query_shots=4),
+            ValueError,
+            "shots=2 and query_shots=4 need 6 examples per class, but in the val split 9 classes have fewer",
+        ),
+        (lambda: EpisodicDataModule(labelled(9, 20), ways=1), ValueError, "ways=1 must be an integer of at least 2"),
+        (lambda: EpisodicDataModule(labelled(9, 20), shots=0), ValueError, "shots=0 must be"),
+        (lambda: EpisodicDataModule(labelled(9, 20), tasks_per_batch=0), ValueError, "tasks_per_batch=0 must be"),
+        (lambda: EpisodicDataModule(Stream()), TypeError, "train=.* must be a map-style data set"),
+        (lambda: EpisodicDataModule(labelled(9, 20)).test_dataloader(), ValueError, "made with test=None"),
+        (lambda: SinusoidDataModule(shots=0), ValueError, "shots=0 must be"),
+        (lambda: SinusoidDataModule(noise_std=-1), ValueError, "noise_std=-1 must be 0 or"),
+        (lambda: SinusoidDataModule(seed=-1), ValueError, "seed=-1 must be an integer of at least 0"),
+        (
+            lambda: OmniglotDataModule("data", character_split="random"),
+            ValueError,
+            "character_split='random' is not one of",
+        ),
+        (lambda: Conv4(downsampling="pool"), ValueError, "downsampling='pool' is not one of"),
+        (lambda: Conv4(num_classes=0), ValueError, "num_classes=0 must be"),
+        (lambda: MLP(hidden=(8, 0)), ValueError, "a layer's size=0 must be"),
+    ],
+)
+def test_data_and_model_arguments(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

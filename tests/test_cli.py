@@ -1,0 +1,186 @@
+"""The command line: every configuration, every subcommand, overrides, resume, loggers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+
+from lightning_meta import ANIL, MAML, MetaLearner, MetaSGD
+from lightning_meta.cli import main
+from lightning_meta.data import omniglot
+from lightning_meta.data.omniglot_files import OmniglotImages
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _inside_a_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def random_omniglot(monkeypatch):
+    names = tuple(f"images_{'background' if i < 964 else 'evaluation'}/alphabet/character{i:04}" for i in range(1623))
+    images = torch.randint(256, (1623, 20, 28, 28), dtype=torch.uint8)
+    monkeypatch.setattr(omniglot, "load_omniglot", lambda *args, **kwargs: OmniglotImages(images, names))
+
+
+def small(config: Path) -> list[str]:
+    """Arguments that make a configuration's run take seconds."""
+    few = ["--data.tasks_per_batch=2", "--data.train_tasks=4", "--data.val_tasks=4", "--data.test_tasks=4"]
+    lean = ["--model.model.init_args.filters=4"] if "omniglot" in config.name else []
+    return ["--config", str(config), "--trainer.max_epochs=1", *QUIET, *few, *lean]
+
+
+@pytest.mark.usefixtures("random_omniglot")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_fits_tests_predicts_and_loads(config):
+    cli = main(["fit", *small(config)])
+    assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
+    metric = "acc" if "omniglot" in config.name else "mse"
+    assert {
+        f"val/{metric}",
+        f"val/{metric}_ci95",
+        f"val/{metric}_pre",
+        "val/loss",
+    } <= cli.trainer.callback_metrics.keys()
+    checkpoint = cli.trainer.checkpoint_callback.best_model_path
+    for command in ["validate", "test", "predict"]:
+        main([command, *small(config), "--ckpt_path", checkpoint])
+    predictions = torch.load(next(Path().rglob("predictions.pt")), weights_only=True)
+    assert torch.cat(predictions).shape[0] == 4
+    loaded = type(cli.model).load_from_checkpoint(checkpoint)
+    assert type(loaded) is type(cli.model)
+    assert repr(loaded.model) == repr(cli.model.model)
+    assert repr(loaded.loss_fn) == repr(cli.model.loss_fn)
+    for name, tensor in cli.model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], tensor)
+
+
+def test_configurations_promised_are_there():
+    promised = {
+        "sinusoid_maml",
+        "omniglot_maml",
+        "omniglot_maml_20way",
+        "sinusoid_fomaml",
+        "omniglot_anil",
+        "sinusoid_metasgd",
+    }
+    assert promised <= {path.stem for path in CONFIGS}
+
+
+def test_every_flag_overrides():
+    config = small(ROOT / "configs/sinusoid_maml.yaml")
+    cli = main(
+        ["fit", *config, "--model.inner_steps=3", "--model.adapt=head", "--data.shots=4", "--model.inner_lr=0.2"]
+    )
+    assert cli.model.inner_steps == 3
+    assert cli.model.inner_lr == 0.2
+    assert cli.model.adapted_names == ("layers.4.weight", "layers.4.bias")
+    assert cli.datamodule.shots == 4
+    cli = main(
+        [
+            "fit",
+            *config,
+            '--model.adapt=["layers.2.*"]',
+            "--model.inner_optimizer=Adam",
+            "--model.inner_optimizer.beta1=0",
+        ]
+    )
+    assert cli.model.adapted_names == ("layers.2.weight", "layers.2.bias")
+    assert cli.model.inner_optimizer.beta1 == 0
+
+
+def test_short_names_without_a_configuration():
+    cli = main(
+        [
+            "fit",
+            "--model=MetaSGD",
+            "--model.model=MLP",
+            "--model.loss_fn=torch.nn.MSELoss",
+            "--data=SinusoidDataModule",
+            "--data.train_tasks=25",
+            "--data.val_tasks=5",
+            "--trainer.max_epochs=1",
+            *QUIET,
+        ]
+    )
+    assert isinstance(cli.model, MetaSGD)
+
+
+def test_logs_go_to_csv_by_default():
+    main(["fit", *small(ROOT / "configs/sinusoid_maml.yaml"), "--trainer.log_every_n_steps=1"])
+    (metrics,) = Path("lightning_logs").rglob("metrics.csv")
+    header = metrics.read_text().splitlines()[0].split(",")
+    assert {"train/loss", "val/loss", "val/mse", "val/mse_ci95", "val/mse_pre", "val/mse_step_1"} <= set(header)
+    assert (metrics.parent / "config.yaml").exists()
+
+
+def test_a_saved_configuration_repeats_the_run():
+    first = main(["fit", *small(ROOT / "configs/sinusoid_maml.yaml")])
+    (saved,) = Path("lightning_logs").rglob("config.yaml")
+    again = main(["fit", "--config", str(saved)])
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor)
+
+
+def test_resume_goes_on_from_the_checkpoint():
+    arguments = small(ROOT / "configs/sinusoid_maml.yaml")
+    first = main(["fit", *arguments])
+    checkpoint = first.trainer.checkpoint_callback.best_model_path
+    resumed = main(["fit", *arguments, "--trainer.max_epochs=3", "--ckpt_path", checkpoint])
+    whole = main(["fit", *arguments, "--trainer.max_epochs=3"])
+    assert resumed.trainer.global_step == 6
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor)
+
+
+def test_weights_and_biases_offline_has_every_key(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = ["--trainer.logger=WandbLogger", "--trainer.logger.offline=true", f"--trainer.logger.save_dir={tmp_path}"]
+    arguments = [*small(ROOT / "configs/sinusoid_maml.yaml"), *logger, "--trainer.log_every_n_steps=1"]
+    for _ in range(2):  # A second run in the same folder must not stumble over the first.
+        cli = main(["fit", *arguments])
+        run = cli.trainer.logger.experiment
+        keys = set(run.summary.keys())
+        config = dict(run.config)
+        wandb.finish()
+        assert {"train/loss", "val/loss", "val/mse", "val/mse_ci95", "val/mse_pre", "val/mse_step_10"} <= keys
+        assert config["inner_lr"] == 0.01
+        assert "SinusoidDataModule" in config["config"]
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.inner_step=3"], "inner_step"),
+        (["--model.inner_steps=many"], "inner_steps"),
+        (["--data.shoots=3"], "shoots"),
+        (["--model=MAMLL"], "MAMLL"),
+    ],
+)
+def test_mistyped_arguments_are_named(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", str(ROOT / "configs/sinusoid_maml.yaml"), *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_module_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "lightning_meta", "--version"], capture_output=True, text=True)
+    assert done.returncode in (0, 2)
+    done = subprocess.run([sys.executable, "-m", "lightning_meta", "fit", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--trainer" in done.stdout
+
+
+def test_learners_are_meta_learners():
+    assert all(issubclass(c, MetaLearner) for c in (MAML, ANIL, MetaSGD))

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_meta.metrics import MeanOverTasks, TaskMetrics, per_task_metrics
+
+
+def test_mean_and_interval_over_tasks():
+    values = [0.2, 0.9, 0.4, 0.4, 1.0]
+    metric = MeanOverTasks()
+    metric.update(torch.tensor(values[:2]))
+    metric.update(torch.tensor(values[2:]))
+    mean, interval = metric.compute()
+    assert float(mean) == pytest.approx(statistics.mean(values))
+    assert float(interval) == pytest.approx(1.96 * statistics.stdev(values) / math.sqrt(5))
+
+
+def test_interval_survives_a_large_mean():
+    values = 1e6 + torch.randn(1000)
+    metric = MeanOverTasks()
+    metric.update(values)
+    expected = 1.96 * float(values.double().std()) / math.sqrt(1000)
+    assert float(metric.compute()[1]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_interval_of_one_task_is_not_a_number():
+    metric = MeanOverTasks()
+    metric.update(torch.tensor([0.5]))
+    mean, interval = metric.compute()
+    assert float(mean) == 0.5
+    assert math.isnan(float(interval))
+
+
+def test_task_metrics_forget_on_reset():
+    metrics = TaskMetrics()
+    metrics.update({"acc": torch.tensor([1.0, 0.0])})
+    metrics.reset()
+    metrics.update({"acc": torch.tensor([1.0, 1.0])})
+    assert metrics.compute() == {"acc": 1, "acc_ci95": 0}
+
+
+def test_accuracy_per_task_leaves_padding_out():
+    outputs = torch.randn(4, 6, 3)
+    targets = torch.randint(3, (4, 6))
+    mask = torch.rand(4, 6) > 0.4
+    mask[:, 0] = True
+    found = per_task_metrics(nn.CrossEntropyLoss(), outputs, targets, mask)["acc"]
+    expected = [(outputs[i][mask[i]].argmax(1) == targets[i][mask[i]]).float().mean() for i in range(4)]
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_squared_error_per_task_leaves_padding_out():
+    outputs, targets = torch.randn(3, 5, 2), torch.randn(3, 5, 2)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 0, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    found = per_task_metrics(nn.MSELoss(), outputs, targets, mask)["mse"]
+    expected = [(outputs[i][mask[i]] - targets[i][mask[i]]).square().mean() for i in range(3)]
+    torch.testing.assert_close(found, torch.stack(expected))
+    torch.testing.assert_close(
+        per_task_metrics(nn.MSELoss(), outputs, targets, None)["mse"], (outputs - targets).square().mean((1, 2))
+    )
