@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_meta.attention import differentiable_attention
+from lightning_meta.episode import Support
 from lightning_meta.losses import takes_class_labels
-from lightning_meta.task import MetaParameters, Support
+from lightning_meta.task import MetaParameters
 
 if TYPE_CHECKING:
     from lightning_meta.learner import MetaLearner

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_meta.episode import Episode
+from lightning_meta.episode import Episode, Support
 from lightning_meta.losses import needs_same_shape, takes_class_labels
-from lightning_meta.task import Support, TaskResult
+from lightning_meta.task import TaskResult
 
 if TYPE_CHECKING:
     from lightning_meta.learner import MetaLearner

@@ -10,6 +10,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 
+class Support(NamedTuple):
+    """A support set: inputs ``[support, ...]``, targets ``[support, ...]``, mask ``[support]`` or None."""
+
+    x: Any
+    y: Any
+    mask: Tensor | None = None
+
+
 class Episode(NamedTuple):
     """A task's support and query sets, or a batch of tasks.
 
@@ -37,6 +45,11 @@ class Episode(NamedTuple):
     def num_tasks(self) -> int:
         """The size of the leading task dimension of a batch."""
         return tree_leaves(self.support_x)[0].shape[0]
+
+    @property
+    def support(self) -> Support:
+        """The support set: all that the inner loop may see."""
+        return Support(self.support_x, self.support_y, self.support_mask)
 
     def select(self, tasks: Any) -> Episode:
         """Index the task dimension: an int gives one task, a slice or an index tensor a smaller batch."""

@@ -25,12 +25,12 @@ from lightning_meta.batch_statistics import (
     dropped_buffers,
     set_statistics_mode,
 )
-from lightning_meta.episode import Episode
+from lightning_meta.episode import Episode, Support
 from lightning_meta.hyperparameters import keep_hyperparameters
 from lightning_meta.losses import LossFunction, masked_mean, splits_by_example
 from lightning_meta.metrics.task_metrics import TaskMetrics, per_task_metrics
 from lightning_meta.surrogate import surrogate_loss
-from lightning_meta.task import InnerStep, MetaParameters, Support, TaskResult, merge_results
+from lightning_meta.task import InnerStep, MetaParameters, TaskResult, merge_results
 from lightning_meta.task_batches import fill_padding, split_by_chunk, split_by_size
 
 
@@ -118,7 +118,7 @@ class MetaLearner(L.LightningModule, ABC):
         self._dropped_buffers = dropped_buffers(model, batch_statistics)
         self._output_shape: torch.Size | None = None
         self._metrics = {stage: TaskMetrics() for stage in ("val", "test")}
-        self.train(self.training)
+        set_statistics_mode(model, batch_statistics)
 
     # ---- The per-task functions: what an algorithm defines. -------------------------------------------------
 
@@ -287,6 +287,9 @@ class MetaLearner(L.LightningModule, ABC):
         steps = self.eval_inner_steps if steps is None else steps
         support = Support(support_x, support_y, support_mask)
         checks.check_support(support, self)
+        if support_mask is not None:  # one task alone needs no padding
+            x, y = tree_map(lambda leaf: leaf[support_mask], (support_x, support_y))
+            support = Support(x, y)
         meta = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
         with differentiable_attention(), torch.no_grad():
             *_, last = self.inner_loop(meta, support, steps)
@@ -321,21 +324,19 @@ class MetaLearner(L.LightningModule, ABC):
         """The adapted model's output in evaluation, where ``batch_statistics="support"`` separates queries."""
         if not (self.batch_statistics == "support" and couples_examples(self.model, "support")):
             return self.query_output(meta, state, x)
-        support_x = support.x if support.mask is None else tree_map(lambda leaf: leaf[support.mask], support.x)
 
         def beside_support(one: Any) -> Tensor:
-            together = tree_map(lambda leaf, query: torch.cat([leaf, query[None]]), support_x, one)
+            together = tree_map(lambda leaf, query: torch.cat([leaf, query[None]]), support.x, one)
             return self.query_output(meta, state, together)[-1]
 
         return vmap(beside_support, randomness="different")(x)
 
     def _evaluate_task(self, meta: MetaParameters, task: Episode, steps: int, record: tuple[int, ...]) -> TaskResult:
-        support = Support(task.support_x, task.support_y, task.support_mask)
         outputs, support_losses = [], []
-        for step, (state, support_loss) in enumerate(self.inner_loop(meta, support, steps)):
+        for step, (state, support_loss) in enumerate(self.inner_loop(meta, task.support, steps)):
             support_losses += [] if support_loss is None else [support_loss]
             if step in record:
-                outputs.append(self.evaluation_output(meta, state, support, task.query_x))
+                outputs.append(self.evaluation_output(meta, state, task.support, task.query_x))
         loss = self.loss(outputs[-1], task.query_y, task.query_mask)
         return TaskResult(loss, torch.stack(outputs), torch.stack(support_losses))
 

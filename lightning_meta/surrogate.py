@@ -34,6 +34,6 @@ class _Surrogate(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         gradients = [grad_output * gradient for gradient in ctx.saved_tensors]
         return (None, None, *gradients, *[None] * ctx.count)

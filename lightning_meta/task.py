@@ -11,14 +11,6 @@ from torch import Tensor
 MetaParameters = Mapping[str, Tensor]
 
 
-class Support(NamedTuple):
-    """One task's support set: inputs ``[support, ...]``, targets ``[support, ...]``, mask ``[support]`` or None."""
-
-    x: Any
-    y: Any
-    mask: Tensor | None = None
-
-
 class InnerStep(NamedTuple):
     """Where the inner loop stands.
 

@@ -30,12 +30,12 @@ from torch.utils._pytree import tree_map
 
 from lightning_meta import checks
 from lightning_meta.batch_statistics import BatchStatistics
-from lightning_meta.episode import Episode
+from lightning_meta.episode import Episode, Support
 from lightning_meta.inner import InnerRates, LearnedRates, UpdateRule, adapted_names, update_rule
 from lightning_meta.inner.multi_step import multi_step_weights
 from lightning_meta.learner import MetaLearner, module_part
 from lightning_meta.losses import LossFunction
-from lightning_meta.task import InnerStep, MetaParameters, Support, TaskResult
+from lightning_meta.task import InnerStep, MetaParameters, TaskResult
 
 
 class MAML(MetaLearner):
@@ -136,11 +136,10 @@ class MAML(MetaLearner):
 
     def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
         """Return the query loss after the last inner step, or MAML++'s weighted sum over the steps."""
-        support = Support(task.support_x, task.support_y, task.support_mask)
         weights = multi_step_weights(self.inner_steps, self.current_epoch, self.multi_step_loss_epochs)
         losses, support_losses = [], []
         for (adapted, support_loss), weight in zip(
-            self.inner_loop(meta, support, self.inner_steps), weights, strict=True
+            self.inner_loop(meta, task.support, self.inner_steps), weights, strict=True
         ):
             support_losses += [] if support_loss is None else [support_loss]
             if weight > 0:

@@ -98,13 +98,21 @@ def _accuracy(outputs: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
     labels = targets if mask is None else targets.masked_fill(~_as_wide(mask, targets), padding)
     classes = outputs.shape[2]
     return multiclass_accuracy(
-        outputs.argmax(2), labels, classes, average="micro", multidim_average="samplewise", ignore_index=padding
+        outputs.argmax(2),
+        labels,
+        classes,
+        average="micro",
+        multidim_average="samplewise",
+        ignore_index=padding,
+        validate_args=False,  # the labels are checked before training; checking again takes longer than counting
     )
 
 
 def _mean_by_task(values: Tensor, mask: Tensor | None) -> Tensor:
-    values = values.to(torch.get_default_dtype()).flatten(2) if values.ndim > 2 else values.float()[..., None]
-    values = values.mean(2)
+    if not values.is_floating_point():
+        values = values.float()
+    if values.ndim > 2:
+        values = values.flatten(2).mean(2)
     if mask is None:
         return values.mean(1)
     return torch.where(mask, values, 0).sum(1) / mask.sum(1)
