@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -9,6 +11,12 @@ import torch
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_command_line(monkeypatch):
+    """Lightning's command line warns when it is given arguments inside a program that has its own."""
+    monkeypatch.setattr(sys, "argv", ["lightning-meta"])
 
 
 @pytest.fixture
