@@ -61,9 +61,8 @@ def learn2learns(data: OmniglotDataModule, ways: int, fast: bool) -> Callable[[]
     import learn2learn as l2l
     from learn2learn.data import transforms as t
 
-    images = data._images["train"]
-    labels = torch.arange(len(images)).repeat_interleave(images.shape[1])
-    flat = images.flatten(0, 1)
+    flat = data.episodes("train").fetch.inputs
+    labels = torch.arange(len(flat) // 20).repeat_interleave(20)
     source = IntegerLabels(flat, labels.tolist()) if fast else TensorDataset(flat, labels)
     dataset = l2l.data.MetaDataset(source)
     draw = [t.FusedNWaysKShots(dataset, n=ways, k=6)] if fast else [t.NWays(dataset, ways), t.KShots(dataset, 6)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_meta.attention import differentiable_attention
 from lightning_meta.episode import Support
@@ -20,7 +20,8 @@ class Prediction(NamedTuple):
     """A prediction with its uncertainty, split where the learner can tell the parts.
 
     Attributes:
-        mean: Class probabilities ``[query, classes]``, or the regression output.
+        mean: Class probabilities ``[query, classes]`` (for binary cross-entropy, of the positive class), or the
+            regression output.
         total: Uncertainty of the prediction: entropy in nats ``[query]``, or variance. None for a regression
             learner without a noise model.
         aleatoric: The part that more support examples would not remove.
@@ -54,9 +55,16 @@ class AdaptedTask:
     def predict(self, x: Any) -> Prediction:
         """Return the predictive mean and its uncertainty for inputs ``[query, ...]``."""
         output = self(x)
-        if not takes_class_labels(self._learner.loss_fn):
+        if isinstance(self._learner.loss_fn, nn.BCEWithLogitsLoss):
+            probabilities = output.sigmoid()
+            entropy = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
+        elif takes_class_labels(self._learner.loss_fn) or _are_labels(self._support.y, output):
+            probabilities = output.softmax(1)
+            entropy = torch.special.entr(probabilities).sum(1)
+        else:
             return Prediction(output, None, None, None)
-        log_probabilities = output.log_softmax(1)
-        probabilities = log_probabilities.exp()
-        entropy = torch.special.entr(probabilities).sum(1)
         return Prediction(probabilities, entropy, entropy, None)
+
+
+def _are_labels(targets: Any, output: Tensor) -> bool:
+    return isinstance(targets, Tensor) and not targets.is_floating_point() and output.ndim == targets.ndim + 1

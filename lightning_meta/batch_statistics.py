@@ -40,7 +40,11 @@ def check_normalization(model: nn.Module, choice: BatchStatistics) -> None:
 
 def couples_examples(model: nn.Module, choice: BatchStatistics) -> bool:
     """Whether an example's output depends on the others in its set, through batch normalization."""
-    return choice != "running" and any(isinstance(module, _BatchNorm | TaskBatchNorm2d) for module in model.modules())
+    return any(
+        isinstance(module, TaskBatchNorm2d)
+        or (isinstance(module, _BatchNorm) and not (choice == "running" and module.track_running_stats))
+        for module in model.modules()
+    )
 
 
 def dropped_buffers(model: nn.Module, choice: BatchStatistics) -> dict[str, Tensor | None]:

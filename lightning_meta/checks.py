@@ -1,50 +1,20 @@
-"""Errors that come before training does: each names the argument, its value, and the cure."""
+"""Checks of batches, losses and trainer settings: each error names the culprit and the cure."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_meta.batch_statistics import check_normalization
 from lightning_meta.episode import Episode, Support
 from lightning_meta.losses import needs_same_shape, takes_class_labels
 from lightning_meta.task import TaskResult
 
 if TYPE_CHECKING:
     from lightning_meta.learner import MetaLearner
-
-
-def check_module(name: str, value: Any) -> None:
-    """Raise a TypeError unless the value is a module instance."""
-    if not isinstance(value, nn.Module):
-        raise TypeError(f"{name}={value!r} must be a torch.nn.Module instance, such as {name}=nn.Linear(3, 1)")
-
-
-def check_callable(name: str, value: Any) -> None:
-    """Raise a TypeError unless the value is a function or a callable instance."""
-    if not callable(value) or isinstance(value, type):
-        raise TypeError(f"{name}={value!r} must be a callable instance, such as {name}=nn.CrossEntropyLoss()")
-
-
-def check_rate(name: str, value: Any) -> None:
-    """Raise a ValueError unless the value is a positive finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name}={value!r} must be a positive number")
-
-
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise a ValueError unless the value is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r} must be an integer of at least {least}")
-
-
-def check_optional_count(name: str, value: Any, least: int = 1) -> None:
-    """As `check_count`, but None passes."""
-    if value is not None:
-        check_count(name, value, least)
 
 
 def check_batch(batch: Any, learner: MetaLearner) -> None:
@@ -67,7 +37,7 @@ def check_support(support: Support, learner: MetaLearner) -> None:
     _check_targets("support_y", support.y, learner, support.x, leading=1)
 
 
-def check_finite(result: TaskResult, inner_lr: float) -> None:
+def check_finite(result: TaskResult, learner: MetaLearner) -> None:
     """Raise a FloatingPointError that tells in which task and inner step a loss stopped being finite."""
     losses = torch.cat([result.support_losses, result.loss[:, None]], dim=1)
     broken = ~torch.isfinite(losses)
@@ -79,15 +49,38 @@ def check_finite(result: TaskResult, inner_lr: float) -> None:
         f"before inner step {step + 1} of {steps}" if step < steps else f"on the query set after {steps} inner steps"
     )
     cure = "check its inputs and targets" if step == 0 else "lower the rate, or take fewer inner steps"
+    if not all(torch.isfinite(p).all() for p in learner.parameters()):
+        cure = "the learner's parameters are not finite themselves, go back to an earlier checkpoint"
     raise FloatingPointError(
-        f"task {task} of the batch has a loss of {float(losses[task, step])} {where} (inner_lr={inner_lr}): {cure}"
+        f"task {task} of the batch has a loss of {float(losses[task, step])} {where} ({_rates(learner)}): {cure}"
     )
 
 
-def cannot_vectorize(error: RuntimeError) -> bool:
-    """Whether a per-task function failed because it cannot be vectorized, rather than for a fault of its own."""
-    text = str(error).lower()
-    return "vmap" in text or "batching rule" in text
+def check_finite_gradient(gradients: list[Tensor], learner: MetaLearner) -> None:
+    """Raise a FloatingPointError if the meta-gradient overflowed where the losses did not."""
+    if not torch.isfinite(torch.stack([gradient.sum() for gradient in gradients]).sum()):
+        raise FloatingPointError(
+            f"the meta-gradient is not finite, though all losses are ({_rates(learner)}): lower the rate, take fewer "
+            "inner steps, or train first-order"
+        )
+
+
+def check_trainer(learner: MetaLearner) -> None:
+    """Raise a ValueError or TypeError for settings of the trainer with which training would go wrong."""
+    if learner.trainer.precision in ("16-mixed", "16-true"):
+        raise ValueError(
+            f"precision={learner.trainer.precision!r}: the inner loop's gradients are taken before a loss can be "
+            "scaled, and vanish in half precision: use 'bf16-mixed' or '32-true'"
+        )
+    strategy = type(learner.trainer.strategy).__name__
+    if strategy in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
+        raise ValueError(f"strategy={strategy}: tasks need whole parameters on every device: use 'ddp'")
+    check_normalization(learner.model, learner.batch_statistics)  # sync_batchnorm=True converts after construction
+
+
+def _rates(learner: MetaLearner) -> str:
+    learned = [p.detach().abs().max() for name, p in learner.named_parameters() if name.startswith("inner_rates.")]
+    return f"inner_lr={learner.inner_lr}" + (f", largest learned rate {float(max(learned)):.3g}" if learned else "")
 
 
 def _check_set(name: str, x: Any, y: Any, mask: Tensor | None) -> int:

@@ -35,16 +35,19 @@ class SaveConfig(SaveConfigCallback):
 
 
 class MetaLearningCLI(LightningCLI):
-    """Lightning's command line, which also keeps what ``predict`` computes."""
+    """Lightning's command line, in which flags count also beside a checkpoint, and which keeps predictions."""
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the arguments as given: Lightning would let the checkpoint's override the user's, silently."""
 
     def after_predict(self) -> None:
         """Save the outputs, a tensor ``[tasks, query, ...]`` per batch."""
-        if not self.trainer.is_global_zero:
-            return
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(self.trainer.predict_loop.predictions, folder / "predictions.pt")
-        rank_zero_info(f"The outputs are saved in {folder / 'predictions.pt'}")
+        several = f"_rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+        path = folder / f"predictions{several}.pt"
+        torch.save(self.trainer.predict_loop.predictions, path)
+        rank_zero_info(f"The outputs are saved in {path}")
 
 
 def main(args: ArgsType = None) -> LightningCLI:

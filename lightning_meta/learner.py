@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import lightning as L
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_meta import checks
+from lightning_meta import arguments, checks
 from lightning_meta.adapted_task import AdaptedTask
 from lightning_meta.attention import differentiable_attention
 from lightning_meta.batch_statistics import (
@@ -93,12 +94,12 @@ class MetaLearner(L.LightningModule, ABC):
     ) -> None:
         super().__init__()
         loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
-        checks.check_module("model", model)
-        checks.check_callable("loss_fn", loss_fn)
-        checks.check_rate("inner_lr", inner_lr)
-        checks.check_count("inner_steps", inner_steps)
-        checks.check_optional_count("eval_inner_steps", eval_inner_steps)
-        checks.check_optional_count("task_chunk_size", task_chunk_size)
+        arguments.check_module("model", model)
+        arguments.check_loss(loss_fn)
+        arguments.check_rate("inner_lr", inner_lr)
+        arguments.check_count("inner_steps", inner_steps)
+        arguments.check_optional_count("eval_inner_steps", eval_inner_steps)
+        arguments.check_optional_count("task_chunk_size", task_chunk_size)
         check_batch_statistics(batch_statistics)
         check_normalization(model, batch_statistics)
         frame = inspect.currentframe()
@@ -117,6 +118,7 @@ class MetaLearner(L.LightningModule, ABC):
         self.log_step_metrics = log_step_metrics
         self._dropped_buffers = dropped_buffers(model, batch_statistics)
         self._output_shape: torch.Size | None = None
+        self._dependent_examples: bool | None = None
         self._metrics = {stage: TaskMetrics() for stage in ("val", "test")}
         set_statistics_mode(model, batch_statistics)
 
@@ -171,8 +173,7 @@ class MetaLearner(L.LightningModule, ABC):
     def output_shape(self, x: Any) -> torch.Size:
         """The shape of the model's output for one example, found by one call on inputs ``[examples, ...]``."""
         if self._output_shape is None:
-            devices = [self.device] if self.device.type == "cuda" else []
-            with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            with torch.no_grad(), self._keeping_random_state():
                 self._output_shape = self.call_model({}, x).shape[1:]
         return self._output_shape
 
@@ -190,21 +191,25 @@ class MetaLearner(L.LightningModule, ABC):
         results = []
         checks.check_batch(batch, self)
         for indices, piece in self._pieces(batch):
-            gradients, result = self._map(self.task_gradient, meta, piece)
-            for name, gradient in gradients.items():
+            task_gradients, result = self._map(self.task_gradient, meta, piece)
+            for name, gradient in task_gradients.items():
                 total = gradient.sum(0)
                 totals[name] = totals[name] + total if name in totals else total
             results.append((indices, result))
         result = merge_results(results, _query_size(batch))
-        checks.check_finite(result, self.inner_lr)
-        loss = surrogate_loss(
-            result.loss.mean(), list(trainable.values()), [totals[name] / batch.num_tasks for name in trainable]
-        )
+        checks.check_finite(result, self)
+        gradients = [totals[name] / batch.num_tasks for name in trainable]
+        checks.check_finite_gradient(gradients, self)
+        loss = surrogate_loss(result.loss.mean(), list(trainable.values()), gradients)
         if self._trainer is not None:
             metrics = self.task_metrics(result.outputs[:, -1], batch.query_y, batch.query_mask)
             logged = {f"train/{name}": values.mean() for name, values in metrics.items()}
             self.log_dict({"train/loss": loss.detach(), **logged}, prog_bar=True, batch_size=batch.num_tasks)
         return loss
+
+    def on_fit_start(self) -> None:
+        """Refuse trainer settings with which training would go wrong."""
+        checks.check_trainer(self)
 
     def validation_step(self, batch: Episode, batch_idx: int) -> None:
         """Adapt to each task and record its metrics."""
@@ -283,17 +288,20 @@ class MetaLearner(L.LightningModule, ABC):
         Returns:
             The adapted model: ``task(x)`` gives outputs, ``task.predict(x)`` a `Prediction`.
         """
-        checks.check_optional_count("steps", steps)
+        arguments.check_optional_count("steps", steps)
         steps = self.eval_inner_steps if steps is None else steps
         support = Support(support_x, support_y, support_mask)
         checks.check_support(support, self)
         if support_mask is not None:  # one task alone needs no padding
             x, y = tree_map(lambda leaf: leaf[support_mask], (support_x, support_y))
             support = Support(x, y)
-        meta = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        # Copies: training may go on while the adapted task is in use.
+        meta = {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
         with differentiable_attention(), torch.no_grad():
-            *_, last = self.inner_loop(meta, support, steps)
-        return AdaptedTask(self, meta, last.state, support)
+            _, *taken = self.inner_loop(meta, support, steps)
+        losses = torch.stack([step.support_loss for step in taken if step.support_loss is not None])
+        checks.check_finite(TaskResult(losses[-1:], losses[:0], losses[None]), self)
+        return AdaptedTask(self, meta, taken[-1].state, support)
 
     def evaluate(self, batch: Episode, steps: int | None = None, record: tuple[int, ...] | None = None) -> TaskResult:
         """Adapt to each task of a batch, without building anything for the meta-gradient.
@@ -316,19 +324,24 @@ class MetaLearner(L.LightningModule, ABC):
 
         with torch.no_grad():
             results = [(indices, self._map(evaluate_task, meta, piece)) for indices, piece in self._pieces(batch)]
-        return merge_results(results, _query_size(batch))
+        result = merge_results(results, _query_size(batch))
+        checks.check_finite(result, self)
+        return result
 
     # ---- Inside. --------------------------------------------------------------------------------------------
 
     def evaluation_output(self, meta: MetaParameters, state: Any, support: Support, x: Any) -> Tensor:
         """The adapted model's output in evaluation, where ``batch_statistics="support"`` separates queries."""
-        if not (self.batch_statistics == "support" and couples_examples(self.model, "support")):
+        if self.batch_statistics != "support":
             return self.query_output(meta, state, x)
 
         def beside_support(one: Any) -> Tensor:
             together = tree_map(lambda leaf, query: torch.cat([leaf, query[None]]), support.x, one)
             return self.query_output(meta, state, together)[-1]
 
+        if self.task_chunk_size == 1:
+            queries = range(tree_leaves(x)[0].shape[0])
+            return torch.stack([beside_support(tree_map(lambda leaf, i=i: leaf[i], x)) for i in queries])
         return vmap(beside_support, randomness="different")(x)
 
     def _evaluate_task(self, meta: MetaParameters, task: Episode, steps: int, record: tuple[int, ...]) -> TaskResult:
@@ -366,10 +379,23 @@ class MetaLearner(L.LightningModule, ABC):
         masked = batch.support_mask is not None or batch.query_mask is not None
         if not masked:
             return split_by_chunk(batch, chunk_size)
-        alone = chunk_size == 1 or couples_examples(self.model, self.batch_statistics)
-        if alone or not splits_by_example(self.loss_fn):
+        if chunk_size == 1 or not splits_by_example(self.loss_fn) or self._examples_depend(batch):
             return split_by_size(batch, chunk_size)
         return split_by_chunk(fill_padding(batch), chunk_size)
+
+    def _examples_depend(self, batch: Episode) -> bool:
+        """Whether padding could leak into an example's output, found by leaving the other examples out once."""
+        if self._dependent_examples is None:
+            self._dependent_examples = couples_examples(self.model, self.batch_statistics)
+            first = tree_map(lambda leaf: leaf[0], batch.support_x)
+            alone = tree_map(lambda leaf: leaf[:1], first)
+            with torch.no_grad(), self._keeping_random_state():
+                among, by_itself = self.call_model({}, first)[:1], self.call_model({}, alone)
+            self._dependent_examples |= not torch.allclose(among, by_itself, rtol=1e-3, atol=1e-5)
+        return self._dependent_examples
+
+    def _keeping_random_state(self) -> AbstractContextManager[None]:
+        return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
 
     def _map(self, function: Callable[..., Any], meta: MetaParameters, piece: Episode) -> Any:
         """Apply a per-task function to each task of a piece; results get a leading task dimension."""
@@ -381,12 +407,12 @@ class MetaLearner(L.LightningModule, ABC):
             try:
                 return vmap(function, in_dims=(None, in_dims), randomness="different")(meta, piece)
             except RuntimeError as error:
-                if not checks.cannot_vectorize(error):
-                    raise
-                raise RuntimeError(
-                    "the model or the loss cannot be vectorized over tasks (see the error above): "
-                    "set task_chunk_size=1 to take the tasks one after another"
-                ) from error
+                error.add_note(
+                    "If the model cannot be vectorized over tasks (it branches on values, has a recurrent layer, or "
+                    "normalizes in mixed precision), set task_chunk_size=1 to take the tasks one after another. "
+                    "A model that writes to its buffers cannot run per task: let it return what it would write."
+                )
+                raise
 
 
 def module_part(meta: MetaParameters, name: str) -> dict[str, Tensor]:

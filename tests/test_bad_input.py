@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -30,6 +31,16 @@ from lightning_meta.models import MLP, Conv4
         ({"inner_optimizer": "lbfgs"}, ValueError, "inner_optimizer='lbfgs' is not one of"),
         ({"loss_fn": nn.MSELoss}, TypeError, "loss_fn=.* must be a callable instance"),
         ({"loss_fn": 3}, TypeError, "loss_fn=3 must be a callable"),
+        (
+            {"loss_fn": nn.CrossEntropyLoss(reduction="none")},
+            ValueError,
+            "reduction='none', but a loss must be one number",
+        ),
+        (
+            {"loss_fn": nn.Sequential(nn.Linear(1, 1))},
+            ValueError,
+            "has trainable parameters, which would not be trained",
+        ),
         ({"model": nn.Linear}, TypeError, "model=.* must be a torch.nn.Module instance"),
         ({"model": nn.Linear(2, 1).requires_grad_(False)}, ValueError, "no parameter with requires_grad=True"),
         ({"inner_rate": 0.1}, TypeError, "unexpected keyword argument 'inner_rate'"),
@@ -131,6 +142,52 @@ def test_models_that_cannot_be_vectorized_are_told_of_the_chunk_size():
         MAML(Branching(), nn.MSELoss()).training_step(batch, 0)
     loss = MAML(Branching(), nn.MSELoss(), task_chunk_size=1).training_step(batch, 0)
     assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("call", ["validation_step", "predict_step", "adapt"])
+def test_divergence_is_told_in_evaluation_too(call):
+    x, y = torch.randn(2, 5, 1), torch.randn(2, 5, 1) * 1e4
+    learner = MAML(MLP(), nn.MSELoss(), inner_lr=50.0, eval_inner_steps=8)
+    with pytest.raises(FloatingPointError, match=r"before inner step \d of 8 \(inner_lr=50.0\): lower"):
+        learner.adapt(x[0], y[0]) if call == "adapt" else getattr(learner, call)(Episode(x, y, x, y), 0)
+
+
+def test_divergence_by_a_learned_rate_names_it():
+    x = torch.randn(2, 5, 1)
+    learner = MAML(MLP(), nn.MSELoss(), inner_lr=0.01, inner_steps=3, learned_rates="tensor")
+    with torch.no_grad():
+        for rate in learner.inner_rates.parameters():
+            rate.fill_(1e25)
+    with pytest.raises(FloatingPointError, match=r"inner_lr=0.01, largest learned rate 1e\+25"):
+        learner.training_step(Episode(x, x, x, x), 0)
+
+
+def test_broken_parameters_are_told_from_broken_data():
+    x = torch.randn(2, 5, 1)
+    learner = MAML(MLP(), nn.MSELoss())
+    with torch.no_grad():
+        learner.model.layers[0].bias[0] = float("inf")
+    with pytest.raises(FloatingPointError, match="parameters are not finite themselves"):
+        learner.training_step(Episode(x, x, x, x), 0)
+
+
+def test_a_meta_gradient_that_overflows_is_not_applied():
+    class Overflowing(MAML):
+        def task_gradient(self, meta, task):
+            gradient, result = super().task_gradient(meta, task)
+            return {name: g * float("inf") for name, g in gradient.items()}, result
+
+    x = torch.randn(2, 5, 1)
+    with pytest.raises(FloatingPointError, match="the meta-gradient is not finite, though all losses are"):
+        Overflowing(MLP(), nn.MSELoss()).training_step(Episode(x, x, x, x), 0)
+
+
+def test_half_precision_is_refused_before_training(monkeypatch):
+    learner = MAML(MLP(), nn.MSELoss())
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    monkeypatch.setattr(type(trainer), "precision", "16-mixed")
+    with pytest.raises(ValueError, match="precision='16-mixed': .* use 'bf16-mixed'"):
+        trainer.fit(learner, SinusoidDataModule(train_tasks=25))
 
 
 def labelled(classes, each):

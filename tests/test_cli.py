@@ -36,7 +36,15 @@ def small(config: Path) -> list[str]:
     """Arguments that make a configuration's run take seconds."""
     few = ["--data.tasks_per_batch=2", "--data.train_tasks=4", "--data.val_tasks=4", "--data.test_tasks=4"]
     lean = ["--model.model.init_args.filters=4"] if "omniglot" in config.name else []
-    return ["--config", str(config), "--trainer.max_epochs=1", *QUIET, *few, *lean]
+    return [
+        "--config",
+        str(config),
+        "--trainer.max_epochs=1",
+        "--trainer.check_val_every_n_epoch=1",
+        *QUIET,
+        *few,
+        *lean,
+    ]
 
 
 @pytest.mark.usefixtures("random_omniglot")
@@ -129,6 +137,15 @@ def test_a_saved_configuration_repeats_the_run():
     again = main(["fit", "--config", str(saved)])
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], tensor)
+
+
+def test_flags_count_beside_a_checkpoint():
+    arguments = small(ROOT / "configs/sinusoid_maml.yaml")
+    checkpoint = main(["fit", *arguments]).trainer.checkpoint_callback.best_model_path
+    changed = ["--model.eval_inner_steps=3", "--model.log_step_metrics=false"]
+    cli = main(["test", *arguments, *changed, "--ckpt_path", checkpoint])
+    assert cli.model.eval_inner_steps == 3
+    assert not any("step" in key for key in cli.trainer.callback_metrics)
 
 
 def test_resume_goes_on_from_the_checkpoint():

@@ -123,6 +123,32 @@ def test_adapt_leaves_the_learner_as_it_is(mode):
     assert prediction.epistemic is None
 
 
+def test_an_adapted_task_does_not_follow_the_learner():
+    learner, x, y = ANIL(MLP(), nn.MSELoss()), torch.randn(6, 1), torch.randn(6, 1)
+    task = learner.adapt(x, y)
+    before = task(x)
+    with torch.no_grad():
+        for p in learner.parameters():
+            p.add_(1)
+    assert torch.equal(task(x), before)
+
+
+def test_binary_prediction_has_entropy():
+    learner = MAML(nn.Linear(1, 1), nn.BCEWithLogitsLoss())
+    task = learner.adapt(torch.randn(6, 1), torch.ones(6, 1))
+    x = torch.randn(4, 1)
+    expected = torch.distributions.Bernoulli(logits=task(x))
+    torch.testing.assert_close(task.predict(x).mean, expected.probs)
+    torch.testing.assert_close(task.predict(x).total, expected.entropy())
+
+
+def test_cross_entropy_of_any_form_predicts_probabilities():
+    learner = MAML(nn.Linear(2, 3), lambda output, target: nn.functional.cross_entropy(output, target))
+    prediction = learner.adapt(torch.randn(6, 2), torch.arange(3).repeat(2)).predict(torch.randn(4, 2))
+    torch.testing.assert_close(prediction.mean.sum(1), torch.ones(4))
+    assert prediction.total.shape == (4,)
+
+
 def test_adapt_may_ignore_padding():
     learner, x, y = sinusoid_learner(), torch.randn(6, 1), torch.randn(6, 1)
     mask = torch.tensor([True, True, False, True, False, True])

@@ -117,6 +117,20 @@ def mean_of_fourth_powers(output, target):
     return ((output - target) ** 4).mean()
 
 
+class RootMeanSquare(nn.MSELoss):
+    """The reduction is a subclass's own business: a mask may not rely on it."""
+
+    def forward(self, output, target):
+        return (output - target).square().mean().sqrt()
+
+
+class HandWrittenNorm(nn.Module):
+    """Couples examples in a way that no library can know by its type."""
+
+    def forward(self, x):
+        return (x - x.mean(0)) / (x.std(0, correction=0) + 1)
+
+
 @pytest.mark.parametrize("chunk", [None, 2, 1])
 @pytest.mark.parametrize(
     ("model", "loss_fn", "make"),
@@ -130,6 +144,8 @@ def mean_of_fourth_powers(output, target):
             image_task,
         ),
         (lambda: convolutional(nn.BatchNorm2d(4)), nn.CrossEntropyLoss(), image_task),
+        (lambda: convolutional(HandWrittenNorm()), nn.CrossEntropyLoss(), image_task),
+        (lambda: nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)), RootMeanSquare(), regression_task),
     ],
     ids=[
         "mean squared error",
@@ -137,6 +153,8 @@ def mean_of_fourth_powers(output, target):
         "cross-entropy",
         "weighted cross-entropy",
         "batch normalization",
+        "normalization of the user's own",
+        "a subclass of a loss",
     ],
 )
 def test_a_masked_ragged_batch_is_each_task_alone(model, loss_fn, make, chunk):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.func import grad_and_value
 from torch.utils._pytree import tree_map
 
-from lightning_meta import checks
+from lightning_meta import arguments
 from lightning_meta.batch_statistics import BatchStatistics
 from lightning_meta.episode import Episode, Support
 from lightning_meta.inner import InnerRates, LearnedRates, UpdateRule, adapted_names, update_rule
@@ -102,8 +102,8 @@ class MAML(MetaLearner):
             batch_statistics=batch_statistics,
             log_step_metrics=log_step_metrics,
         )
-        checks.check_count("first_order_epochs", first_order_epochs, least=0)
-        checks.check_count("multi_step_loss_epochs", multi_step_loss_epochs, least=0)
+        arguments.check_count("first_order_epochs", first_order_epochs, least=0)
+        arguments.check_count("multi_step_loss_epochs", multi_step_loss_epochs, least=0)
         self.first_order = first_order
         self.first_order_epochs = first_order_epochs
         self.multi_step_loss_epochs = multi_step_loss_epochs

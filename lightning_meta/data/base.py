@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import lightning as L
 from torch.utils.data import DataLoader
 
-from lightning_meta import checks
+from lightning_meta import arguments
 from lightning_meta.data.episodes import EpisodeDataset, Split, episode_loader
 from lightning_meta.episode import Episode
 
@@ -42,12 +42,12 @@ class TaskDataModule(L.LightningDataModule, ABC):
         pin_memory: bool,
     ) -> None:
         super().__init__()
-        checks.check_count("tasks_per_batch", tasks_per_batch)
-        checks.check_count("train_tasks", train_tasks)
-        checks.check_count("val_tasks", val_tasks)
-        checks.check_count("test_tasks", test_tasks)
-        checks.check_count("seed", seed, least=0)
-        checks.check_count("num_workers", num_workers, least=0)
+        arguments.check_count("tasks_per_batch", tasks_per_batch)
+        arguments.check_count("train_tasks", train_tasks)
+        arguments.check_count("val_tasks", val_tasks)
+        arguments.check_count("test_tasks", test_tasks)
+        arguments.check_count("seed", seed, least=0)
+        arguments.check_count("num_workers", num_workers, least=0)
         self.tasks_per_batch = tasks_per_batch
         self.num_tasks: dict[Split, int] = {"train": train_tasks, "val": val_tasks, "test": test_tasks}
         self.seed = seed
@@ -75,14 +75,10 @@ class TaskDataModule(L.LightningDataModule, ABC):
         return self._loader("test")
 
     def _loader(self, split: Split) -> DataLoader[Episode]:
-        replicas = self.trainer.world_size if self.trainer is not None else 1
-        rank = self.trainer.global_rank if self.trainer is not None else 0
         return episode_loader(
             self.episodes(split),
             self.tasks_per_batch,
             fresh=split == "train",
-            num_replicas=replicas,
-            rank=rank,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -45,34 +46,39 @@ class EpisodeSampler(DistributedSampler[int]):
     """Which tasks this process takes, without overlap between processes.
 
     Training takes tasks that no epoch before has seen; evaluation the same tasks every time, each once. Lightning
-    calls ``set_epoch`` and, because this is a `DistributedSampler`, leaves it in place on several devices.
+    calls ``set_epoch`` and, because this is a `DistributedSampler`, leaves it in place on several devices. Which
+    process this is, is asked of ``torch.distributed`` when the indices are needed.
+
+    Training gives every process as many tasks, rounded up: they wait for each other at every step.
 
     Args:
         dataset: The tasks.
         fresh: Whether each epoch goes on to new indices.
-        num_replicas: The number of processes.
-        rank: This process.
     """
 
-    def __init__(self, dataset: EpisodeDataset, fresh: bool, num_replicas: int = 1, rank: int = 0) -> None:
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
+    def __init__(self, dataset: EpisodeDataset, fresh: bool) -> None:
+        super().__init__(dataset, num_replicas=1, rank=0, shuffle=False)
         self.fresh = fresh
         self.num_tasks = len(dataset)
 
     def __iter__(self) -> Iterator[int]:
-        start = self.epoch * self.num_tasks if self.fresh else 0
-        return iter(range(start + self.rank, start + self.num_tasks, self.num_replicas))
+        return iter(self._indices())
 
     def __len__(self) -> int:
-        return len(range(self.rank, self.num_tasks, self.num_replicas))
+        return len(self._indices())
+
+    def _indices(self) -> range:
+        started = dist.is_available() and dist.is_initialized()
+        processes, own = (dist.get_world_size(), dist.get_rank()) if started else (1, 0)
+        tasks = -(-self.num_tasks // processes) * processes if self.fresh else self.num_tasks
+        start = self.epoch * tasks if self.fresh else 0
+        return range(start + own, start + tasks, processes)
 
 
 def episode_loader(
     dataset: EpisodeDataset,
     tasks_per_batch: int,
     fresh: bool,
-    num_replicas: int = 1,
-    rank: int = 0,
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader[Episode]:
@@ -80,7 +86,7 @@ def episode_loader(
     return DataLoader(
         dataset,
         batch_size=tasks_per_batch,
-        sampler=EpisodeSampler(dataset, fresh, num_replicas, rank),
+        sampler=EpisodeSampler(dataset, fresh),
         collate_fn=collate_episodes,
         num_workers=num_workers,
         pin_memory=pin_memory,

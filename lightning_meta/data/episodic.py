@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
 
-from lightning_meta import checks
+from lightning_meta import arguments
 from lightning_meta.data.base import TaskDataModule
 from lightning_meta.data.episodes import Split
 from lightning_meta.data.labelled import ClassEpisodes, fetcher, labels_of
@@ -26,8 +26,8 @@ class EpisodicDataModule(TaskDataModule):
         ways: Classes in a task.
         shots: Support examples per class.
         query_shots: Query examples per class in training.
-        eval_query_shots: Query examples per class in validation and test; None: as in training.
         tasks_per_batch: Tasks in a meta-batch, per process.
+        eval_query_shots: Query examples per class in validation and test; None: as in training.
         train_tasks: Tasks in a training epoch.
         val_tasks: Validation tasks.
         test_tasks: Test and prediction tasks.
@@ -49,8 +49,8 @@ class EpisodicDataModule(TaskDataModule):
         ways: int = 5,
         shots: int = 1,
         query_shots: int = 15,
-        eval_query_shots: int | None = None,
         tasks_per_batch: int = 16,
+        eval_query_shots: int | None = None,
         train_tasks: int = 1_600,
         val_tasks: int = 600,
         test_tasks: int = 600,
@@ -83,7 +83,7 @@ class EpisodicDataModule(TaskDataModule):
 
 def check_task_form(ways: int, shots: int, query_shots: int, eval_query_shots: int | None) -> None:
     """Raise a ValueError unless these describe a classification task."""
-    checks.check_count("ways", ways, least=2)
-    checks.check_count("shots", shots)
-    checks.check_count("query_shots", query_shots)
-    checks.check_optional_count("eval_query_shots", eval_query_shots)
+    arguments.check_count("ways", ways, least=2)
+    arguments.check_count("shots", shots)
+    arguments.check_count("query_shots", query_shots)
+    arguments.check_optional_count("eval_query_shots", eval_query_shots)

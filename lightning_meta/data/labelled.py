@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class ClassEpisodes(EpisodeDataset):
         self._by_class = np.argsort(labels, kind="stable")
         self._sizes = sizes
         self._starts = np.cumsum(sizes) - sizes
-        self._fetch = fetch
+        self.fetch = fetch
         self.ways = ways
         self.shots = shots
         self.query_shots = query_shots
@@ -80,7 +80,7 @@ class ClassEpisodes(EpisodeDataset):
     def _set(self, numbers: NDArray[np.int64]) -> tuple[Any, Tensor]:
         tasks, ways, each = numbers.shape
         y = torch.arange(ways).repeat_interleave(each).repeat(tasks, 1)
-        return self._fetch(numbers.reshape(tasks, ways * each)), y
+        return self.fetch(numbers.reshape(tasks, ways * each)), y
 
 
 def check_classes(
@@ -89,11 +89,11 @@ def check_classes(
     """Raise a ValueError if tasks of this form cannot be drawn from classes of these sizes."""
     if ways > len(classes):
         raise ValueError(f"ways={ways} but the {split} split has {len(classes)} classes: lower ways or add classes")
-    small = classes[sizes < shots + query_shots]
+    small = np.flatnonzero(sizes < shots + query_shots)
     if len(small):
         raise ValueError(
             f"shots={shots} and query_shots={query_shots} need {shots + query_shots} examples per class, but in the "
-            f"{split} split {len(small)} classes have fewer (class {small[0]} has {sizes.min()} or more): "
+            f"{split} split {len(small)} classes have fewer (class {classes[small[0]]} has {sizes[small[0]]}): "
             "lower shots or query_shots, or remove those classes"
         )
 
@@ -106,28 +106,46 @@ def labels_of(dataset: Dataset[Any]) -> NDArray[np.int64]:
     if isinstance(dataset, Subset):
         return labels_of(dataset.dataset)[np.asarray(dataset.indices)]
     if isinstance(dataset, TensorDataset):
-        return _as_labels(dataset.tensors[1])
+        return _as_labels(dataset.tensors[1], dataset)
     for name in ("targets", "labels"):
         if hasattr(dataset, name):
-            return _as_labels(getattr(dataset, name))
-    return _as_labels([dataset[i][1] for i in range(len(dataset))])  # type: ignore[arg-type]
+            return _as_labels(getattr(dataset, name), dataset)
+    return _as_labels([dataset[i][1] for i in range(len(dataset))], dataset)  # type: ignore[arg-type]
 
 
 def fetcher(dataset: Dataset[Any]) -> Fetch:
     """Return a function that fetches the inputs of many examples, batched as torch's default collation does."""
-    if isinstance(dataset, TensorDataset):
-        inputs = dataset.tensors[0]
-        return lambda numbers: inputs[torch.from_numpy(numbers)]
+    return FetchTensor(dataset.tensors[0]) if isinstance(dataset, TensorDataset) else FetchItems(dataset)
 
-    def fetch(numbers: NDArray[np.int64]) -> Any:
-        flat = default_collate([dataset[int(i)][0] for i in numbers.reshape(-1)])
+
+class FetchTensor:
+    """Fetches examples from one tensor, ``[examples, ...]``."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        self.inputs = inputs
+
+    def __call__(self, numbers: NDArray[np.int64]) -> Tensor:
+        """Return the examples with these numbers, ``[..., *example]`` for numbers ``[...]``."""
+        return self.inputs.index_select(0, torch.from_numpy(numbers.reshape(-1))).unflatten(0, numbers.shape)
+
+
+class FetchItems:
+    """Fetches examples item by item, batched as torch's default collation does."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __call__(self, numbers: NDArray[np.int64]) -> Any:
+        """Return the examples with these numbers, ``[..., *example]`` for numbers ``[...]``."""
+        flat = default_collate([self.dataset[int(i)][0] for i in numbers.reshape(-1)])
         return tree_map(lambda leaf: leaf.unflatten(0, numbers.shape), flat)
 
-    return fetch
 
-
-def _as_labels(values: Sequence[Any] | Tensor) -> NDArray[np.int64]:
-    labels = np.asarray([int(value) for value in values]) if not isinstance(values, Tensor) else values.numpy()
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be one integer per example, got {labels.dtype} of shape {labels.shape}")
+def _as_labels(values: Any, dataset: Dataset[Any]) -> NDArray[np.int64]:
+    labels = np.asarray(values)
+    if labels.shape != (len(dataset),) or not np.issubdtype(labels.dtype, np.integer):  # type: ignore[arg-type]
+        raise ValueError(
+            f"{type(dataset).__name__} has {len(dataset)} examples, and labels of type {labels.dtype} and shape "  # type: ignore[arg-type]
+            f"{labels.shape}: its items must be (input, label) with one integer label each"
+        )
     return labels.astype(np.int64)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_meta.data.base import TaskDataModule
 from lightning_meta.data.episodes import Split
 from lightning_meta.data.episodic import check_task_form
-from lightning_meta.data.labelled import ClassEpisodes
+from lightning_meta.data.labelled import ClassEpisodes, FetchTensor
 from lightning_meta.data.omniglot_files import OmniglotImages, load_omniglot
 
 CharacterSplit = Literal["vinyals", "lake"]
@@ -32,8 +32,8 @@ class OmniglotDataModule(TaskDataModule):
         ways: Classes in a task.
         shots: Support examples per class.
         query_shots: Query examples per class in training.
-        eval_query_shots: Query examples per class in validation and test; None: as in training.
         tasks_per_batch: Tasks in a meta-batch, per process.
+        eval_query_shots: Query examples per class in validation and test; None: as in training.
         character_split: "vinyals": 1100 characters to train on, 100 to validate and 423 to test, drawn at random
             from all alphabets, always the same (the 1200/423 split of Vinyals et al., 2016). "lake": the
             publishers' split by alphabets, 864 background characters to train on, 100 to validate, and the
@@ -59,8 +59,8 @@ class OmniglotDataModule(TaskDataModule):
         ways: int = 5,
         shots: int = 1,
         query_shots: int = 5,
-        eval_query_shots: int | None = 15,
         tasks_per_batch: int = 16,
+        eval_query_shots: int | None = 15,
         character_split: CharacterSplit = "vinyals",
         rotations: bool = True,
         download: bool = False,
@@ -88,15 +88,15 @@ class OmniglotDataModule(TaskDataModule):
             "val": eval_query_shots or query_shots,
             "test": eval_query_shots or query_shots,
         }
-        self._images: dict[Split, Tensor] = {}
+        self._episodes: dict[Split, ClassEpisodes] = {}
 
     def prepare_data(self) -> None:
         """Download if asked, decode, and write the cache; Lightning calls this in one process of each node."""
         load_omniglot(self.root, self.cache_dir, self.download)
 
     def setup(self, stage: str) -> None:
-        """Load the images and split the characters."""
-        if self._images:
+        """Load the images, split the characters, and check that tasks can be drawn from every split."""
+        if self._episodes:
             return
         loaded = load_omniglot(self.root, self.cache_dir)
         for split, characters in split_characters(loaded, self.character_split).items():
@@ -104,18 +104,16 @@ class OmniglotDataModule(TaskDataModule):
             if split == "train" and self.rotations:
                 images = torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(4)])
             # Kept as floats, 250 MB for training: converting at every episode would cost more than making it.
-            self._images[split] = images.unsqueeze(2).float().div_(255)
+            self._episodes[split] = self._make_episodes(split, images.unsqueeze(2).float().div_(255))
 
     def episodes(self, split: Split) -> ClassEpisodes:
         """Return the tasks of a split."""
-        images = self._images[split]
-        drawings = images.flatten(0, 1)
+        self.setup("fit")
+        return self._episodes[split]
+
+    def _make_episodes(self, split: Split, images: Tensor) -> ClassEpisodes:
         labels = np.arange(len(images)).repeat(images.shape[1])
-
-        def fetch(numbers: NDArray[np.int64]) -> Tensor:
-            flat = drawings.index_select(0, torch.from_numpy(numbers.reshape(-1)))
-            return flat.unflatten(0, numbers.shape)
-
+        fetch = FetchTensor(images.flatten(0, 1))
         return ClassEpisodes(
             labels, fetch, self.ways, self.shots, self.query_shots[split], split, self.num_tasks[split], self.seed
         )

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_meta import checks
+from lightning_meta import arguments
 from lightning_meta.data.base import TaskDataModule
 from lightning_meta.data.episodes import EpisodeDataset, Split
 from lightning_meta.data.random_streams import uniforms
@@ -91,9 +91,9 @@ class SinusoidDataModule(TaskDataModule):
         pin_memory: bool = False,
     ) -> None:
         super().__init__(tasks_per_batch, train_tasks, val_tasks, test_tasks, seed, num_workers, pin_memory)
-        checks.check_count("shots", shots)
-        checks.check_optional_count("query_shots", query_shots)
-        checks.check_optional_count("eval_query_shots", eval_query_shots)
+        arguments.check_count("shots", shots)
+        arguments.check_optional_count("query_shots", query_shots)
+        arguments.check_optional_count("eval_query_shots", eval_query_shots)
         if not (noise_std >= 0 and math.isfinite(noise_std)):
             raise ValueError(f"noise_std={noise_std} must be 0 or a positive number")
         self.save_hyperparameters()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_accuracy
+from torchmetrics.utilities import dim_zero_cat
 
 from lightning_meta.losses import LossFunction
 
@@ -20,29 +21,22 @@ class MeanOverTasks(Metric):
     """
 
     full_state_update = False
-    total: Tensor
-    squares: Tensor
-    tasks: Tensor
+    values: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        # Sums in double: squares of a thousand tasks cancel badly in single precision.
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("squares", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("tasks", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("values", [], dist_reduce_fx="cat")
 
     def update(self, values: Tensor) -> None:
         """Take one value per task, ``[tasks]``."""
-        values = values.detach().double()
-        self.total += values.sum()
-        self.squares += values.square().sum()
-        self.tasks += values.numel()
+        self.values.append(values.detach().float())
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Return the mean over tasks and the half-width of its 95 % interval."""
-        mean = self.total / self.tasks
-        variance = (self.squares - self.tasks * mean.square()) / (self.tasks - 1)
-        return mean.float(), (1.96 * (variance.clamp(min=0) / self.tasks).sqrt()).float()
+        values = dim_zero_cat(self.values)
+        tasks = values.numel()
+        spread = values.std() if tasks > 1 else values.new_tensor(float("nan"))
+        return values.mean(), 1.96 * spread / tasks**0.5
 
 
 class TaskMetrics:
@@ -95,7 +89,9 @@ def per_task_metrics(loss_fn: LossFunction, outputs: Tensor, targets: Any, mask:
 
 def _accuracy(outputs: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
     padding = -1
-    labels = targets if mask is None else targets.masked_fill(~_as_wide(mask, targets), padding)
+    labels = targets.clamp(min=padding)  # ignored labels, -100 by default, become padding too
+    if mask is not None:
+        labels = labels.masked_fill(~_as_wide(mask, targets), padding)
     classes = outputs.shape[2]
     return multiclass_accuracy(
         outputs.argmax(2),

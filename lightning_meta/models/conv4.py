@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_meta.checks import check_count
+from lightning_meta.arguments import check_count
 from lightning_meta.models.norm import TaskBatchNorm2d
 
 Downsampling = Literal["stride", "max_pool"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lightning_meta.checks import check_count
+from lightning_meta.arguments import check_count
 
 
 class MLP(nn.Module):

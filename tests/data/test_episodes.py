@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from lightning_meta import Episode, collate_episodes
@@ -77,17 +80,48 @@ def test_any_labelled_data_set_serves(numbered):
     assert np.array_equal(labels_of(part), numbered.tensors[1].numpy()[::-1])
 
 
-def test_processes_share_tasks_without_overlap():
-    episodes = SinusoidDataModule(train_tasks=11, val_tasks=11).episodes("train")
-    for fresh in (False, True):
-        samplers = [EpisodeSampler(episodes, fresh, num_replicas=3, rank=rank) for rank in range(3)]
-        for epoch in range(2):
-            for sampler in samplers:
-                sampler.set_epoch(epoch)
-            taken = [list(sampler) for sampler in samplers]
-            assert [len(t) for t in taken] == [len(s) for s in samplers]
-            start = 11 * epoch if fresh else 0
-            assert sorted(i for own in taken for i in own) == list(range(start, start + 11))
+def test_processes_share_tasks_without_overlap(monkeypatch):
+    episodes = SinusoidDataModule(train_tasks=11).episodes("train")
+
+    def taken(fresh, epoch, rank):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+        sampler = EpisodeSampler(episodes, fresh)
+        sampler.set_epoch(epoch)
+        assert len(sampler) == len(list(sampler))
+        return list(sampler)
+
+    for epoch in range(2):
+        evaluated = [taken(False, epoch, rank) for rank in range(3)]
+        assert sorted(i for own in evaluated for i in own) == list(range(11))  # each once, so that metrics are exact
+    trained = [taken(True, epoch, rank) for epoch in range(2) for rank in range(3)]
+    assert {len(own) for own in trained} == {4}  # processes wait for each other
+    assert sorted(i for own in trained for i in own) == list(range(24))
+
+
+def test_episodes_travel_to_worker_processes(numbered):
+    for episodes in [module(numbered).episodes("train"), module(ItemByItem(numbered)).episodes("train")]:
+        again = pickle.loads(pickle.dumps(episodes))
+        for found, expected in zip(tree_leaves(again[3]), tree_leaves(episodes[3]), strict=True):
+            assert found is expected is None or torch.equal(found, expected)
+
+
+class Unlabelled(Dataset):
+    targets = ("a", "b")
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        return torch.zeros(1), 0.5
+
+
+def test_labels_must_be_integers_one_each():
+    with pytest.raises(ValueError, match=r"Unlabelled has 3 examples, and labels of type <U1 and shape \(2,\)"):
+        labels_of(Unlabelled())
+    with pytest.raises(ValueError, match="labels of type float32"):
+        labels_of(TensorDataset(torch.zeros(3, 1), torch.tensor([0.5, 1.0, 2.0])))
 
 
 def test_workers_make_the_same_episodes(numbered):

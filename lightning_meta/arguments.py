@@ -1,0 +1,47 @@
+"""Checks of constructor arguments: each error names the argument, its value, and the cure."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+from torch import nn
+
+
+def check_module(name: str, value: Any) -> None:
+    """Raise a TypeError unless the value is a module instance."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name}={value!r} must be a torch.nn.Module instance, such as {name}=nn.Linear(3, 1)")
+
+
+def check_loss(loss_fn: Any) -> None:
+    """Raise a TypeError or ValueError unless the value can be a mean loss without parameters of its own."""
+    if not callable(loss_fn) or isinstance(loss_fn, type):
+        raise TypeError(f"loss_fn={loss_fn!r} must be a callable instance, such as loss_fn=nn.CrossEntropyLoss()")
+    if getattr(loss_fn, "reduction", None) == "none":
+        raise ValueError(
+            f"loss_fn={loss_fn!r} has reduction='none', but a loss must be one number: use reduction='mean'"
+        )
+    if isinstance(loss_fn, nn.Module) and any(p.requires_grad for p in loss_fn.parameters()):
+        raise ValueError(
+            f"loss_fn={loss_fn!r} has trainable parameters, which would not be trained: put them in the model"
+        )
+
+
+def check_rate(name: str, value: Any) -> None:
+    """Raise a ValueError unless the value is a positive finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name}={value!r} must be a positive number")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise a ValueError unless the value is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise ValueError(f"{name}={value!r} must be an integer of at least {least}")
+
+
+def check_optional_count(name: str, value: Any, least: int = 1) -> None:
+    """As `check_count`, but None passes."""
+    if value is not None:
+        check_count(name, value, least)
