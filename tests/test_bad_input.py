@@ -184,7 +184,9 @@ def test_a_meta_gradient_that_overflows_is_not_applied():
 
 def test_half_precision_is_refused_before_training(monkeypatch):
     learner = MAML(MLP(), nn.MSELoss())
-    trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False
+    )
     monkeypatch.setattr(type(trainer), "precision", "16-mixed")
     with pytest.raises(ValueError, match="precision='16-mixed': .* use 'bf16-mixed'"):
         trainer.fit(learner, SinusoidDataModule(train_tasks=25))
