@@ -21,7 +21,7 @@ from lightning_meta import MAML
 from lightning_meta.data import SinusoidDataModule
 from lightning_meta.models import MLP
 
-EPOCHS, TASKS_PER_EPOCH = 10, 17_500
+EPOCHS, TASKS_PER_EPOCH = 10, 20_000
 STEPS = (0, 1, 5, 10)
 PICTURE = Path("outputs/sinusoid_demo.png")
 

@@ -32,7 +32,7 @@ from lightning_meta.losses import LossFunction, masked_mean, splits_by_example
 from lightning_meta.metrics.task_metrics import TaskMetrics, per_task_metrics
 from lightning_meta.surrogate import surrogate_loss
 from lightning_meta.task import InnerStep, MetaParameters, TaskResult, merge_results
-from lightning_meta.task_batches import fill_padding, split_by_chunk, split_by_size
+from lightning_meta.task_batches import fastest_chunk_size, fill_padding, split_by_chunk, split_by_size
 
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
@@ -375,7 +375,7 @@ class MetaLearner(L.LightningModule, ABC):
         self.log_dict({f"{stage}/{n}": v for n, v in values.items() if n not in shown})
 
     def _pieces(self, batch: Episode) -> Iterator[tuple[Tensor, Episode]]:
-        chunk_size = batch.num_tasks if self.task_chunk_size is None else self.task_chunk_size
+        chunk_size = self.task_chunk_size or fastest_chunk_size(self.model, batch)
         masked = batch.support_mask is not None or batch.query_mask is not None
         if not masked:
             return split_by_chunk(batch, chunk_size)
