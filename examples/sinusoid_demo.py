@@ -77,7 +77,12 @@ def draw(learner: MAML, data: SinusoidDataModule) -> None:
     for axis, i in zip(axes.flat, numbers, strict=True):
         task = batch.select(int(i))
         axis.plot(
-            x, amplitudes[i] * np.sin(x - phases[i]), color="black", linewidth=2.5, alpha=0.35, label="true curve"
+            x,
+            amplitudes[i] * np.sin(x.numpy() - phases[i]),
+            color="black",
+            linewidth=2.5,
+            alpha=0.35,
+            label="true curve",
         )
         axis.plot(x, learner.model(x).detach(), color="gray", linestyle=":", label="before adaptation")
         for shade, steps in zip(shades, STEPS[1:], strict=True):
@@ -86,7 +91,7 @@ def draw(learner: MAML, data: SinusoidDataModule) -> None:
         axis.plot(task.support_x, task.support_y, "v", color="crimson", markersize=8, label="support points")
         axis.set_title(f"amplitude {amplitudes[i]:.1f}, phase {phases[i] / math.pi:.2f} π")
         axis.grid(alpha=0.2)
-    axes[0, 0].legend(fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     figure.suptitle("MAML on four unseen sinusoids")
     PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(PICTURE, dpi=110)

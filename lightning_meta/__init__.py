@@ -2,19 +2,27 @@
 
 from lightning_meta.adapted_task import AdaptedTask, Prediction
 from lightning_meta.algorithms import ANIL, BOIL, MAML, MetaSGD
-from lightning_meta.episode import Episode, collate_episodes
+from lightning_meta.data import EpisodicDataModule, OmniglotDataModule, SinusoidDataModule
+from lightning_meta.episode import Episode, Support, collate_episodes
 from lightning_meta.learner import MetaLearner
+from lightning_meta.models import MLP, Conv4
 from lightning_meta.version import __version__
 
 __all__ = [
     "ANIL",
     "BOIL",
     "MAML",
+    "MLP",
     "AdaptedTask",
+    "Conv4",
     "Episode",
+    "EpisodicDataModule",
     "MetaLearner",
     "MetaSGD",
+    "OmniglotDataModule",
     "Prediction",
+    "SinusoidDataModule",
+    "Support",
     "__version__",
     "collate_episodes",
 ]

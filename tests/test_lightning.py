@@ -251,6 +251,22 @@ def test_trains_in_every_precision(tmp_path, precision):
         assert all(torch.isfinite(p).all() for p in learner.parameters())
 
 
+def test_a_users_normalization_in_mixed_precision_works_or_says_how(tmp_path):
+    images = TensorDataset(torch.rand(60, 1, 8, 8), torch.arange(6).repeat(10))
+    data = EpisodicDataModule(images, ways=3, query_shots=2, tasks_per_batch=2, train_tasks=4)
+
+    def learner(**kwargs):
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LayerNorm(144), nn.Linear(144, 3))
+        return MAML(model, inner_lr=0.1, **kwargs)
+
+    settings = {"max_epochs": 1, "precision": "bf16-mixed"}
+    with pytest.raises(RuntimeError, match="normalizes in mixed precision.*, set task_chunk_size=1"):
+        trainer(tmp_path, **settings).fit(learner(), data)
+    runner = trainer(tmp_path, **settings)
+    runner.fit(learner(task_chunk_size=1), data)
+    assert torch.isfinite(runner.callback_metrics["train/loss"])
+
+
 def test_subclass_may_change_the_task_loss():
     class Decayed(MAML):
         def task_loss(self, meta, task):
