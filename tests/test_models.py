@@ -40,6 +40,7 @@ def test_mlp_is_the_papers_network():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler
 @pytest.mark.parametrize(
     "make", [MLP, lambda: Conv4(3, filters=8), lambda: Conv4(3, filters=8, downsampling="max_pool")]
 )

@@ -643,5 +643,5 @@ def test_real_data_module(tmp_path):
     assert len(data.episodes("train")._sizes) == 4400
     assert len(data.episodes("test")._sizes) == 423
     assert 0.05 < float(batch.support_x.mean()) < 0.15
-    turned = data._images["train"]
-    assert torch.equal(turned[1100], torch.rot90(turned[0], 1, (2, 3)))
+    drawings = data.episodes("train").fetch.inputs
+    assert torch.equal(drawings[1100 * 20], torch.rot90(drawings[0], 1, (1, 2)))
