@@ -1,7 +1,7 @@
 """How many 5-way and 20-way 1-shot Omniglot tasks are made a second, and what share of a training step that is.
 
 Run as ``OMNIGLOT_ROOT=... python benchmarks/episodes.py``. Where learn2learn can be imported, its rate is measured in
-alternation with ours, in memory: with a tensor data set, as its tutorials do, and in the fastest form found (labels as
+alternation with ours, in memory: with a tensor data set, and in the fastest form found (labels as
 Python integers, fused transforms). Both give support and query sets of 1 and 5 examples a class.
 """
 
