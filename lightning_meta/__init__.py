@@ -1,7 +1,7 @@
 """Meta-learning as a PyTorch Lightning plugin."""
 
 from lightning_meta.adapted_task import AdaptedTask, Prediction
-from lightning_meta.algorithms import ANIL, BOIL, MAML, MetaSGD
+from lightning_meta.algorithms import ANIL, BOIL, MAML, ImplicitMAML, MetaSGD, Reptile
 from lightning_meta.data import EpisodicDataModule, OmniglotDataModule, SinusoidDataModule
 from lightning_meta.episode import Episode, Support, collate_episodes
 from lightning_meta.learner import MetaLearner
@@ -17,10 +17,12 @@ __all__ = [
     "Conv4",
     "Episode",
     "EpisodicDataModule",
+    "ImplicitMAML",
     "MetaLearner",
     "MetaSGD",
     "OmniglotDataModule",
     "Prediction",
+    "Reptile",
     "SinusoidDataModule",
     "Support",
     "__version__",

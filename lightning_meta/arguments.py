@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
@@ -45,3 +45,9 @@ def check_optional_count(name: str, value: Any, least: int = 1) -> None:
     """As `check_count`, but None passes."""
     if value is not None:
         check_count(name, value, least)
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raise a ValueError unless the value is one of those a Literal type names."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name}={value!r} is not one of {list(get_args(choices))}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from lightning_meta.arguments import check_choice
 from lightning_meta.models.norm import TaskBatchNorm2d
 
 BatchStatistics = Literal["batch", "support", "running"]
@@ -15,8 +16,7 @@ BatchStatistics = Literal["batch", "support", "running"]
 
 def check_batch_statistics(choice: str) -> None:
     """Raise a ValueError unless ``choice`` is one of `BatchStatistics`."""
-    if choice not in get_args(BatchStatistics):
-        raise ValueError(f"batch_statistics={choice!r} is not one of {list(get_args(BatchStatistics))}")
+    check_choice("batch_statistics", choice, BatchStatistics)
 
 
 def check_normalization(model: nn.Module, choice: BatchStatistics) -> None:

@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -34,6 +34,8 @@ from lightning_meta.surrogate import surrogate_loss
 from lightning_meta.task import InnerStep, MetaParameters, TaskResult, merge_results
 from lightning_meta.task_batches import fastest_chunk_size, fill_padding, split_by_chunk, split_by_size
 
+SchedulerInterval = Literal["epoch", "step"]
+
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
     """The default outer optimizer: Adam with a rate of 1e-3, as in the MAML paper."""
@@ -49,7 +51,7 @@ class MetaLearner(L.LightningModule, ABC):
 
     A new algorithm implements `inner_loop` and `task_loss`; it may override the other extension points:
     `task_gradient` (where the meta-gradient is not the derivative of `task_loss`), `query_output`,
-    `task_metrics`, and every Lightning hook. All per-task functions are pure: they take parameters as a
+    `task_metrics`, `after_batch`, and every Lightning hook. All per-task functions are pure: they take parameters as a
     dictionary and may not log, assign attributes, or branch on values.
 
     Logged: ``train/loss``; in validation and test (``val/``, ``test/``) ``loss``, the metric after adaptation
@@ -64,7 +66,8 @@ class MetaLearner(L.LightningModule, ABC):
         inner_steps: Inner steps in training.
         eval_inner_steps: Inner steps in validation, test and prediction; None: as in training.
         optimizer: Makes the outer optimizer from the parameters; None: Adam with a rate of 1e-3.
-        lr_scheduler: Makes the outer schedule from the optimizer, stepped once an epoch.
+        lr_scheduler: Makes the outer schedule from the optimizer.
+        lr_scheduler_interval: Whether the schedule steps once an "epoch" or once an outer "step".
         task_chunk_size: How many tasks are vectorized at once; 1 takes one after another, without vectorizing,
             for models that cannot be; None lets the library choose.
         batch_statistics: What batch normalization uses, in training and evaluation alike. "batch": the
@@ -79,6 +82,9 @@ class MetaLearner(L.LightningModule, ABC):
         TypeError: If the model has layers that cannot run per task.
     """
 
+    draws_examples = False
+    """Whether the inner loop draws from a task's examples, so that padding is cut off rather than masked."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -88,6 +94,7 @@ class MetaLearner(L.LightningModule, ABC):
         eval_inner_steps: int | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
@@ -100,6 +107,7 @@ class MetaLearner(L.LightningModule, ABC):
         arguments.check_count("inner_steps", inner_steps)
         arguments.check_optional_count("eval_inner_steps", eval_inner_steps)
         arguments.check_optional_count("task_chunk_size", task_chunk_size)
+        arguments.check_choice("lr_scheduler_interval", lr_scheduler_interval, SchedulerInterval)
         check_batch_statistics(batch_statistics)
         check_normalization(model, batch_statistics)
         frame = inspect.currentframe()
@@ -113,6 +121,7 @@ class MetaLearner(L.LightningModule, ABC):
         self.eval_inner_steps = inner_steps if eval_inner_steps is None else eval_inner_steps
         self.optimizer_factory = adam if optimizer is None else optimizer
         self.lr_scheduler_factory = lr_scheduler
+        self.lr_scheduler_interval = lr_scheduler_interval
         self.task_chunk_size = task_chunk_size
         self.batch_statistics = batch_statistics
         self.log_step_metrics = log_step_metrics
@@ -160,6 +169,9 @@ class MetaLearner(L.LightningModule, ABC):
         """
         return per_task_metrics(self.loss_fn, outputs, targets, mask)
 
+    def after_batch(self, result: TaskResult) -> None:
+        """Called with the report of each training batch ``[tasks, ...]``, to keep what tasks pass on to later ones."""
+
     # ---- What per-task functions call. ----------------------------------------------------------------------
 
     def model_parameters(self, meta: MetaParameters) -> dict[str, Tensor]:
@@ -201,10 +213,13 @@ class MetaLearner(L.LightningModule, ABC):
         gradients = [totals[name] / batch.num_tasks for name in trainable]
         checks.check_finite_gradient(gradients, self)
         loss = surrogate_loss(result.loss.mean(), list(trainable.values()), gradients)
+        self.after_batch(result)
         if self._trainer is not None:
             metrics = self.task_metrics(result.outputs[:, -1], batch.query_y, batch.query_mask)
             logged = {f"train/{name}": values.mean() for name, values in metrics.items()}
             self.log_dict({"train/loss": loss.detach(), **logged}, prog_bar=True, batch_size=batch.num_tasks)
+            told = {f"train/{name}": values.float().mean() for name, values in result.diagnostics.items()}
+            self.log_dict(told, batch_size=batch.num_tasks)
         return loss
 
     def on_fit_start(self) -> None:
@@ -245,7 +260,7 @@ class MetaLearner(L.LightningModule, ABC):
         if self.lr_scheduler_factory is None:
             return optimizer
         scheduler = self.lr_scheduler_factory(optimizer)
-        schedule: dict[str, Any] = {"scheduler": scheduler}
+        schedule: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             schedule["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": schedule}
@@ -379,7 +394,8 @@ class MetaLearner(L.LightningModule, ABC):
         masked = batch.support_mask is not None or batch.query_mask is not None
         if not masked:
             return split_by_chunk(batch, chunk_size)
-        if chunk_size == 1 or not splits_by_example(self.loss_fn) or self._examples_depend(batch):
+        unmasked = self.draws_examples or not splits_by_example(self.loss_fn) or self._examples_depend(batch)
+        if chunk_size == 1 or unmasked:
             return split_by_size(batch, chunk_size)
         return split_by_chunk(fill_padding(batch), chunk_size)
 

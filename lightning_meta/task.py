@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 MetaParameters = Mapping[str, Tensor]
 
@@ -31,11 +32,15 @@ class TaskResult(NamedTuple):
         outputs: The model's output on the query set after each recorded number of steps,
             ``[recorded, query, ...]``; the last is the adapted model's.
         support_losses: The support loss before each inner step, ``[steps]``.
+        diagnostics: Scalars that tell how the algorithm fared, by name; training logs their means.
+        carried: A pytree of what the algorithm keeps for the next batch; see `MetaLearner.after_batch`.
     """
 
     loss: Tensor
     outputs: Tensor
     support_losses: Tensor
+    diagnostics: Mapping[str, Tensor] = {}
+    carried: Any = ()
 
 
 def merge_results(pieces: list[tuple[Tensor, TaskResult]], query: int) -> TaskResult:
@@ -47,7 +52,7 @@ def merge_results(pieces: list[tuple[Tensor, TaskResult]], query: int) -> TaskRe
     """
     order = torch.cat([indices for indices, _ in pieces]).argsort()
     results = [result._replace(outputs=_pad_queries(result.outputs, query)) for _, result in pieces]
-    return TaskResult(*(torch.cat(parts)[order.to(parts[0].device)] for parts in zip(*results, strict=True)))
+    return tree_map(lambda *parts: torch.cat(parts)[order.to(parts[0].device)], *results)
 
 
 def _pad_queries(outputs: Tensor, query: int) -> Tensor:

@@ -33,7 +33,7 @@ from lightning_meta.batch_statistics import BatchStatistics
 from lightning_meta.episode import Episode, Support
 from lightning_meta.inner import InnerRates, LearnedRates, UpdateRule, adapted_names, update_rule
 from lightning_meta.inner.multi_step import multi_step_weights
-from lightning_meta.learner import MetaLearner, module_part
+from lightning_meta.learner import MetaLearner, SchedulerInterval, module_part
 from lightning_meta.losses import LossFunction
 from lightning_meta.task import InnerStep, MetaParameters, TaskResult
 
@@ -62,6 +62,7 @@ class MAML(MetaLearner):
             to the last (MAML++'s multi-step loss).
         optimizer: Makes the outer optimizer.
         lr_scheduler: Makes the outer schedule.
+        lr_scheduler_interval: How often it steps.
         task_chunk_size: Tasks vectorized at once.
         batch_statistics: What batch normalization uses.
         log_step_metrics: Whether to log metrics after every step.
@@ -86,6 +87,7 @@ class MAML(MetaLearner):
         multi_step_loss_epochs: int = 0,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
@@ -98,6 +100,7 @@ class MAML(MetaLearner):
             eval_inner_steps=eval_inner_steps,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
+            lr_scheduler_interval=lr_scheduler_interval,
             task_chunk_size=task_chunk_size,
             batch_statistics=batch_statistics,
             log_step_metrics=log_step_metrics,

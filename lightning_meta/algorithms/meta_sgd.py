@@ -14,6 +14,7 @@ from torch import nn
 
 from lightning_meta.algorithms.maml import MAML
 from lightning_meta.batch_statistics import BatchStatistics
+from lightning_meta.learner import SchedulerInterval
 from lightning_meta.losses import LossFunction
 
 
@@ -30,6 +31,7 @@ class MetaSGD(MAML):
         first_order: bool = False,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
@@ -44,6 +46,7 @@ class MetaSGD(MAML):
             learned_rates="element",
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
+            lr_scheduler_interval=lr_scheduler_interval,
             task_chunk_size=task_chunk_size,
             batch_statistics=batch_statistics,
             log_step_metrics=log_step_metrics,

@@ -18,6 +18,8 @@ from lightning_meta.episode import Episode
 
 Fetch = Callable[[NDArray[np.int64]], Any]
 
+_BLOCK = 512  # Tasks whose examples are drawn at once: drawing for 16 takes as many calls, and most of their time.
+
 
 class ClassEpisodes(EpisodeDataset):
     """Classification tasks: ``ways`` classes drawn at random get the labels 0, 1, ... in random order.
@@ -59,6 +61,8 @@ class ClassEpisodes(EpisodeDataset):
         self.query_shots = query_shots
         self.split = split
         self.seed = seed
+        self._y = {each: torch.arange(ways).repeat_interleave(each) for each in (shots, query_shots)}
+        self._block: tuple[int, NDArray[np.int64]] | None = None
 
     def example_numbers(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return which examples make up the tasks, ``[indices, ways, shots + query_shots]``."""
@@ -72,15 +76,22 @@ class ClassEpisodes(EpisodeDataset):
 
     def make(self, indices: NDArray[np.integer]) -> Episode:
         """Return tasks whose sets are ordered by class, ``[indices, ways * shots, ...]``."""
-        numbers = self.example_numbers(indices)
+        block = indices[0] // _BLOCK
+        in_block = bool((indices // _BLOCK == block).all())
+        numbers = self._numbers_of(int(block))[indices % _BLOCK] if in_block else self.example_numbers(indices)
         support_x, support_y = self._set(numbers[..., : self.shots])
         query_x, query_y = self._set(numbers[..., self.shots :])
         return Episode(support_x, support_y, query_x, query_y)
 
+    def _numbers_of(self, block: int) -> NDArray[np.int64]:
+        """The examples of a whole block of tasks; the latest block is kept, as loaders ask for tasks in order."""
+        if self._block is None or self._block[0] != block:
+            self._block = block, self.example_numbers(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
+        return self._block[1]
+
     def _set(self, numbers: NDArray[np.int64]) -> tuple[Any, Tensor]:
         tasks, ways, each = numbers.shape
-        y = torch.arange(ways).repeat_interleave(each).repeat(tasks, 1)
-        return self.fetch(numbers.reshape(tasks, ways * each)), y
+        return self.fetch(numbers.reshape(tasks, ways * each)), self._y[each].repeat(tasks, 1)
 
 
 def check_classes(

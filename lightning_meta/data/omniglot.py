@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_meta import arguments
 from lightning_meta.data.base import TaskDataModule
 from lightning_meta.data.episodes import Split
 from lightning_meta.data.episodic import check_task_form
@@ -74,8 +75,7 @@ class OmniglotDataModule(TaskDataModule):
     ) -> None:
         super().__init__(tasks_per_batch, train_tasks, val_tasks, test_tasks, seed, num_workers, pin_memory)
         check_task_form(ways, shots, query_shots, eval_query_shots)
-        if character_split not in get_args(CharacterSplit):
-            raise ValueError(f"character_split={character_split!r} is not one of {list(get_args(CharacterSplit))}")
+        arguments.check_choice("character_split", character_split, CharacterSplit)
         self.save_hyperparameters()
         self.root = Path(root)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)

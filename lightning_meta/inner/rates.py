@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor, nn
+
+from lightning_meta.arguments import check_choice
 
 LearnedRates = Literal["none", "tensor", "tensor_step", "element"]
 
@@ -25,8 +27,7 @@ class InnerRates(nn.Module):
 
     def __init__(self, adapted: Mapping[str, Tensor], inner_lr: float, steps: int, learned: LearnedRates) -> None:
         super().__init__()
-        if learned not in get_args(LearnedRates):
-            raise ValueError(f"learned_rates={learned!r} is not one of {list(get_args(LearnedRates))}")
+        check_choice("learned_rates", learned, LearnedRates)
         self.inner_lr = inner_lr
         self.learned = learned
         self.learned_rates = nn.ParameterDict()

@@ -128,8 +128,11 @@ def update_rule(rule: str | UpdateRule) -> UpdateRule:
     """Return the rule of that name ("sgd", "momentum", "adam"), or the rule itself."""
     if isinstance(rule, UpdateRule):
         return rule
-    if rule not in _BY_NAME:
-        raise ValueError(f"inner_optimizer={rule!r} is not one of {sorted(_BY_NAME)}, nor an UpdateRule")
+    if not isinstance(rule, str) or rule not in _BY_NAME:
+        raise ValueError(
+            f"inner_optimizer={rule!r} is not one of {sorted(_BY_NAME)}, nor an UpdateRule instance (torch.optim's "
+            "optimizers change parameters in place, which cannot run per task)"
+        )
     return _BY_NAME[rule]()
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal, get_args
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_meta.arguments import check_count
+from lightning_meta.arguments import check_choice, check_count
 from lightning_meta.models.norm import TaskBatchNorm2d
 
 Downsampling = Literal["stride", "max_pool"]
@@ -43,8 +43,7 @@ class Conv4(nn.Module):
         check_count("in_channels", in_channels)
         check_count("filters", filters)
         check_count("image_size", image_size, least=16 if downsampling == "max_pool" else 1)
-        if downsampling not in get_args(Downsampling):
-            raise ValueError(f"downsampling={downsampling!r} is not one of {list(get_args(Downsampling))}")
+        check_choice("downsampling", downsampling, Downsampling)
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.filters = filters

@@ -1,0 +1,65 @@
+"""The conjugate gradient method (Hestenes and Stiefel, 1952), written to be vectorized over tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_meta.inner.vectors import Vector, add, dot
+
+
+class Solution(NamedTuple):
+    """An approximate solution of ``A x = b``.
+
+    Attributes:
+        x: The last iterate.
+        relative_residual: ``‖b − A x‖ / ‖b‖``, as the recurrence has it.
+        negative_curvature: Whether a search direction with ``pᵀAp ≤ 0`` was met, which ended the iteration.
+    """
+
+    x: Vector
+    relative_residual: Tensor
+    negative_curvature: Tensor
+
+
+def conjugate_gradient(
+    apply: Callable[[Vector], Vector], b: Vector, steps: int, fallback: Vector, start: Vector | None = None
+) -> Solution:
+    """Solve ``A x = b`` for a symmetric ``A`` by ``steps`` products with it.
+
+    Where ``A`` is not positive definite the method can meet a direction of negative curvature; it then stops at
+    the iterate it has. Every step is taken for every task; a task that is done keeps its iterate.
+
+    Args:
+        apply: The product with ``A``.
+        b: The right-hand side.
+        steps: The number of steps, one product each; an exact solution needs as many as ``A`` has distinct
+            eigenvalues.
+        fallback: What to return where the very first direction has negative curvature and there is no ``start``.
+        start: Where to start, at the cost of one more product; None: at zero.
+    """
+    size = dot(b, b)
+    # Below this the recurrence is rounding error, and its ratios mean nothing.
+    negligible = size * torch.finfo(size.dtype).eps ** 2
+    x = {name: torch.zeros_like(value) for name, value in b.items()} if start is None else start
+    residual = b if start is None else add(b, apply(start), -1.0)
+    direction = residual
+    squared = dot(residual, residual)
+    going = squared > negligible
+    negative = torch.zeros_like(going)
+    for step in range(steps):
+        product = apply(direction)
+        curvature = dot(direction, product)
+        negative = negative | (going & (curvature <= 0))
+        going = going & (curvature > 0) & (squared > negligible)
+        length = torch.where(going, squared / torch.where(going, curvature, 1), 0)
+        x = add(x, direction, length)
+        if step == 0 and start is None:
+            x = {name: torch.where(negative, fallback[name], value) for name, value in x.items()}
+        residual = add(residual, product, -length)
+        before, squared = squared, dot(residual, residual)
+        direction = add(residual, direction, torch.where(going, squared / torch.where(going, before, 1), 0))
+    return Solution(x, torch.where(size > 0, (squared / torch.where(size > 0, size, 1)).sqrt(), 0), negative)

@@ -1,0 +1,308 @@
+"""Implicit MAML against closed forms, the unrolled proximal gradient, and dense linear algebra."""
+
+from __future__ import annotations
+
+import copy
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, jacrev, vmap
+
+from lightning_meta import Episode, ImplicitMAML, collate_episodes
+from lightning_meta.data import SinusoidDataModule
+from lightning_meta.inner.conjugate_gradient import conjugate_gradient
+from tests.reference import assert_same, meta_gradient
+from tests.test_quadratic_oracles import quadratic
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+TASKS, FEATURES, LAM = 3, 3, 1.5
+
+
+@pytest.fixture
+def batch():
+    return Episode(*(torch.randn(TASKS, n, d) for n, d in [(7, FEATURES), (7, 1), (9, FEATURES), (9, 1)]))
+
+
+def network():
+    return nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, 1))
+
+
+def closed_form(theta, batch, lam):
+    """The mean query loss's gradient in θ and in λ (a vector: one λ a feature), and φ* of each task."""
+    lam = torch.as_tensor(lam).expand(FEATURES)
+    in_theta, in_lambda, ends = torch.zeros(FEATURES), torch.zeros(FEATURES), []
+    for i in range(TASKS):
+        a_matrix, a = quadratic(batch.support_x[i], batch.support_y[i])
+        c_matrix, b = quadratic(batch.query_x[i], batch.query_y[i])
+        a, b = a[:, 0], b[:, 0]
+        system = a_matrix + lam.diag()
+        phi = torch.linalg.solve(system, a_matrix @ a + lam * theta)
+        adjoint = torch.linalg.solve(system, c_matrix @ (phi - b))
+        in_theta += lam * adjoint / TASKS
+        in_lambda += adjoint * (theta - phi) / TASKS
+        ends.append(phi)
+    return in_theta, in_lambda, ends
+
+
+SOLVERS = [
+    {"inner_solver": "gradient_descent", "inner_lr": 0.1, "inner_steps": 400},
+    {"inner_solver": "hessian_free", "inner_steps": 2},
+]
+
+
+@pytest.mark.parametrize("task_chunk_size", [None, 1, 2])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_meta_gradient_is_the_closed_form(batch, solver, task_chunk_size):
+    model = nn.Linear(FEATURES, 1, bias=False)
+    learner = ImplicitMAML(
+        model, nn.MSELoss(), prox_lambda=LAM, cg_steps=FEATURES, task_chunk_size=task_chunk_size, **solver
+    )
+    learner.training_step(batch, 0).backward()
+    expected, _, ends = closed_form(model.weight.detach()[0], batch, LAM)
+    torch.testing.assert_close(model.weight.grad[0], expected, rtol=1e-6, atol=1e-6)
+    adapted = learner.adapt(batch.support_x[0], batch.support_y[0])
+    torch.testing.assert_close(adapted.state["weight"][0], ends[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("learned", ["scalar", "tensor"])
+def test_a_learned_lambda_has_the_closed_form_gradient(batch, learned):
+    class Split(nn.Module):
+        """A linear model in two tensors, so that λ can differ."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.randn(1)), nn.Parameter(torch.randn(2))
+
+        def forward(self, x):
+            return x @ torch.cat([self.first, self.second])[:, None]
+
+    model = Split()
+    learner = ImplicitMAML(
+        model,
+        nn.MSELoss(),
+        prox_lambda={"first": 0.7, "*": 2.0},
+        learned_lambda=learned,
+        cg_steps=5,
+        inner_solver="hessian_free",
+        inner_steps=3,
+    )
+    learner.training_step(batch, 0).backward()
+    lam = torch.tensor([0.7, 2.0, 2.0])
+    in_theta, in_lambda, _ = closed_form(torch.cat([model.first, model.second]).detach(), batch, lam)
+    found = torch.cat([model.first.grad, model.second.grad])
+    torch.testing.assert_close(found, in_theta, rtol=1e-6, atol=1e-6)
+    by_logarithm = in_lambda * lam
+    expected = torch.stack([by_logarithm[0], by_logarithm[1:].sum()])
+    expected = expected.sum(0, keepdim=True) if learned == "scalar" else expected
+    torch.testing.assert_close(learner.prox_strength.log_factors.grad, expected, rtol=1e-6, atol=1e-6)
+
+
+def unrolled(model, batch, lam, alpha, steps, adapted=None):
+    """Backpropagation through proximal gradient descent, one task after another."""
+    theta = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+    names = list(theta) if adapted is None else adapted
+    losses = []
+    for i in range(batch.num_tasks):
+        phi = dict(theta)
+        for _ in range(steps):
+            loss = nn.MSELoss()(functional_call(model, phi, (batch.support_x[i],)), batch.support_y[i])
+            loss = loss + lam / 2 * sum((phi[n] - theta[n]).square().sum() for n in names)
+            gradients = torch.autograd.grad(loss, [phi[n] for n in names], create_graph=True)
+            phi = phi | {n: phi[n] - alpha * g for n, g in zip(names, gradients, strict=True)}
+        losses.append(nn.MSELoss()(functional_call(model, phi, (batch.query_x[i],)), batch.query_y[i]))
+    return dict(zip(theta, torch.autograd.grad(torch.stack(losses).mean(), list(theta.values())), strict=True))
+
+
+@pytest.mark.parametrize("adapt", ["all", "head"])
+def test_the_unrolled_proximal_gradient_tends_to_it(batch, adapt):
+    """For a network, with parameters that adapt and, with the head alone, some that do not."""
+    model = network()
+    names = ["2.weight", "2.bias"] if adapt == "head" else None
+
+    def implicit(steps):
+        learner = ImplicitMAML(
+            model, nn.MSELoss(), inner_lr=0.1, inner_steps=steps, prox_lambda=LAM, cg_steps=40, adapt=adapt
+        )
+        return meta_gradient(learner, batch)[1]
+
+    def distance(steps):
+        found, expected = implicit(steps), unrolled(model, batch, LAM, 0.1, steps, names)
+        return max(float((found[n] - expected[n]).abs().max()) for n in expected)
+
+    distances = [distance(steps) for steps in (5, 50, 1000)]
+    assert distances[0] > 3 * distances[1] > 1000 * distances[2]
+    assert distances[2] < 1e-8
+
+
+def test_damping_is_added_to_the_diagonal(batch):
+    model = nn.Linear(FEATURES, 1, bias=False)
+    learner = ImplicitMAML(
+        model, nn.MSELoss(), prox_lambda=LAM, cg_damping=2.5, cg_steps=5, inner_solver="hessian_free", inner_steps=3
+    )
+    learner.training_step(batch, 0).backward()
+    expected, ends = torch.zeros(FEATURES), closed_form(model.weight.detach()[0], batch, LAM)[2]
+    for i in range(TASKS):
+        a_matrix, _ = quadratic(batch.support_x[i], batch.support_y[i])
+        c_matrix, b = quadratic(batch.query_x[i], batch.query_y[i])
+        system = a_matrix + (LAM + 2.5) * torch.eye(FEATURES)
+        expected += LAM * torch.linalg.solve(system, c_matrix @ (ends[i] - b[:, 0])) / TASKS
+    torch.testing.assert_close(model.weight.grad[0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_warm_start_needs_fewer_steps_where_lambda_is_large(batch):
+    model = network()
+
+    def gradient(cg_steps, warm):
+        learner = ImplicitMAML(
+            model, nn.MSELoss(), inner_lr=0.01, prox_lambda=50.0, cg_steps=cg_steps, cg_warm_start=warm
+        )
+        return torch.cat([g.flatten() for g in meta_gradient(learner, batch)[1].values()])
+
+    exact = gradient(60, False)
+    torch.testing.assert_close(gradient(60, True), exact, rtol=1e-8, atol=1e-10)
+    assert (gradient(1, True) - exact).norm() < 0.5 * (gradient(1, False) - exact).norm()
+
+
+def test_conjugate_gradients_solve_and_tell_their_residual():
+    root = torch.randn(4, 6, 6)
+    matrices = root @ root.mT + 0.1 * torch.eye(6)
+    b = torch.randn(4, 6)
+
+    def solve(steps):
+        def one(matrix, b):
+            return conjugate_gradient(lambda v: {"v": matrix @ v["v"]}, {"v": b}, steps, fallback={"v": b})
+
+        return vmap(one)(matrices, b)
+
+    exact = torch.linalg.solve(matrices, b)
+    torch.testing.assert_close(solve(6).x["v"], exact, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(solve(50).x["v"], exact, rtol=1e-6, atol=1e-6)  # and stay there
+    early = solve(3)
+    residual = (b - (matrices @ early.x["v"][..., None])[..., 0]).norm(dim=1) / b.norm(dim=1)
+    torch.testing.assert_close(early.relative_residual, residual, rtol=1e-6, atol=1e-9)
+    assert not early.negative_curvature.any()
+
+
+def test_negative_curvature_ends_the_iteration_and_is_told():
+    diagonals = torch.tensor([[3.0, 2.0, 1.0], [3.0, -1.0, 0.5], [-1.0, -2.0, -3.0], [0.0, 0.0, 0.0]])
+    b = torch.tensor([1.0, 1.0, 1.0])
+
+    def one(diagonal, b):
+        return conjugate_gradient(lambda v: {"v": diagonal * v["v"]}, {"v": b}, 3, fallback={"v": 7 * b})
+
+    found = vmap(one, in_dims=(0, None))(diagonals, b)
+    assert found.negative_curvature.tolist() == [False, True, True, True]
+    torch.testing.assert_close(found.x["v"][0], b / diagonals[0])
+    step = 3 / diagonals[1].sum()  # the first direction, b, still curves upward; the second does not
+    torch.testing.assert_close(found.x["v"][1], step * b)
+    torch.testing.assert_close(found.x["v"][2:], (7 * b).expand(2, 3))
+
+
+def test_newton_steps_decrease_the_objective_where_it_is_not_convex():
+    """Start where the support loss of a network has negative curvature that the pull does not outweigh."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+    for p in model.parameters():
+        nn.init.normal_(p, std=1.5)
+    x, y = torch.randn(8, 2), 3 * torch.randn(8, 1)
+    parameters = {n: p.detach() for n, p in model.named_parameters()}
+
+    def objective(p):
+        anchored = sum((p[n] - parameters[n]).square().sum() for n in p)
+        return nn.MSELoss()(functional_call(model, p, (x,)), y) + 0.005 * anchored
+
+    blocks = jacrev(jacrev(objective))(parameters)
+    dense = torch.cat(
+        [torch.cat([blocks[a][b].reshape(p.numel(), -1) for b in parameters], 1) for a, p in parameters.items()]
+    )
+    assert torch.linalg.eigvalsh(dense)[0] < -0.1
+    learner = ImplicitMAML(model, nn.MSELoss(), prox_lambda=0.01, inner_solver="hessian_free", cg_steps=20)
+    values = [float(objective(learner.adapt(x, y, steps=steps).state)) for steps in (1, 2, 4, 8, 16, 32)]
+    assert values[0] < float(objective(parameters))
+    assert values == sorted(values, reverse=True)
+    found = learner.adapt(x, y, steps=60).state
+    slope = torch.func.grad(objective)(found)
+    assert max(float(g.abs().max()) for g in slope.values()) < 1e-3
+
+
+def test_diagnostics_are_logged(tmp_path):
+    class Spy(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            self.seen = dict(trainer.callback_metrics)
+
+    learner = ImplicitMAML(
+        nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)),
+        nn.MSELoss(),
+        prox_lambda=2.0,
+        cg_steps=3,
+        learned_lambda="scalar",
+    )
+    spy = Spy()
+    trainer = L.Trainer(
+        max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[spy]
+    )
+    trainer.fit(learner, SinusoidDataModule(shots=5, tasks_per_batch=4))
+    for name in ("cg_residual", "inner_stationarity", "negative_curvature", "prox_lambda"):
+        assert torch.isfinite(spy.seen[f"train/{name}"])
+    assert float(spy.seen["train/prox_lambda"]) == pytest.approx(2.0, rel=0.01)
+    assert float(spy.seen["train/inner_stationarity"]) > 0
+
+
+def test_the_logged_stationarity_is_the_regularized_gradients_norm(batch):
+    model = nn.Linear(FEATURES, 1, bias=False)
+    learner = ImplicitMAML(model, nn.MSELoss(), inner_lr=0.01, inner_steps=2, prox_lambda=LAM)
+    meta = {n: p.detach() for n, p in learner.named_parameters()}
+    _, result = learner.task_gradient(meta, batch.select(0))
+    a_matrix, a = quadratic(batch.support_x[0], batch.support_y[0])
+    theta = model.weight.detach()[0]
+    phi = theta
+    for _ in range(2):
+        phi = phi - 0.01 * (a_matrix @ (phi - a[:, 0]) + LAM * (phi - theta))
+    expected = (a_matrix @ (phi - a[:, 0]) + LAM * (phi - theta)).norm()
+    torch.testing.assert_close(result.diagnostics["inner_stationarity"], expected)
+
+
+def test_ragged_tasks_train_as_each_alone():
+    model = network()
+    tasks = [Episode(*(torch.randn(n, d) for n, d in [(s, 3), (s, 1), (q, 3), (q, 1)])) for s, q in [(2, 5), (4, 3)]]
+    learner = ImplicitMAML(model, nn.MSELoss(), inner_lr=0.05, inner_steps=3)
+    together = meta_gradient(learner, collate_episodes(tasks))[1]
+    alone = [meta_gradient(learner, collate_episodes([task]))[1] for task in tasks]
+    assert_same(together, {name: (alone[0][name] + alone[1][name]) / 2 for name in together})
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d])
+def test_vectorized_tasks_equal_one_at_a_time_with_normalization(norm):
+    layer = nn.GroupNorm(2, 4) if norm is nn.GroupNorm else norm(4, affine=True)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), layer, nn.Tanh(), nn.Flatten(), nn.Linear(16, 3))
+    batch = Episode(
+        torch.randn(2, 6, 1, 4, 4), torch.randint(3, (2, 6)), torch.randn(2, 6, 1, 4, 4), torch.randint(3, (2, 6))
+    )
+    for solver in ({"inner_lr": 0.1, "inner_steps": 3}, {"inner_solver": "hessian_free", "inner_steps": 2}):
+        found = [
+            meta_gradient(ImplicitMAML(copy.deepcopy(model), task_chunk_size=size, **solver), batch)[1]
+            for size in (None, 1)
+        ]
+        assert_same(found[0], found[1], 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"prox_lambda": 0.0}, r"prox_lambda=0.0 must be a positive number"),
+        ({"prox_lambda": -1.0}, r"prox_lambda=-1.0 must be a positive number"),
+        ({"prox_lambda": {"*": 0.0}}, r"prox_lambda\['\*'\]=0.0 must be a positive number"),
+        ({"prox_lambda": {"haed.*": 1.0, "*": 2.0}}, r"the pattern 'haed.\*' matches no adapted parameter"),
+        ({"prox_lambda": {"0.weight": 1.0}}, r"no pattern matches the parameter '0.bias'"),
+        ({"cg_steps": 0}, r"cg_steps=0 must be an integer of at least 1"),
+        ({"cg_damping": -0.1}, r"cg_damping=-0.1 must be 0 or a positive number"),
+        ({"inner_solver": "lbfgs"}, r"inner_solver='lbfgs' is not one of"),
+        ({"learned_lambda": "all"}, r"learned_lambda='all' is not one of"),
+    ],
+)
+def test_wrong_arguments_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ImplicitMAML(network(), nn.MSELoss(), **wrong)
