@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_meta.attention import differentiable_attention
 from lightning_meta.episode import Support
-from lightning_meta.losses import takes_class_labels
+from lightning_meta.losses import likelihood_of
+from lightning_meta.predictive import Likelihood, Prediction, Samples, mean_output, predict
 from lightning_meta.task import MetaParameters
 
 if TYPE_CHECKING:
     from lightning_meta.learner import MetaLearner
-
-
-class Prediction(NamedTuple):
-    """A prediction with its uncertainty, split where the learner can tell the parts.
-
-    Attributes:
-        mean: Class probabilities ``[query, classes]`` (for binary cross-entropy, of the positive class), or the
-            regression output.
-        total: Uncertainty of the prediction: entropy in nats ``[query]``, or variance. None for a regression
-            learner without a noise model.
-        aleatoric: The part that more support examples would not remove.
-        epistemic: The part that they would; None (absent, not zero) for learners of a single point.
-    """
-
-    mean: Tensor
-    total: Tensor | None
-    aleatoric: Tensor | None
-    epistemic: Tensor | None
 
 
 class AdaptedTask:
@@ -48,22 +31,29 @@ class AdaptedTask:
         self._support = support
 
     def __call__(self, x: Any) -> Tensor:
-        """Return logits or regression output ``[query, ...]`` for inputs ``[query, ...]``."""
-        with torch.no_grad(), differentiable_attention():
-            return self._learner.evaluation_output(self._meta, self.state, self._support, x)
+        """Return logits or regression output ``[query, ...]`` for inputs ``[query, ...]``.
+
+        A Bayesian learner returns the posterior-predictive mean: the logarithm of mean probabilities, or the
+        mean output.
+        """
+        return mean_output(self._likelihood, self.samples(x))
 
     def predict(self, x: Any) -> Prediction:
         """Return the predictive mean and its uncertainty for inputs ``[query, ...]``."""
-        output = self(x)
-        if isinstance(self._learner.loss_fn, nn.BCEWithLogitsLoss):
-            probabilities = output.sigmoid()
-            entropy = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
-        elif takes_class_labels(self._learner.loss_fn) or _are_labels(self._support.y, output):
-            probabilities = output.softmax(1)
-            entropy = torch.special.entr(probabilities).sum(1)
-        else:
-            return Prediction(output, None, None, None)
-        return Prediction(probabilities, entropy, entropy, None)
+        samples = self.samples(x)
+        likelihood = self._likelihood
+        if likelihood is None and _are_labels(self._support.y, samples.outputs[0]):
+            likelihood = "categorical"
+        return predict(likelihood, samples)
+
+    def samples(self, x: Any) -> Samples:
+        """Return draws from the posterior over models, as their outputs on inputs ``[query, ...]``."""
+        with torch.no_grad(), differentiable_attention():
+            return self._learner.evaluation_samples(self._meta, self.state, self._support, x)
+
+    @property
+    def _likelihood(self) -> Likelihood | None:
+        return likelihood_of(self._learner.loss_fn)
 
 
 def _are_labels(targets: Any, output: Tensor) -> bool:

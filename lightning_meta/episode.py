@@ -32,6 +32,8 @@ class Episode(NamedTuple):
         query_y: Their targets, ``[tasks, query, ...]``.
         support_mask: ``[tasks, support]``, True where an example counts; None where all do.
         query_mask: ``[tasks, query]``, True where an example counts; None where all do.
+        outside_x: Inputs of classes that are not in the task, ``[tasks, outside, ...]``, for evaluating how well
+            uncertainty tells them from the queries; None where there are none.
     """
 
     support_x: Any
@@ -40,6 +42,7 @@ class Episode(NamedTuple):
     query_y: Any
     support_mask: Tensor | None = None
     query_mask: Tensor | None = None
+    outside_x: Any = None
 
     @property
     def num_tasks(self) -> int:
@@ -69,7 +72,24 @@ def collate_episodes(episodes: Sequence[Episode] | Episode) -> Episode:
         return episodes
     support_x, support_y, support_mask = _stack_set([(e.support_x, e.support_y, e.support_mask) for e in episodes])
     query_x, query_y, query_mask = _stack_set([(e.query_x, e.query_y, e.query_mask) for e in episodes])
-    return Episode(support_x, support_y, query_x, query_y, support_mask, query_mask)
+    outside = [e.outside_x for e in episodes]
+    outside_x = None if outside[0] is None else tree_map(lambda *leaves: torch.stack(leaves), *outside)
+    return Episode(support_x, support_y, query_x, query_y, support_mask, query_mask, outside_x)
+
+
+def joined_sets(task: Episode) -> Support:
+    """One task's support and query sets as one set, ``[support + query, ...]``."""
+    support, query = (task.support_x, task.support_y), (task.query_x, task.query_y)
+    x, y = tree_map(lambda *leaves: torch.cat(leaves), support, query)
+    if task.support_mask is None and task.query_mask is None:
+        return Support(x, y)
+    masks = _full_mask(task.support_x, task.support_mask), _full_mask(task.query_x, task.query_mask)
+    return Support(x, y, torch.cat(masks))
+
+
+def _full_mask(x: Any, mask: Tensor | None) -> Tensor:
+    leaf = tree_leaves(x)[0]
+    return torch.ones(leaf.shape[0], dtype=torch.bool, device=leaf.device) if mask is None else mask
 
 
 def _stack_set(sets: list[tuple[Any, Any, Tensor | None]]) -> tuple[Any, Any, Tensor | None]:

@@ -28,8 +28,10 @@ from lightning_meta.batch_statistics import (
 )
 from lightning_meta.episode import Episode, Support
 from lightning_meta.hyperparameters import keep_hyperparameters
-from lightning_meta.losses import LossFunction, masked_mean, splits_by_example
+from lightning_meta.losses import LossFunction, likelihood_of, masked_mean, splits_by_example
 from lightning_meta.metrics.task_metrics import TaskMetrics, per_task_metrics
+from lightning_meta.metrics.uncertainty import auroc, uncertainty_metrics
+from lightning_meta.predictive import Samples, mean_output, predict
 from lightning_meta.surrogate import surrogate_loss
 from lightning_meta.task import InnerStep, MetaParameters, TaskResult, merge_results
 from lightning_meta.task_batches import fastest_chunk_size, fill_padding, split_by_chunk, split_by_size
@@ -50,13 +52,15 @@ class MetaLearner(L.LightningModule, ABC):
     strategies are Lightning's own.
 
     A new algorithm implements `inner_loop` and `task_loss`; it may override the other extension points:
-    `task_gradient` (where the meta-gradient is not the derivative of `task_loss`), `query_output`,
-    `task_metrics`, `after_batch`, and every Lightning hook. All per-task functions are pure: they take parameters as a
-    dictionary and may not log, assign attributes, or branch on values.
+    `task_gradient` (where the meta-gradient is not the derivative of `task_loss`), `query_output`, `query_samples`,
+    `task_metrics`, `after_batch`, and every Lightning hook. All per-task functions are pure: they take parameters
+    as a dictionary and may not log, assign attributes, or branch on values.
 
     Logged: ``train/loss``; in validation and test (``val/``, ``test/``) ``loss``, the metric after adaptation
-    (``acc`` or ``mse``), its 95 % interval over tasks ``*_ci95``, the metric before adaptation ``*_pre``, and
-    with ``log_step_metrics`` the metric after k steps, ``*_step_k``.
+    (``acc`` or ``mse``), its 95 % interval over tasks ``*_ci95``, the metric before adaptation ``*_pre``, with
+    ``log_step_metrics`` the metric after k steps, ``*_step_k``, and what `uncertainty_metrics` describes.
+    Episodes with ``outside_x`` add ``ood_auroc_total`` and ``ood_auroc_epistemic``: how well each kind of
+    uncertainty tells examples of other classes from the queries.
 
     Args:
         model: Any module; called as ``model(x)``. It is used as it is, and its trainable parameters are
@@ -82,8 +86,8 @@ class MetaLearner(L.LightningModule, ABC):
         TypeError: If the model has layers that cannot run per task.
     """
 
-    draws_examples = False
-    """Whether the inner loop draws from a task's examples, so that padding is cut off rather than masked."""
+    whole_tasks = False
+    """Whether per-task functions take no masks, so that padding is cut off instead."""
 
     def __init__(
         self,
@@ -158,6 +162,13 @@ class MetaLearner(L.LightningModule, ABC):
         Here ``state`` is a dictionary of the adapted parameters, named as in the model.
         """
         return self.call_model({**self.model_parameters(meta), **state}, x)
+
+    def query_samples(self, meta: MetaParameters, state: Any, x: Any) -> Samples:
+        """Return draws from the posterior over models, as their outputs on inputs ``[query, ...]``.
+
+        A point learner has one draw, without a noise model.
+        """
+        return Samples(self.query_output(meta, state, x)[None])
 
     def task_metrics(self, outputs: Tensor, targets: Any, mask: Tensor | None) -> dict[str, Tensor]:
         """Return metrics by name, each with one value a task, ``[tasks]``.
@@ -345,28 +356,37 @@ class MetaLearner(L.LightningModule, ABC):
 
     # ---- Inside. --------------------------------------------------------------------------------------------
 
-    def evaluation_output(self, meta: MetaParameters, state: Any, support: Support, x: Any) -> Tensor:
-        """The adapted model's output in evaluation, where ``batch_statistics="support"`` separates queries."""
+    def evaluation_samples(self, meta: MetaParameters, state: Any, support: Support, x: Any) -> Samples:
+        """As `query_samples`, in evaluation, where ``batch_statistics="support"`` separates queries."""
         if self.batch_statistics != "support":
-            return self.query_output(meta, state, x)
+            return self.query_samples(meta, state, x)
 
-        def beside_support(one: Any) -> Tensor:
+        def beside_support(one: Any) -> dict[str, Tensor]:
             together = tree_map(lambda leaf, query: torch.cat([leaf, query[None]]), support.x, one)
-            return self.query_output(meta, state, together)[-1]
+            return {name: leaf[:, -1] for name, leaf in self.query_samples(meta, state, together).present().items()}
 
         if self.task_chunk_size == 1:
-            queries = range(tree_leaves(x)[0].shape[0])
-            return torch.stack([beside_support(tree_map(lambda leaf, i=i: leaf[i], x)) for i in queries])
-        return vmap(beside_support, randomness="different")(x)
+            each = [beside_support(tree_map(lambda leaf, i=i: leaf[i], x)) for i in range(tree_leaves(x)[0].shape[0])]
+            return Samples(**tree_map(lambda *leaves: torch.stack(leaves, dim=1), *each))
+        return Samples(**vmap(beside_support, out_dims=1, randomness="different")(x))
 
     def _evaluate_task(self, meta: MetaParameters, task: Episode, steps: int, record: tuple[int, ...]) -> TaskResult:
         outputs, support_losses = [], []
         for step, (state, support_loss) in enumerate(self.inner_loop(meta, task.support, steps)):
             support_losses += [] if support_loss is None else [support_loss]
             if step in record:
-                outputs.append(self.evaluation_output(meta, state, task.support, task.query_x))
+                samples = self.evaluation_samples(meta, state, task.support, task.query_x)
+                outputs.append(mean_output(likelihood_of(self.loss_fn), samples))
         loss = self.loss(outputs[-1], task.query_y, task.query_mask)
-        return TaskResult(loss, torch.stack(outputs), torch.stack(support_losses))
+        novelty = {} if task.outside_x is None else self._novelty(meta, state, task)
+        return TaskResult(loss, torch.stack(outputs), torch.stack(support_losses), samples.present(), novelty)
+
+    def _novelty(self, meta: MetaParameters, state: Any, task: Episode) -> dict[str, tuple[Tensor, Tensor]]:
+        together = tree_map(lambda query, outside: torch.cat([query, outside]), task.query_x, task.outside_x)
+        prediction = predict(likelihood_of(self.loss_fn), self.evaluation_samples(meta, state, task.support, together))
+        queries = tree_leaves(task.query_x)[0].shape[0]
+        kinds = {"total": prediction.total, "epistemic": prediction.epistemic}
+        return {name: (value[:queries], value[queries:]) for name, value in kinds.items() if value is not None}
 
     def _evaluation_step(self, batch: Episode, stage: str) -> None:
         steps = self.eval_inner_steps
@@ -381,6 +401,9 @@ class MetaLearner(L.LightningModule, ABC):
                     values[name] = value
                 if self.log_step_metrics:
                     values[f"{name}_step_{step}"] = value
+        likelihood, samples = likelihood_of(self.loss_fn), Samples(**result.samples)
+        values |= uncertainty_metrics(likelihood, samples, batch.query_y, batch.query_mask)
+        values |= {f"ood_auroc_{kind}": auroc(*pair, batch.query_mask) for kind, pair in result.novelty.items()}
         self._metrics[stage].update(values)
 
     def _log_evaluation(self, stage: str) -> None:
@@ -394,7 +417,7 @@ class MetaLearner(L.LightningModule, ABC):
         masked = batch.support_mask is not None or batch.query_mask is not None
         if not masked:
             return split_by_chunk(batch, chunk_size)
-        unmasked = self.draws_examples or not splits_by_example(self.loss_fn) or self._examples_depend(batch)
+        unmasked = self.whole_tasks or not splits_by_example(self.loss_fn) or self._examples_depend(batch)
         if chunk_size == 1 or unmasked:
             return split_by_size(batch, chunk_size)
         return split_by_chunk(fill_padding(batch), chunk_size)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_meta.predictive import Likelihood
+
 LossFunction = Callable[[Any, Any], Tensor]
 
 _SAME_SHAPE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.BCELoss)
@@ -19,6 +21,31 @@ _CLASS_LABELS = (nn.CrossEntropyLoss, nn.NLLLoss)
 def takes_class_labels(loss_fn: LossFunction) -> bool:
     """Whether the loss compares class scores ``[examples, classes]`` with labels ``[examples]``."""
     return isinstance(loss_fn, _CLASS_LABELS) or loss_fn in (F.cross_entropy, F.nll_loss)
+
+
+def likelihood_of(loss_fn: LossFunction) -> Likelihood | None:
+    """The likelihood whose negative logarithm the loss is, up to constants; None where it is none of ours."""
+    if takes_class_labels(loss_fn):
+        return "categorical"
+    if isinstance(loss_fn, nn.BCEWithLogitsLoss):
+        return "bernoulli"
+    return "gaussian" if isinstance(loss_fn, nn.MSELoss) or loss_fn is F.mse_loss else None
+
+
+def required_likelihood(loss_fn: LossFunction) -> Likelihood:
+    """The likelihood of a Bayesian learner's loss.
+
+    Raises:
+        ValueError: If the loss stands for no likelihood, or weighs or smooths it.
+    """
+    likelihood = likelihood_of(loss_fn)
+    plain = splits_by_example(loss_fn) or loss_fn in (F.cross_entropy, F.mse_loss)
+    if likelihood is None or not plain or getattr(loss_fn, "label_smoothing", 0.0) > 0:
+        raise ValueError(
+            f"loss_fn={loss_fn!r} stands for no likelihood, which a Bayesian learner needs: use nn.CrossEntropyLoss() "
+            "(categorical), nn.BCEWithLogitsLoss() (Bernoulli) or nn.MSELoss() (Gaussian), without weights or smoothing"
+        )
+    return likelihood
 
 
 def needs_same_shape(loss_fn: LossFunction) -> bool:

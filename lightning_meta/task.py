@@ -32,6 +32,9 @@ class TaskResult(NamedTuple):
         outputs: The model's output on the query set after each recorded number of steps,
             ``[recorded, query, ...]``; the last is the adapted model's.
         support_losses: The support loss before each inner step, ``[steps]``.
+        samples: In evaluation, the predictive distribution after the last step: the fields of `Samples` by name.
+        novelty: In evaluation of tasks with ``outside_x``, kinds of uncertainty about the queries,
+            ``[query]``, and about the examples of other classes, ``[outside]``, seen together.
         diagnostics: Scalars that tell how the algorithm fared, by name; training logs their means.
         carried: A pytree of what the algorithm keeps for the next batch; see `MetaLearner.after_batch`.
     """
@@ -39,6 +42,8 @@ class TaskResult(NamedTuple):
     loss: Tensor
     outputs: Tensor
     support_losses: Tensor
+    samples: Mapping[str, Tensor] = {}
+    novelty: Mapping[str, tuple[Tensor, Tensor]] = {}
     diagnostics: Mapping[str, Tensor] = {}
     carried: Any = ()
 
@@ -51,12 +56,20 @@ def merge_results(pieces: list[tuple[Tensor, TaskResult]], query: int) -> TaskRe
         query: The batch's number of queries; shorter outputs are padded with zeros.
     """
     order = torch.cat([indices for indices, _ in pieces]).argsort()
-    results = [result._replace(outputs=_pad_queries(result.outputs, query)) for _, result in pieces]
+    results = [_padded(result, query) for _, result in pieces]
     return tree_map(lambda *parts: torch.cat(parts)[order.to(parts[0].device)], *results)
 
 
-def _pad_queries(outputs: Tensor, query: int) -> Tensor:
-    missing = query - outputs.shape[2]
+def _padded(result: TaskResult, query: int) -> TaskResult:
+    return result._replace(
+        outputs=_pad(result.outputs, 2, query),
+        samples={name: _pad(leaf, 2, query) for name, leaf in result.samples.items()},
+        novelty={name: (_pad(inside, 1, query), outside) for name, (inside, outside) in result.novelty.items()},
+    )
+
+
+def _pad(leaf: Tensor, dim: int, size: int) -> Tensor:
+    missing = size - leaf.shape[dim]
     if missing == 0:
-        return outputs
-    return torch.cat([outputs, outputs.new_zeros(*outputs.shape[:2], missing, *outputs.shape[3:])], dim=2)
+        return leaf
+    return torch.cat([leaf, leaf.new_zeros(*leaf.shape[:dim], missing, *leaf.shape[dim + 1 :])], dim=dim)

@@ -64,7 +64,7 @@ def _lengths(x: Any, mask: Tensor | None) -> Tensor:
 def _cut(batch: Episode, support: int, query: int) -> Episode:
     support_x, support_y = _gather((batch.support_x, batch.support_y), batch.support_mask, support)
     query_x, query_y = _gather((batch.query_x, batch.query_y), batch.query_mask, query)
-    return Episode(support_x, support_y, query_x, query_y)
+    return Episode(support_x, support_y, query_x, query_y, outside_x=batch.outside_x)
 
 
 def _gather(examples: Any, mask: Tensor | None, length: int) -> Any:

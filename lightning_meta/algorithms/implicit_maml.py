@@ -181,7 +181,7 @@ class ImplicitMAML(MetaLearner):
             "negative_curvature": negative.to(residual.dtype),
             "prox_lambda": geometric_mean(problem.strength),
         }
-        return gradient, TaskResult(loss, output[None], torch.stack(support_losses), diagnostics)
+        return gradient, TaskResult(loss, output[None], torch.stack(support_losses), diagnostics=diagnostics)
 
     def _problem(self, meta: MetaParameters, support: Support) -> ProximalProblem:
         shared = self._shared(meta)

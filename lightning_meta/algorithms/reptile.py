@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_meta import arguments
 from lightning_meta.batch_statistics import BatchStatistics
-from lightning_meta.episode import Episode, Support
+from lightning_meta.episode import Episode, Support, joined_sets
 from lightning_meta.inner import KeptState, UpdateRule, update_rule
 from lightning_meta.learner import MetaLearner, SchedulerInterval
 from lightning_meta.losses import LossFunction
@@ -115,7 +115,7 @@ class Reptile(MetaLearner):
         self.inner_optimizer = update_rule(inner_optimizer)
         self.inner_batch_size = inner_batch_size
         self.eval_inner_batch_size = eval_inner_batch_size
-        self.draws_examples = inner_batch_size is not None or eval_inner_batch_size is not None
+        self.whole_tasks = inner_batch_size is not None or eval_inner_batch_size is not None
         trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         self.kept_state = KeptState(self.inner_optimizer.init(trainable)) if inner_state == "kept" else None
 
@@ -131,7 +131,7 @@ class Reptile(MetaLearner):
 
     def task_gradient(self, meta: MetaParameters, task: Episode) -> tuple[dict[str, Tensor], TaskResult]:
         """Return ``(θ − φ_K) / (α K)`` and the report."""
-        batches = _minibatches(_support_and_query(task), self.inner_steps, self.inner_batch_size)
+        batches = _minibatches(joined_sets(task), self.inner_steps, self.inner_batch_size)
         losses = []
         for (adapted, loss), state in self._descend(meta, batches):  # noqa: B007 (the last ones count)
             losses += [] if loss is None else [loss]
@@ -163,20 +163,6 @@ class Reptile(MetaLearner):
             gradients, loss = grad_and_value(batch_loss)(adapted)
             adapted, state = self.inner_optimizer.update(adapted, gradients, state, rates, step)
             yield InnerStep(adapted, loss), state
-
-
-def _support_and_query(task: Episode) -> Support:
-    def joined(support: Tensor, query: Tensor) -> Tensor:
-        return torch.cat([support, query])
-
-    x, y = tree_map(joined, (task.support_x, task.support_y), (task.query_x, task.query_y))
-    if task.support_mask is None and task.query_mask is None:
-        return Support(x, y)
-    masks = [
-        torch.ones(tree_leaves(x)[0].shape[0], dtype=torch.bool, device=tree_leaves(x)[0].device) if m is None else m
-        for x, m in ((task.support_x, task.support_mask), (task.query_x, task.query_mask))
-    ]
-    return Support(x, y, torch.cat(masks))
 
 
 def _minibatches(examples: Support, count: int, size: int | None, prefix: str = "") -> Iterator[Support]:

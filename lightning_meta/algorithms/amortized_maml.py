@@ -1,0 +1,340 @@
+"""Amortized MAML: a network generates the initialization, and the head is solved for in closed form.
+
+Papers: Bertinetto, Henriques, Torr, Vedaldi, "Meta-learning with Differentiable Closed-form Solvers", ICLR 2019, arXiv
+1805.08136 (R2-D2: the ridge head); Harrison, Sharma, Pavone, "Meta-learning Priors for Efficient Online Bayesian
+Regression", 2018, arXiv 1807.08912 (ALPaCA: the head as Bayesian linear regression). Related: VERSA (Gordon et al.,
+ICLR 2019) and LEO (Rusu et al., ICLR 2019), which also generate parameters from a support set.
+
+The posterior over a task's initial parameters is amortized by an encoder of the support set S, invariant to its order:
+
+    q(φ₀ | S) = N(θ + m(S), diag s²(S)),        prior  p_θ(φ₀) = N(θ, diag σ²)
+
+With features h from the body under a draw of φ₀, the head minimizes ``‖Y − H W‖² + λ ‖W − W₀‖²``, in the dual where
+examples are fewer than features; no second derivative is needed. As Bayesian linear regression with noise σ_y², it has
+the predictive variance ``σ_y² (1 + hᵀ (HᵀH + λI)⁻¹ h)``. The meta-loss, with Q queries, is
+
+    mean over queries of −log p(y | x, S)  +  (w / Q) KL(q(φ₀ | S) ‖ p_θ)
+
+where p(y | x, S) averages over draws of φ₀ and, for classes, over draws of the head's output.
+
+Differences from the papers:
+- The ridge penalty pulls towards the model's own head W₀, which is meta-learned, as in ALPaCA; R2-D2 pulls towards 0.
+- Classes are regressed on one-hot targets and the outputs scaled and shifted by learned numbers, as in R2-D2; the
+  regression's variance then gives draws of logits, which R2-D2 has not.
+- Steps of gradient descent on the support loss may follow (``inner_steps`` beyond 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.func import grad_and_value
+
+from lightning_meta import arguments
+from lightning_meta.batch_statistics import BatchStatistics
+from lightning_meta.bayesian_learner import BayesianLearner
+from lightning_meta.episode import Episode, Support
+from lightning_meta.inner import adapted_names
+from lightning_meta.inner.ridge import RidgeSolution, ridge
+from lightning_meta.inner.variational import DiagonalGaussian, gaussian_kl
+from lightning_meta.inner.vectors import Vector, add
+from lightning_meta.learner import SchedulerInterval
+from lightning_meta.losses import LossFunction
+from lightning_meta.models.set_encoder import SetEncoder
+from lightning_meta.predictive import Samples, mean_output
+from lightning_meta.task import InnerStep, MetaParameters, TaskResult
+
+_GENERATED_AT_MOST = 5_000
+
+
+class AmortizedTask(NamedTuple):
+    """One draw of a task's model.
+
+    Attributes:
+        body: Generated parameters by name.
+        head: The solved head; before adaptation the model's own, without a variance.
+    """
+
+    body: Vector
+    head: RidgeSolution | Tensor
+
+
+class AmortizedMAML(BayesianLearner):
+    """A generated initialization with a closed-form head and its predictive variance.
+
+    The model must end in an `nn.Linear`, the head. The arguments of every learner are described in `MetaLearner`,
+    those of Bayesian ones in `BayesianLearner`; here are this one's own.
+
+    Args:
+        model: The model; its parameters are the means of the prior.
+        loss_fn: Names the likelihood; None: ``nn.CrossEntropyLoss()``.
+        encoder: Maps a support set ``[support, features + outputs]``, the prior model's features beside one-hot
+            labels or targets, to ``[2 · generated]`` numbers: the mean's offset from the prior's and the
+            log-ratio of the standard deviations, for every generated parameter. It must not depend on the
+            order of the set. None: a `SetEncoder` of that size.
+        generate: Which parameters are generated: "body" (all but the head) or name patterns, as in `MAML`. None:
+            the body where it has at most 5,000 parameters, otherwise its biases and scales alone.
+        num_samples: Draws of the generated parameters in training.
+        eval_num_samples: Draws of them in evaluation.
+        head_samples: For classes, draws of the head's output for each of them.
+        kl_weight: w.
+        initial_log_std: Where the prior's log σ starts.
+        ridge_penalty: Where λ starts; it is learned by its logarithm.
+        noise_std: The noise of a Gaussian likelihood; None: learned.
+        inner_lr: The rate of the gradient steps, if any.
+        inner_steps: 1 generates and solves; each further step is one of gradient descent on the support loss.
+        eval_inner_steps: The same in evaluation.
+        optimizer: Makes the outer optimizer.
+        lr_scheduler: Makes the outer schedule.
+        lr_scheduler_interval: How often it steps.
+        task_chunk_size: Tasks vectorized at once.
+        batch_statistics: What batch normalization uses.
+        log_step_metrics: Whether to log metrics after every step.
+
+    Raises:
+        ValueError: If an argument is out of its range, the model does not end in an `nn.Linear`, or the encoder's
+            output does not fit it.
+        TypeError: If the model has layers that cannot run per task.
+    """
+
+    whole_tasks = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: nn.Module | LossFunction | None = None,
+        encoder: nn.Module | None = None,
+        generate: str | Sequence[str] | None = None,
+        num_samples: int = 1,
+        eval_num_samples: int = 4,
+        head_samples: int = 8,
+        kl_weight: float = 0.01,
+        initial_log_std: float = -4.0,
+        ridge_penalty: float = 1.0,
+        noise_std: float | None = None,
+        inner_lr: float = 0.01,
+        inner_steps: int = 1,
+        eval_inner_steps: int | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: SchedulerInterval = "epoch",
+        task_chunk_size: int | None = None,
+        batch_statistics: BatchStatistics = "batch",
+        log_step_metrics: bool = False,
+    ) -> None:
+        super().__init__(
+            model=model,
+            loss_fn=loss_fn,
+            noise_std=noise_std,
+            normalize_steps=True,
+            inner_lr=inner_lr,
+            inner_steps=inner_steps,
+            eval_inner_steps=eval_inner_steps,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            lr_scheduler_interval=lr_scheduler_interval,
+            task_chunk_size=task_chunk_size,
+            batch_statistics=batch_statistics,
+            log_step_metrics=log_step_metrics,
+        )
+        arguments.check_count("num_samples", num_samples)
+        arguments.check_count("eval_num_samples", eval_num_samples)
+        arguments.check_count("head_samples", head_samples)
+        arguments.check_rate("kl_weight", kl_weight)
+        arguments.check_rate("ridge_penalty", ridge_penalty)
+        self.num_samples = num_samples
+        self.eval_num_samples = eval_num_samples
+        self.head_samples = head_samples
+        self.kl_weight = kl_weight
+        self.head_name, head = _head_of(model)
+        self.outputs = head.out_features
+        parameters = dict(model.named_parameters())
+        self.generated_names = _generated_names(model, generate, self.head_name)
+        generated = {name: parameters[name] for name in self.generated_names}
+        self.log_std = nn.ParameterDict(
+            {_key(name): nn.Parameter(torch.full_like(p, initial_log_std)) for name, p in generated.items()}
+        )
+        size = sum(p.numel() for p in generated.values())
+        elements = head.in_features + head.out_features
+        self.encoder = SetEncoder(elements, 2 * size) if encoder is None else encoder
+        _check_encoder(self.encoder, elements, 2 * size)
+        self.log_penalty = nn.Parameter(head.weight.new_tensor(math.log(ridge_penalty)))
+        # For classes: what turns a regression on one-hot targets into logits, and that regression's noise.
+        classes = self.likelihood != "gaussian"
+        self.log_scale = nn.Parameter(head.weight.new_tensor(math.log(5.0))) if classes else None
+        self.shift = nn.Parameter(head.weight.new_tensor(0.0)) if classes else None
+        self.log_head_std = nn.Parameter(head.weight.new_tensor(-1.0)) if classes else None
+
+    def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
+        """Yield the task's draws: the model itself, then as amortized, then after each step of refinement."""
+        yield InnerStep([AmortizedTask({}, self._own_head(meta))], None)
+        count = self.num_samples if self.training else self.eval_num_samples
+        posterior = self._posterior(meta, support)
+        draws, losses = [], []
+        for _ in range(count):
+            drawn = {n: m + posterior.log_std[n].exp() * torch.randn_like(m) for n, m in posterior.mean.items()}
+            head, loss = self._solved(meta, drawn, support)
+            draws.append(AmortizedTask(drawn, head))
+            losses.append(loss)
+        yield InnerStep(draws, torch.stack(losses).mean())
+        for _ in range(1, steps):
+            refined = [self._refined(meta, draw, support) for draw in draws]
+            draws = [draw for draw, _ in refined]
+            yield InnerStep(draws, torch.stack([loss for _, loss in refined]).mean())
+
+    def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
+        """Return the queries' negative log-likelihood with the divergence from the prior, and the report."""
+        losses = []
+        for draws, loss in self.inner_loop(meta, task.support, self.inner_steps):  # noqa: B007 (the last counts)
+            losses += [] if loss is None else [loss]
+        samples = self.query_samples(meta, draws, task.query_x)
+        nll = self.predictive_nll(samples, task.query_y, task.query_mask)
+        divergence = gaussian_kl(self._posterior(meta, task.support), self._prior(meta))
+        loss = nll + self.kl_weight / task.query_y.shape[0] * divergence
+        diagnostics = {"nll": nll, "kl": divergence, "ridge_penalty": meta["log_penalty"].exp()}
+        output = mean_output(self.likelihood, samples)
+        return loss, TaskResult(loss, output[None], torch.stack(losses), diagnostics=diagnostics)
+
+    def query_samples(self, meta: MetaParameters, state: list[AmortizedTask], x: Any) -> Samples:
+        """Return draws of outputs, ``[draws, query, ...]``; for classes each draw of a body has some of its head."""
+        outputs, spreads = [], []
+        for draw in state:
+            features = self._features(meta, draw.body, x)
+            if isinstance(draw.head, Tensor):
+                output, variance = features @ draw.head, features.new_zeros(features.shape[0])
+            else:
+                output, variance = features @ draw.head.weight, draw.head.variance(features)
+            variance = variance[:, None].expand_as(output)
+            if self.likelihood == "gaussian":
+                outputs.append(output)
+                spreads.append(variance * self.noise_variance(meta, output))
+            else:
+                noise = torch.randn(self.head_samples, *output.shape, dtype=output.dtype, device=output.device)
+                drawn = output + noise * (variance + 1e-12).sqrt() * meta["log_head_std"].exp()
+                outputs += list(meta["log_scale"].exp() * drawn + meta["shift"])
+        stacked = torch.stack(outputs)
+        return self.with_noise(meta, stacked, torch.stack(spreads) if spreads else None)
+
+    def _prior(self, meta: MetaParameters) -> DiagonalGaussian:
+        mean = {name: meta[f"model.{name}"] for name in self.generated_names}
+        return DiagonalGaussian(mean, {name: meta[f"log_std.{_key(name)}"] for name in self.generated_names})
+
+    def _posterior(self, meta: MetaParameters, support: Support) -> DiagonalGaussian:
+        prior = self._prior(meta)
+        elements = torch.cat([self._features(meta, {}, support.x)[:, :-1], self._targets(meta, support.y)], dim=1)
+        encoder = {name.removeprefix("encoder."): p for name, p in meta.items() if name.startswith("encoder.")}
+        offsets, ratios = torch.func.functional_call(self.encoder, encoder, (elements,)).chunk(2)
+        sizes = [value.numel() for value in prior.mean.values()]
+        mean, log_std = {}, {}
+        for (name, value), offset, ratio in zip(
+            prior.mean.items(), offsets.split(sizes), ratios.split(sizes), strict=True
+        ):
+            mean[name] = value + offset.view_as(value)
+            log_std[name] = prior.log_std[name] + ratio.view_as(value)
+        return DiagonalGaussian(mean, log_std)
+
+    def _features(self, meta: MetaParameters, body: Vector, x: Any) -> Tensor:
+        """What the head is given, with a constant for its bias: ``[examples, features + 1]``."""
+        seen: list[Tensor] = []
+        head = self.model.get_submodule(self.head_name)
+        handle = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        try:
+            output = self.call_model({**self.model_parameters(meta), **body}, x)
+        finally:
+            handle.remove()
+        if len(seen) != 1 or seen[0].ndim != 2 or output.shape != (seen[0].shape[0], self.outputs):
+            raise ValueError(
+                f"model.{self.head_name} is called {len(seen)} times, on inputs of shape "
+                f"{[tuple(value.shape) for value in seen]}, and the model returns {tuple(output.shape)}: AmortizedMAML "
+                "needs a head that is called once, on [examples, features], and whose output the model returns as it is"
+            )
+        features = seen[0].to(meta["log_penalty"].dtype)  # half precision cannot be solved in
+        return torch.cat([features, features.new_ones(features.shape[0], 1)], dim=1)
+
+    def _own_head(self, meta: MetaParameters) -> Tensor:
+        prefix = f"model.{self.head_name}." if self.head_name else "model."
+        weight = meta[f"{prefix}weight"].mT
+        bias = meta.get(f"{prefix}bias")
+        return torch.cat([weight, weight.new_zeros(1, weight.shape[1]) if bias is None else bias[None]])
+
+    def _targets(self, meta: MetaParameters, y: Tensor) -> Tensor:
+        if self.likelihood == "categorical":
+            y = y[:, None] == torch.arange(self.outputs, device=y.device)  # one-hot; F.one_hot cannot be vectorized
+        return y.reshape(-1, self.outputs).to(meta["log_penalty"].dtype)
+
+    def _solved(self, meta: MetaParameters, body: Vector, support: Support) -> tuple[RidgeSolution, Tensor]:
+        features, targets = self._features(meta, body, support.x), self._targets(meta, support.y)
+        solution = ridge(features, targets, meta["log_penalty"].exp(), self._own_head(meta))
+        return solution, (features @ solution.weight - targets).square().mean()
+
+    def _refined(self, meta: MetaParameters, draw: AmortizedTask, support: Support) -> tuple[AmortizedTask, Tensor]:
+        assert isinstance(draw.head, RidgeSolution)
+
+        def support_loss(adapted: Vector) -> Tensor:
+            body = {name: value for name, value in adapted.items() if name}
+            output = self._features(meta, body, support.x) @ adapted[""]
+            if self.likelihood != "gaussian":
+                output = meta["log_scale"].exp() * output + meta["shift"]
+            return -self.summed_log_likelihood(meta, output, support.y, None)
+
+        start = {**draw.body, "": draw.head.weight}
+        slopes, loss = grad_and_value(support_loss)(start)
+        end = add(start, slopes, -self.step_size(meta, support.y, None))
+        weight = end.pop("")
+        solution, _ = self._solved(meta, end, support)  # for its variance, under the refined body
+        return AmortizedTask(end, solution._replace(weight=weight)), loss
+
+
+def _head_of(model: nn.Module) -> tuple[str, nn.Linear]:
+    owners = [(n, m) for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
+    if not owners or not isinstance(owners[-1][1], nn.Linear):
+        last = type(owners[-1][1]).__name__ if owners else "nothing"
+        raise ValueError(f"model ends in {last}, and AmortizedMAML solves for an nn.Linear at the end: add one")
+    return owners[-1]
+
+
+def _generated_names(model: nn.Module, generate: str | Sequence[str] | None, head_name: str) -> tuple[str, ...]:
+    prefix = f"{head_name}." if head_name else ""
+    parameters = dict(model.named_parameters())
+    if generate is not None:
+        chosen = adapted_names(model, generate)
+    else:
+        chosen = adapted_names(model, "all")
+        if sum(parameters[n].numel() for n in chosen if not n.startswith(prefix)) > _GENERATED_AT_MOST:
+            chosen = tuple(name for name in chosen if parameters[name].ndim < 2)
+    kept = tuple(name for name in chosen if not name.startswith(prefix))
+    if not kept:
+        raise ValueError(
+            f"generate={generate!r} leaves no parameter but the head's, which is solved for: name some of "
+            f"{[name for name in parameters if not name.startswith(prefix)]}"
+        )
+    return kept
+
+
+def _check_encoder(encoder: nn.Module, elements: int, size: int) -> None:
+    example = torch.randn(3, elements, generator=torch.Generator().manual_seed(0))
+    dtype = next((p.dtype for p in encoder.parameters()), torch.get_default_dtype())
+    example = example.to(dtype)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            output = encoder(example)
+            turned = encoder(example.flip(0))
+        except RuntimeError as error:
+            raise ValueError(f"encoder cannot take a set of shape [examples, {elements}]: {error}") from error
+    if output.shape != (size,):
+        raise ValueError(
+            f"encoder gives {tuple(output.shape)} for one set, but the generated parameters need ({size},): a mean "
+            "and a log standard deviation each; change its last layer, or generate other parameters"
+        )
+    if not torch.allclose(output, turned, rtol=1e-3, atol=1e-5):
+        raise ValueError("encoder depends on the order of the set: pool over its examples, with a mean for instance")
+
+
+def _key(name: str) -> str:
+    # A parameter's own name may not contain a dot.
+    return name.replace(".", "/")

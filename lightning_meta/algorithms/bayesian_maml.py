@@ -1,0 +1,326 @@
+"""Bayesian MAML.
+
+Paper: Yoon, Kim, Dia, Kim, Bengio, Ahn, "Bayesian Model-Agnostic Meta-Learning", NeurIPS 2018, arXiv 1806.03836.
+
+Meta-learns M particles θ^m; on a task they become samples of its posterior by n steps of Stein variational gradient
+descent on ``log p(S | φ) + log p(φ)`` (equation 5). This is inference in the hierarchy in which tasks share a prior:
+``p(θ | D) ∝ p(θ) Π_τ ∫ p(φ_τ | θ) exp(−L_τ(φ_τ)) dφ_τ``, with every integral replaced by the particles.
+
+Two meta-losses (section 3.2):
+
+    "chaser":  Σ_m ‖φ_m^n − stop_gradient(φ_m^{n+s})‖²,  the leader φ^{n+s} going on from the chaser φ^n on S ∪ Q
+    "nll":     −log mean_m p(Q | φ_m^n), per query
+
+Time and memory are linear in M; the kernel matrix adds M² numbers.
+
+Differences from the paper:
+- The first particle is the model that is handed over; the others start as it would if initialized anew.
+- In the chaser loss learned noise does not enter through the particles, as more noise would shrink every step and so
+  the loss: it is learned by the negative log-likelihood of the queries, which is added with the particles held fixed.
+- Steps can be normalized by noise and set size (``normalize_steps``).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.func import grad_and_value, vjp, vmap
+from torch.utils._pytree import tree_map
+
+from lightning_meta import arguments
+from lightning_meta.batch_statistics import BatchStatistics
+from lightning_meta.bayesian_learner import BayesianLearner
+from lightning_meta.episode import Episode, Support, joined_sets
+from lightning_meta.inner import adapted_names
+from lightning_meta.inner.svgd import pull_back_svgd, svgd_step
+from lightning_meta.inner.vectors import Vector
+from lightning_meta.learner import SchedulerInterval
+from lightning_meta.losses import LossFunction
+from lightning_meta.predictive import Samples, mean_output
+from lightning_meta.task import InnerStep, MetaParameters, TaskResult
+
+MetaLoss = Literal["chaser", "nll"]
+
+
+class BayesianMAML(BayesianLearner):
+    """MAML of a posterior's particles (BMAML; Yoon et al., 2018).
+
+    The arguments of every learner are described in `MetaLearner`, those of Bayesian ones in `BayesianLearner`; here
+    are this one's own.
+
+    Args:
+        model: The model whose initializations are meta-learned.
+        loss_fn: Names the likelihood; None: ``nn.CrossEntropyLoss()``.
+        num_particles: M. One particle is gradient ascent on the log-posterior.
+        leader_steps: s, how many steps further the leader goes.
+        meta_loss: "chaser" or "nll".
+        prior_precision: The precision of the Gaussian prior around 0 on every adapted parameter; 0 is a flat one.
+        learned_prior_precision: Whether it is learned, by its logarithm; needs the meta-loss "nll".
+        particle_noise: The standard deviation by which the other particles start away from the model; None: they
+            are initialized anew, as ``reset_parameters`` of the model's layers does.
+        noise_std: The noise of a Gaussian likelihood; None: learned.
+        normalize_steps: Whether inner rates are per example and per unit of noise.
+        adapt: Which parameters are particles: "all", "head" (the paper's few-shot set-up), "body" or name
+            patterns, as in `MAML`; all tasks and particles share the others.
+        inner_lr: The rate ε of a Stein step.
+        inner_steps: n.
+        eval_inner_steps: n in evaluation.
+        optimizer: Makes the outer optimizer.
+        lr_scheduler: Makes the outer schedule.
+        lr_scheduler_interval: How often it steps.
+        task_chunk_size: Tasks vectorized at once; 1 also takes one particle after another.
+        batch_statistics: What batch normalization uses.
+        log_step_metrics: Whether to log metrics after every step.
+
+    Raises:
+        ValueError: If an argument is out of its range, a pattern matches no parameter, or the loss stands for no
+            likelihood.
+        TypeError: If the model has layers that cannot run per task.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: nn.Module | LossFunction | None = None,
+        num_particles: int = 5,
+        leader_steps: int = 1,
+        meta_loss: MetaLoss = "chaser",
+        prior_precision: float = 1e-3,
+        learned_prior_precision: bool = False,
+        particle_noise: float | None = None,
+        noise_std: float | None = None,
+        normalize_steps: bool = False,
+        adapt: str | Sequence[str] = "all",
+        inner_lr: float = 0.01,
+        inner_steps: int = 1,
+        eval_inner_steps: int | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: SchedulerInterval = "epoch",
+        task_chunk_size: int | None = None,
+        batch_statistics: BatchStatistics = "batch",
+        log_step_metrics: bool = False,
+    ) -> None:
+        super().__init__(
+            model=model,
+            loss_fn=loss_fn,
+            noise_std=noise_std,
+            normalize_steps=normalize_steps,
+            inner_lr=inner_lr,
+            inner_steps=inner_steps,
+            eval_inner_steps=eval_inner_steps,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            lr_scheduler_interval=lr_scheduler_interval,
+            task_chunk_size=task_chunk_size,
+            batch_statistics=batch_statistics,
+            log_step_metrics=log_step_metrics,
+        )
+        arguments.check_count("num_particles", num_particles)
+        arguments.check_count("leader_steps", leader_steps)
+        arguments.check_choice("meta_loss", meta_loss, MetaLoss)
+        if not 0 <= prior_precision < math.inf:
+            raise ValueError(f"prior_precision={prior_precision!r} must be 0 or a positive number")
+        if learned_prior_precision and (meta_loss != "nll" or prior_precision == 0):
+            raise ValueError(
+                f"learned_prior_precision=True with meta_loss={meta_loss!r} and prior_precision={prior_precision}: it "
+                "needs meta_loss='nll', as a sharper prior alone would shrink the chaser loss, and a start above 0"
+            )
+        if particle_noise is not None:
+            arguments.check_rate("particle_noise", particle_noise)
+        self.num_particles = num_particles
+        self.leader_steps = leader_steps
+        self.meta_loss = meta_loss
+        self.prior_precision = prior_precision
+        self.adapted_names = adapted_names(model, adapt)
+        self.other_particles = nn.ParameterDict(
+            _other_particles(model, self.adapted_names, num_particles - 1, particle_noise)
+        )
+        start = torch.tensor(math.log(prior_precision)) if learned_prior_precision else None
+        self.log_prior_precision = None if start is None else nn.Parameter(start.to(torch.get_default_dtype()))
+
+    def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
+        """Yield the particles, by name ``[particles, ...]``, after 0, 1, ..., ``steps`` steps on the support set."""
+        particles, shared = self._parted(meta)
+        yield InnerStep(particles, None)
+        for _ in range(steps):
+            particles, loss = self._step(particles, shared, support)
+            yield InnerStep(particles, loss)
+
+    def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
+        """Return the meta-loss and the report."""
+        _, result = self.task_gradient(meta, task)
+        return result.loss, result
+
+    def task_gradient(self, meta: MetaParameters, task: Episode) -> tuple[dict[str, Tensor], TaskResult]:
+        """Return the meta-loss's gradient, through the Stein steps, and the report."""
+        _, shared = self._parted(meta)
+        trajectory, losses = [], []
+        for particles, loss in self.inner_loop(meta, task.support, self.inner_steps):
+            trajectory.append(particles)
+            losses += [] if loss is None else [loss]
+        chaser = trajectory.pop()
+        direct, adjoint, loss, samples = self._nll_gradient(chaser, shared, task)
+        if self.meta_loss == "chaser":
+            leader = self._leader(chaser, shared, task)
+            gap = {name: chaser[name] - leader[name] for name in chaser}
+            adjoint = {name: 2 * value for name, value in gap.items()}
+            # Only the noise learns from the likelihood here; what the particles share learns through them.
+            direct = {name: g if name.startswith("noise.") else torch.zeros_like(g) for name, g in direct.items()}
+            chased = torch.stack([value.square().sum() for value in gap.values()]).sum()
+            diagnostics = {"nll": loss, "chaser_loss": chased}
+            loss = chased + (loss if self.noise.log_std is not None else 0)
+        else:
+            diagnostics = {}
+        start, through = pull_back_svgd(
+            lambda particle, shared: self._log_posterior(particle, shared, task.support),
+            trajectory,
+            shared,
+            self.step_size(meta, task.support_y, task.support_mask),
+            adjoint,
+            self._vectorize,
+        )
+        if self.meta_loss == "chaser":
+            through = {n: torch.zeros_like(g) if n.startswith("noise.") else g for n, g in through.items()}
+        gradient = {name: direct[name] + through[name] for name in shared} | self._joined(start)
+        output = mean_output(self.likelihood, samples)
+        return gradient, TaskResult(loss, output[None], torch.stack(losses), diagnostics=diagnostics)
+
+    def query_samples(self, meta: MetaParameters, state: Any, x: Any) -> Samples:
+        """Return every particle's output, ``[particles, query, ...]``; ``state`` are the particles."""
+        _, shared = self._parted(meta)
+        return self.with_noise(shared, self._outputs(state, shared, x))
+
+    @property
+    def _vectorize(self) -> bool:
+        return self.task_chunk_size != 1
+
+    def _parted(self, meta: MetaParameters) -> tuple[Vector, dict[str, Tensor]]:
+        """The particles by the model's names, and the other meta-parameters by the learner's."""
+        particles = {}
+        for name in self.adapted_names:
+            first = meta[f"model.{name}"][None]
+            others = meta.get(f"other_particles.{_key(name)}")
+            particles[name] = first if others is None else torch.cat([first, others])
+        taken = {f"model.{name}" for name in self.adapted_names}
+        taken |= {f"other_particles.{_key(name)}" for name in self.adapted_names}
+        return particles, {name: value for name, value in meta.items() if name not in taken}
+
+    def _joined(self, particles: Vector) -> dict[str, Tensor]:
+        """The reverse of `_parted` for gradients of particles."""
+        gradient = {f"model.{name}": value[0] for name, value in particles.items()}
+        if self.num_particles > 1:
+            gradient |= {f"other_particles.{_key(name)}": value[1:] for name, value in particles.items()}
+        return gradient
+
+    def _one_output(self, particle: Vector, shared: Mapping[str, Tensor], x: Any) -> Tensor:
+        return self.call_model({**self.model_parameters(shared), **particle}, x)
+
+    def _outputs(self, particles: Vector, shared: Mapping[str, Tensor], x: Any) -> Tensor:
+        if self._vectorize:
+            outputs: Tensor = vmap(lambda one: self._one_output(one, shared, x), randomness="different")(particles)
+            return outputs
+        return torch.stack([self._one_output(one, shared, x) for one in _unstacked(particles)])
+
+    def _log_posterior(self, particle: Vector, shared: Mapping[str, Tensor], examples: Support) -> Tensor:
+        output = self._one_output(particle, shared, examples.x)
+        log_likelihood = self.summed_log_likelihood(shared, output, examples.y, examples.mask)
+        squares = torch.stack([value.square().sum() for value in particle.values()]).sum()
+        if self.log_prior_precision is None:
+            return log_likelihood - 0.5 * self.prior_precision * squares
+        logarithm = shared["log_prior_precision"]
+        size = sum(value.numel() for value in particle.values())
+        return log_likelihood - 0.5 * logarithm.exp() * squares + 0.5 * size * logarithm
+
+    def _step(self, particles: Vector, shared: Mapping[str, Tensor], examples: Support) -> tuple[Vector, Tensor]:
+        particles, logs = svgd_step(
+            lambda particle, shared: self._log_posterior(particle, shared, examples),
+            particles,
+            shared,
+            self.step_size({**shared, **particles}, examples.y, examples.mask),
+            self._vectorize,
+        )
+        return particles, -logs.mean()
+
+    def _leader(self, chaser: Vector, shared: Mapping[str, Tensor], task: Episode) -> Vector:
+        everything = joined_sets(task)
+        for _ in range(self.leader_steps):
+            chaser, _ = self._step(chaser, shared, everything)
+        return chaser
+
+    def _nll_gradient(
+        self, particles: Vector, shared: dict[str, Tensor], task: Episode
+    ) -> tuple[dict[str, Tensor], Vector, Tensor, Samples]:
+        """The predictive negative log-likelihood of the queries, its gradients in ``shared`` and in the particles.
+
+        As in `pull_back_svgd`, models are differentiated one particle at a time, and vectorization is outermost.
+        """
+        outputs = self._outputs(particles, shared, task.query_x)
+
+        def nll(outputs: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
+            return self.predictive_nll(self.with_noise(shared, outputs), task.query_y, task.query_mask)
+
+        slopes, loss = grad_and_value(nll, argnums=(0, 1))(outputs, shared)
+        by_output, direct = slopes
+
+        def pulled(particle: Vector, cotangent: Tensor) -> tuple[Vector, dict[str, Tensor]]:
+            def output(particle: Vector, shared: Mapping[str, Tensor]) -> Tensor:
+                return self._one_output(particle, shared, task.query_x)
+
+            gradients: tuple[Vector, dict[str, Tensor]] = vjp(output, particle, shared)[1](cotangent)
+            return gradients
+
+        if self._vectorize:
+            adjoint, by_particle = vmap(pulled, randomness="different")(particles, by_output)
+        else:
+            each = [pulled(one, cotangent) for one, cotangent in zip(_unstacked(particles), by_output, strict=True)]
+            adjoint, by_particle = tree_map(lambda *leaves: torch.stack(leaves), *each)
+        return (
+            {name: direct[name] + by_particle[name].sum(0) for name in shared},
+            adjoint,
+            loss,
+            self.with_noise(shared, outputs),
+        )
+
+
+def _other_particles(
+    model: nn.Module, names: tuple[str, ...], count: int, noise: float | None
+) -> dict[str, nn.Parameter]:
+    if count == 0:
+        return {}
+    own = dict(model.named_parameters())
+    if noise is not None:
+        return {_key(n): nn.Parameter(own[n].detach() + noise * torch.randn(count, *own[n].shape)) for n in names}
+    copies = [_initialized_anew(model) for _ in range(count)]
+    stacked = {name: torch.stack([dict(other.named_parameters())[name].detach() for other in copies]) for name in names}
+    if all(torch.equal(stacked[name][0], own[name].detach()) for name in names):
+        raise ValueError(
+            "the particles would all start alike: no layer with an adapted parameter has reset_parameters(); "
+            "pass particle_noise, such as particle_noise=0.1, to start them apart"
+        )
+    return {_key(name): nn.Parameter(value) for name, value in stacked.items()}
+
+
+def _initialized_anew(model: nn.Module) -> nn.Module:
+    other = copy.deepcopy(model)
+    for module in other.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+    return other
+
+
+def _unstacked(particles: Vector) -> list[Vector]:
+    count = next(iter(particles.values())).shape[0]
+    return [{name: value[i] for name, value in particles.items()} for i in range(count)]
+
+
+def _key(name: str) -> str:
+    # A parameter's own name may not contain a dot.
+    return name.replace(".", "/")

@@ -1,0 +1,59 @@
+"""Ridge regression in closed form, as a layer and as Bayesian linear regression."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class RidgeSolution(NamedTuple):
+    """A linear layer fitted to examples.
+
+    Attributes:
+        weight: ``[features, outputs]``.
+        root: R, ``[rank, features]``: ``(XᵀX + λI)⁻¹`` is ``(I − RᵀR) / λ`` in the dual, ``RᵀR`` in the primal.
+        penalty: λ.
+        dual: Which of the two.
+    """
+
+    weight: Tensor
+    root: Tensor
+    penalty: Tensor
+    dual: bool
+
+    def variance(self, features: Tensor) -> Tensor:
+        """``xᵀ (XᵀX + λI)⁻¹ x`` for every row of features ``[query, features]``: in units of the noise's variance."""
+        projected = (features @ self.root.mT).square().sum(1)
+        if not self.dual:
+            return projected
+        return (features.square().sum(1) - projected).clamp(min=0) / self.penalty
+
+
+def ridge(features: Tensor, targets: Tensor, penalty: Tensor, prior: Tensor) -> RidgeSolution:
+    """Minimize ``‖Y − XW‖² + λ ‖W − W₀‖²``.
+
+    In the dual where there are fewer examples than features (Woodbury; Bertinetto, Henriques, Torr, Vedaldi, ICLR
+    2019, equation 6): ``W = W₀ + Xᵀ (XXᵀ + λI)⁻¹ (Y − X W₀)``; otherwise in the primal. As Bayesian linear regression
+    with noise σ² and a prior ``N(W₀, σ²/λ)`` on weights, ``W`` is the posterior mean, and the predictive variance of an
+    output is ``σ² (1 + variance(x))`` (Harrison, Sharma, Pavone, 2018, arXiv 1807.08912, section 3).
+
+    Args:
+        features: X, ``[examples, features]``.
+        targets: Y, ``[examples, outputs]``.
+        penalty: λ, a positive scalar.
+        prior: W₀, ``[features, outputs]``.
+    """
+    examples, size = features.shape
+    residual = targets - features @ prior
+    dual = examples <= size
+    gram = features @ features.mT if dual else features.mT @ features
+    identity = torch.eye(len(gram), dtype=features.dtype, device=features.device)
+    factor = torch.linalg.cholesky(gram + penalty * identity)
+    root = torch.linalg.solve_triangular(factor, features if dual else identity, upper=False)
+    if dual:
+        correction = root.mT @ torch.linalg.solve_triangular(factor, residual, upper=False)
+    else:
+        correction = root.mT @ (root @ (features.mT @ residual))
+    return RidgeSolution(prior + correction, root, penalty, dual)

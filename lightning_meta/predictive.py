@@ -1,0 +1,146 @@
+"""Predictive distributions: what a learner believes about a query's target, and how its uncertainty splits."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Likelihood = Literal["categorical", "bernoulli", "gaussian"]
+
+
+class Prediction(NamedTuple):
+    """A prediction with its uncertainty, split where the learner can tell the parts.
+
+    Attributes:
+        mean: Class probabilities ``[query, classes]`` (for binary cross-entropy, of the positive class), or the
+            regression output.
+        total: Uncertainty of the prediction: entropy in nats ``[query]``, or variance. None for a regression
+            learner without a noise model.
+        aleatoric: The part that more support examples would not remove.
+        epistemic: The part that they would; None (absent, not zero) for learners of a single point.
+    """
+
+    mean: Tensor
+    total: Tensor | None
+    aleatoric: Tensor | None
+    epistemic: Tensor | None
+
+
+class Samples(NamedTuple):
+    """Draws from the posterior over models, as their outputs on a task's queries; one draw for a point learner.
+
+    Attributes:
+        outputs: Logits or regression outputs, ``[samples, query, ...]``.
+        noise: The observation noise's variance, of the same shape; None where there is no noise model.
+        spread: The variance about each output that stems from parameters integrated in closed form, of the same
+            shape; None where there are none.
+    """
+
+    outputs: Tensor
+    noise: Tensor | None = None
+    spread: Tensor | None = None
+
+    def present(self) -> dict[str, Tensor]:
+        """The fields that are there, by name: what can be vectorized over, as None cannot."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+def mean_output(likelihood: Likelihood | None, samples: Samples) -> Tensor:
+    """The predictive mean in the form of one model's output, ``[query, ...]``.
+
+    The logarithm of the mean class probabilities, the logit of the mean probability, or the mean output.
+    """
+    outputs = samples.outputs
+    if outputs.shape[0] == 1:
+        return outputs[0]
+    if likelihood == "categorical":
+        return outputs.log_softmax(2).logsumexp(0) - math.log(outputs.shape[0])
+    if likelihood == "bernoulli":
+        return F.logsigmoid(outputs).logsumexp(0) - F.logsigmoid(-outputs).logsumexp(0)
+    return outputs.mean(0)
+
+
+def predict(likelihood: Likelihood | None, samples: Samples) -> Prediction:
+    """The predictive mean and its uncertainty.
+
+    Entropies split into the expected entropy of one draw (aleatoric) and the mutual information of target and
+    draw (epistemic); variances into the noise and the variance of the mean (law of total variance).
+    """
+    outputs = samples.outputs
+    single = outputs.shape[0] == 1 and samples.spread is None
+    if likelihood in ("categorical", "bernoulli"):
+        probabilities = outputs.softmax(2) if likelihood == "categorical" else outputs.sigmoid()
+        mean = probabilities.mean(0)
+        total, aleatoric = _entropy(likelihood, mean[None])[0], _entropy(likelihood, probabilities).mean(0)
+        return Prediction(mean, total, aleatoric, None if single else (total - aleatoric).clamp(min=0))
+    mean = outputs.mean(0)
+    if samples.noise is None:
+        return Prediction(mean, None, None, None)
+    aleatoric = samples.noise.mean(0)
+    if single:
+        return Prediction(mean, aleatoric, aleatoric, None)
+    epistemic = outputs.var(0, correction=0)
+    if samples.spread is not None:
+        epistemic = epistemic + samples.spread.mean(0)
+    return Prediction(mean, aleatoric + epistemic, aleatoric, epistemic)
+
+
+def log_likelihood(likelihood: Likelihood, samples: Samples, targets: Tensor) -> Tensor:
+    """Each draw's log-likelihood of each query, ``[samples, query]``, jointly over the parts of a target.
+
+    Args:
+        likelihood: What the targets are.
+        samples: The draws; a Gaussian needs their noise.
+        targets: ``[query, ...]``.
+    """
+    outputs = samples.outputs
+    targets = targets.expand(outputs.shape[0], *targets.shape)
+    if likelihood == "categorical":
+        flat = -F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1), reduction="none")
+        values = flat.unflatten(0, outputs.shape[:2])
+    elif likelihood == "bernoulli":
+        values = -F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+    else:
+        variance = gaussian_variance(samples)
+        values = -0.5 * ((targets - outputs).square() / variance + variance.log() + math.log(2 * math.pi))
+    return values.flatten(2).sum(2) if values.ndim > 2 else values
+
+
+def mixture_log_likelihood(likelihood: Likelihood, samples: Samples, targets: Tensor) -> Tensor:
+    """The log of the predictive density of each query, ``[query]``: the mean over draws, inside the logarithm."""
+    by_draw = log_likelihood(likelihood, samples, targets)
+    return by_draw.logsumexp(0) - math.log(by_draw.shape[0])
+
+
+def gaussian_variance(samples: Samples) -> Tensor:
+    """The variance about each draw's output."""
+    if samples.noise is None:
+        raise ValueError("these samples have no noise: a Gaussian likelihood needs one")
+    return samples.noise if samples.spread is None else samples.noise + samples.spread
+
+
+def cumulative(samples: Samples, values: Tensor) -> Tensor:
+    """The predictive distribution function of a regression at values ``[query, ...]``."""
+    standard = (values - samples.outputs) / gaussian_variance(samples).sqrt()
+    return torch.special.ndtr(standard).mean(0)
+
+
+def quantile(samples: Samples, level: float) -> Tensor:
+    """The predictive quantile of a regression, ``[query, ...]``, by bisection of the distribution function."""
+    reach = 10 * gaussian_variance(samples).sqrt()
+    low, high = (samples.outputs - reach).amin(0), (samples.outputs + reach).amax(0)
+    for _ in range(40):
+        middle = (low + high) / 2
+        below = cumulative(samples, middle) < level
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+def _entropy(likelihood: str, probabilities: Tensor) -> Tensor:
+    if likelihood == "categorical":
+        return torch.special.entr(probabilities).sum(2)
+    return torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)

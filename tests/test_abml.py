@@ -1,0 +1,170 @@
+"""Gradient-amortized variational inference against the conjugate Gaussian posterior and torch's distributions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Gamma, Normal, kl_divergence
+
+from lightning_meta import ABML, Episode
+from lightning_meta.algorithms.abml import _log_hyper_prior
+from lightning_meta.inner.variational import (
+    DiagonalGaussian,
+    call_with_random_parameters,
+    gaussian_kl,
+    linear_layers,
+)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.fixture
+def two_point_rule(monkeypatch):
+    """Makes normal draws +1 and −1 in turn, which gives the expectation of every quadratic exactly."""
+    signs = itertools.cycle([1.0, -1.0])
+    monkeypatch.setattr(torch, "randn_like", lambda like: torch.full_like(like, next(signs)))
+
+
+class Constant(nn.Module):
+    """y ~ N(φ, σ²), whatever the input."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.phi = nn.Parameter(torch.tensor(start))
+
+    def forward(self, x):
+        return self.phi.expand(x.shape[0], 1)
+
+
+@pytest.mark.usefixtures("two_point_rule")
+@pytest.mark.parametrize("kind", ["weights", "local reparameterization"])
+def test_inner_steps_reach_the_conjugate_posterior_and_the_evidence(kind):
+    mu, log_s, sigma, n = 0.4, -0.3, 0.7, 6
+    y = 1.5 + sigma * torch.randn(n, 1)
+    model = Constant(mu) if kind == "weights" else nn.Linear(1, 1, bias=False)
+    if kind != "weights":
+        nn.init.constant_(model.weight, mu)
+    learner = ABML(
+        model,
+        nn.MSELoss(),
+        num_samples=2,
+        kl_weight=1.0,
+        initial_log_std=log_s,
+        noise_std=sigma,
+        inner_lr=0.02,
+        inner_steps=2000,
+        task_chunk_size=1,
+    )
+    meta = {name: p.detach() for name, p in learner.named_parameters()}
+    batch = Episode(torch.ones(1, n, 1), y[None], torch.ones(1, n, 1), y[None])
+    for step, _ in zip(learner.inner_loop(meta, batch.select(0).support, 2000), range(2001), strict=True):
+        last = step
+    name = "phi" if kind == "weights" else "weight"
+    prior_variance = math.exp(2 * log_s)
+    variance = 1 / (n / sigma**2 + 1 / prior_variance)
+    mean = variance * (float(y.sum()) / sigma**2 + mu / prior_variance)
+    assert float(last.state.mean[name]) == pytest.approx(mean, abs=1e-6)
+    assert math.exp(2 * float(last.state.log_std[name])) == pytest.approx(variance, abs=1e-6)
+    covariance = sigma**2 * torch.eye(n) + prior_variance * torch.ones(n, n)
+    evidence = torch.distributions.MultivariateNormal(torch.full((n,), mu), covariance).log_prob(y[:, 0])
+    assert float(last.support_loss) == pytest.approx(-float(evidence), abs=1e-6)
+
+
+def random_gaussian():
+    shapes = {"a": (3, 2), "b": (4,)}
+    return DiagonalGaussian(
+        {n: torch.randn(s) for n, s in shapes.items()}, {n: 0.5 * torch.randn(s) for n, s in shapes.items()}
+    )
+
+
+def test_the_divergence_is_torchs():
+    q, p = random_gaussian(), random_gaussian()
+    expected = sum(
+        kl_divergence(Normal(q.mean[n], q.log_std[n].exp()), Normal(p.mean[n], p.log_std[n].exp())).sum()
+        for n in q.mean
+    )
+    torch.testing.assert_close(gaussian_kl(q, p), expected)
+    torch.testing.assert_close(gaussian_kl(q, q), torch.tensor(0.0))
+
+
+def test_the_hyper_prior_is_torchs():
+    p = random_gaussian()
+    expected = sum(
+        Normal(0.0, 1.0).log_prob(p.mean[n]).sum() + Gamma(1.0, 0.01).log_prob((-2 * p.log_std[n]).exp()).sum()
+        for n in p.mean
+    )
+    torch.testing.assert_close(_log_hyper_prior(p), expected)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_random_linear_layers_have_the_exact_moments(local):
+    model = nn.Linear(4, 3)
+    distribution = DiagonalGaussian(
+        {n: torch.randn_like(p) for n, p in model.named_parameters()},
+        {n: 0.3 * torch.randn_like(p) - 1 for n, p in model.named_parameters()},
+    )
+    x = torch.randn(2, 4)
+
+    def call(parameters, x):
+        return torch.func.functional_call(model, dict(parameters), (x,))
+
+    names = linear_layers(model) if local else frozenset()
+    draws = torch.stack([call_with_random_parameters(call, distribution, names, x) for _ in range(20_000)])
+    mean = x @ distribution.mean["weight"].T + distribution.mean["bias"]
+    variance = x**2 @ (2 * distribution.log_std["weight"]).exp().T + (2 * distribution.log_std["bias"]).exp()
+    torch.testing.assert_close(draws.mean(0), mean, rtol=0, atol=0.05)
+    torch.testing.assert_close(draws.var(0), variance, rtol=0.05, atol=0)
+    between_examples = torch.corrcoef(draws[:, :, 0].T)[0, 1]
+    assert (abs(float(between_examples)) < 0.05) == local  # shared weights correlate the examples
+
+
+def test_a_layer_that_uses_its_weight_otherwise_is_not_reparameterized():
+    class Transposed(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight.T)
+
+    assert linear_layers(nn.Sequential(nn.Linear(2, 2), Transposed(2, 2, bias=False))) == {"0.weight", "0.bias"}
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])
+def test_the_meta_gradient_is_that_of_finite_differences(norm):
+    model = nn.Sequential(nn.Linear(3, 5), norm(5), nn.Tanh(), nn.Linear(5, 2))
+    learner = ABML(model, inner_lr=0.05, inner_steps=2, num_samples=2, kl_weight=0.1, initial_log_std=-2.0)
+    batch = Episode(torch.randn(2, 6, 3), torch.randint(2, (2, 6)), torch.randn(2, 7, 3), torch.randint(2, (2, 7)))
+
+    def loss():
+        torch.manual_seed(5)
+        return learner.training_step(batch, 0)
+
+    learner.zero_grad()
+    loss().backward()
+    for name, parameter in learner.named_parameters():
+        direction = torch.randn_like(parameter)
+        slope = float((parameter.grad * direction).sum())
+        values = []
+        for shift in (1e-5, -2e-5):
+            with torch.no_grad():
+                parameter += shift * direction
+            values.append(float(loss().detach()))
+        with torch.no_grad():
+            parameter += 1e-5 * direction
+        assert (values[0] - values[1]) / 2e-5 == pytest.approx(slope, rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_samples": 0}, "num_samples=0 must be an integer of at least 1"),
+        ({"eval_num_samples": 0}, "eval_num_samples=0 must be an integer of at least 1"),
+        ({"kl_weight": 0.0}, "kl_weight=0.0 must be a positive number"),
+        ({"num_tasks": 0}, "num_tasks=0 must be an integer of at least 1"),
+        ({"loss_fn": nn.HuberLoss()}, "stands for no likelihood"),
+    ],
+)
+def test_wrong_arguments_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ABML(nn.Linear(3, 2), **wrong)

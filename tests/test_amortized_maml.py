@@ -1,0 +1,192 @@
+"""The ridge head against linear algebra and Gaussian conditioning; the learner against finite differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_meta import AmortizedMAML, Conv4, Episode
+from lightning_meta.inner.ridge import ridge
+from lightning_meta.models.set_encoder import SetEncoder
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.mark.parametrize(("examples", "features"), [(5, 9), (9, 9), (12, 9)])
+def test_dual_and_primal_give_the_minimizer(examples, features):
+    x, y, w0, lam = (
+        torch.randn(examples, features),
+        torch.randn(examples, 2),
+        torch.randn(features, 2),
+        torch.tensor(0.3),
+    )
+    found = ridge(x, y, lam, w0)
+    assert found.dual == (examples <= features)
+    system = x.T @ x + lam * torch.eye(features)
+    expected = torch.linalg.solve(system, x.T @ y + lam * w0)
+    torch.testing.assert_close(found.weight, expected, rtol=1e-10, atol=1e-10)
+    query = torch.randn(4, features)
+    variance = (query @ torch.linalg.inv(system) * query).sum(1)
+    torch.testing.assert_close(found.variance(query), variance, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("examples", [4, 15])
+def test_the_head_predicts_as_the_exact_gaussian_posterior(examples):
+    """Conditioning the joint Gaussian of support and query targets, with no regression in sight."""
+    size, noise, penalty = 6, 0.4, 0.7
+    x, y, query, w0 = torch.randn(examples, size), torch.randn(examples, 1), torch.randn(5, size), torch.randn(size, 1)
+    found = ridge(x, y, torch.tensor(penalty), w0)
+    prior = noise**2 / penalty
+    joint = prior * torch.cat([x, query]) @ torch.cat([x, query]).T + noise**2 * torch.eye(examples + 5)
+    own, cross, rest = joint[:examples, :examples], joint[examples:, :examples], joint[examples:, examples:]
+    gain = cross @ torch.linalg.inv(own)
+    torch.testing.assert_close(query @ found.weight, query @ w0 + gain @ (y - x @ w0), rtol=1e-9, atol=1e-9)
+    covariance = rest - gain @ cross.T
+    torch.testing.assert_close(noise**2 * (1 + found.variance(query)), covariance.diagonal(), rtol=1e-9, atol=1e-9)
+
+
+def regression(**arguments):
+    model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+    return AmortizedMAML(model, nn.MSELoss(), **arguments)
+
+
+def numbers(support=6):
+    return Episode(*(torch.randn(2, n, d) for n, d in [(support, 2), (support, 1), (7, 2), (7, 1)]))
+
+
+def classes():
+    return Episode(torch.randn(2, 6, 2), torch.randint(3, (2, 6)), torch.randn(2, 7, 2), torch.randint(3, (2, 7)))
+
+
+def classification(**arguments):
+    return AmortizedMAML(nn.Sequential(nn.Linear(2, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3)), **arguments)
+
+
+def test_prediction_of_a_task_is_bayesian_linear_regression_on_the_generated_features():
+    learner = regression(noise_std=0.3, initial_log_std=-30.0, ridge_penalty=0.5, eval_num_samples=1).eval()
+    batch = numbers()
+    task = learner.adapt(batch.support_x[0], batch.support_y[0])
+    body = torch.func.functional_call
+    state = task.state[0].body
+
+    def features(x):
+        hidden = torch.tanh(body(learner.model[0], {k[2:]: v for k, v in state.items()}, (x,)))
+        return torch.cat([hidden, torch.ones(len(x), 1)], dim=1)
+
+    h, query = features(batch.support_x[0]), features(batch.query_x[0])
+    w0 = torch.cat([learner.model[2].weight.T, learner.model[2].bias[None]])
+    system = torch.linalg.inv(h.T @ h + 0.5 * torch.eye(9))
+    mean = query @ (system @ (h.T @ batch.support_y[0] + 0.5 * w0))
+    epistemic = 0.09 * (query @ system * query).sum(1, keepdim=True)
+    prediction = task.predict(batch.query_x[0])
+    torch.testing.assert_close(prediction.mean, mean.detach(), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(prediction.epistemic, epistemic.detach(), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(prediction.aleatoric, torch.full((7, 1), 0.09))
+    torch.testing.assert_close(prediction.total, prediction.aleatoric + prediction.epistemic)
+
+
+@pytest.mark.parametrize("inner_steps", [1, 3])
+@pytest.mark.parametrize("make", [(regression, numbers), (classification, classes)], ids=["regression", "classes"])
+def test_the_meta_gradient_is_that_of_finite_differences(make, inner_steps):
+    learner, batch = make[0](num_samples=2, inner_steps=inner_steps, inner_lr=0.05, initial_log_std=-2.0), make[1]()
+
+    def loss():
+        torch.manual_seed(5)
+        return learner.training_step(batch, 0)
+
+    learner.zero_grad()
+    loss().backward()
+    for name, parameter in learner.named_parameters():
+        if name == "noise.log_std" and inner_steps > 1:
+            continue  # it also sets the rate of refining steps, which is held fixed
+        direction = torch.randn_like(parameter)
+        slope = float((parameter.grad * direction).sum())
+        values = []
+        for shift in (1e-5, -2e-5):
+            with torch.no_grad():
+                parameter += shift * direction
+            values.append(float(loss().detach()))
+        with torch.no_grad():
+            parameter += 1e-5 * direction
+        assert (values[0] - values[1]) / 2e-5 == pytest.approx(slope, rel=1e-4, abs=1e-6), name
+
+
+def test_the_order_of_the_support_set_does_not_matter():
+    learner, batch = regression().eval(), numbers()
+    order = torch.randperm(6)
+    found = []
+    for chosen in (torch.arange(6), order):
+        torch.manual_seed(0)
+        found.append(learner.adapt(batch.support_x[0][chosen], batch.support_y[0][chosen])(batch.query_x[0]))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_more_support_tightens_the_prediction():
+    learner = regression(initial_log_std=-30.0, noise_std=0.1).eval()
+    x, y, query = torch.randn(40, 2), torch.randn(40, 1), torch.randn(20, 2)
+    widths = [float(learner.adapt(x[:n], y[:n]).predict(query).epistemic.mean()) for n in (1, 4, 10, 40)]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] < 0.3 * widths[0]
+
+
+def test_ragged_tasks_train_as_each_alone():
+    from lightning_meta import collate_episodes
+
+    learner = regression(initial_log_std=-30.0)
+    tasks = [numbers(4).select(0), numbers(9).select(1)]
+
+    def gradients(batch):
+        learner.zero_grad()
+        learner.training_step(batch, 0).backward()
+        return {n: p.grad.clone() for n, p in learner.named_parameters() if n.startswith("model")}
+
+    alone = [gradients(collate_episodes([task])) for task in tasks]
+    together = gradients(collate_episodes(tasks))
+    for name, value in together.items():
+        torch.testing.assert_close(value, (alone[0][name] + alone[1][name]) / 2, rtol=1e-8, atol=1e-8)
+
+
+def test_what_is_generated():
+    assert set(regression().generated_names) == {"0.weight", "0.bias"}
+    large = AmortizedMAML(Conv4(5, filters=32))
+    assert set(large.generated_names) == {
+        n for n, p in large.model.named_parameters() if p.ndim == 1 and n != "head.bias"
+    }
+    chosen = AmortizedMAML(Conv4(5, filters=8), generate=["norms.*"])
+    assert all(name.startswith("norms.") for name in chosen.generated_names)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_samples": 0}, "num_samples=0 must be an integer of at least 1"),
+        ({"kl_weight": -1.0}, "kl_weight=-1.0 must be a positive number"),
+        ({"ridge_penalty": 0.0}, "ridge_penalty=0.0 must be a positive number"),
+        ({"generate": ["2.*"]}, "leaves no parameter but the head's"),
+        (
+            {"encoder": SetEncoder(9, 47)},
+            r"encoder gives \(47,\) for one set, but the generated parameters need \(48,\)",
+        ),
+        ({"encoder": SetEncoder(5, 48)}, r"encoder cannot take a set of shape \[examples, 9\]"),
+        ({"encoder": nn.Sequential(nn.Flatten(0), nn.Linear(27, 48))}, "encoder depends on the order of the set"),
+    ],
+)
+def test_wrong_arguments_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        regression(**wrong)
+
+
+def test_models_that_do_not_end_in_a_linear_layer_are_refused():
+    with pytest.raises(ValueError, match="model ends in LayerNorm"):
+        AmortizedMAML(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)))
+
+    class Squeezed(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x)[:, 0]
+
+    learner = AmortizedMAML(Squeezed(nn.Linear(2, 4), nn.Linear(4, 1)), nn.MSELoss())
+    batch = numbers()
+    flat = batch._replace(support_y=batch.support_y[..., 0], query_y=batch.query_y[..., 0])
+    with pytest.raises(ValueError, match="whose output the model returns as it is"):
+        learner.training_step(flat, 0)

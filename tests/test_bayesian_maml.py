@@ -1,0 +1,300 @@
+"""Stein variational gradient descent and Bayesian MAML against fixed points and plain loops of autograd."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from lightning_meta import BayesianMAML, Episode
+from lightning_meta.inner.svgd import stein_direction
+from tests.reference import assert_same, without_running_statistics
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.mark.parametrize("bandwidth", [None, 0.7])
+def test_two_particles_settle_at_the_known_fixed_points(bandwidth):
+    mean, std = 1.3, 0.8
+    x = torch.tensor([[0.1], [2.0]])
+    for _ in range(4000):
+        x = x + 0.1 * stein_direction({"x": x}, {"x": -(x - mean) / std**2}, bandwidth)["x"]
+    squared = std**2 * math.log(2) if bandwidth is None else bandwidth / 4 * math.log(1 + 4 * std**2 / bandwidth)
+    torch.testing.assert_close(x, torch.tensor([[mean - squared**0.5], [mean + squared**0.5]]), rtol=1e-8, atol=1e-8)
+
+
+def naive_direction(x, slopes):
+    """``[particles, size]``, by two loops."""
+    count = len(x)
+    if count == 1:
+        return slopes
+    pairs = [float((x[i] - x[j]).detach().square().sum()) for i in range(count) for j in range(i)]
+    h = float(torch.tensor(pairs).quantile(0.5)) / math.log(count)
+    rows = []
+    for i in range(count):
+        row = 0
+        for j in range(count):
+            k = torch.exp(-(x[i] - x[j]).square().sum() / h)
+            row = row + k * slopes[j] - 2 / h * (x[j] - x[i]) * k
+        rows.append(row / count)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_the_direction_is_the_sum_over_pairs(count):
+    x, slopes = torch.randn(count, 6), torch.randn(count, 6)
+    parted = [{"a": v[:, :2].clone(), "b": v[:, 2:].reshape(count, 2, 2)} for v in (x, slopes)]
+    found = stein_direction(*parted)
+    joined = torch.cat([found["a"], found["b"].flatten(1)], dim=1)
+    torch.testing.assert_close(joined, naive_direction(x, slopes), rtol=1e-10, atol=1e-10)
+
+
+def models():
+    batch_norm = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2))
+    layer_norm = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 2))
+    return {
+        "plain": nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)),
+        "batch": batch_norm,
+        "layer": layer_norm,
+    }
+
+
+def reference_gradient(learner, batch, leader_flows=False):
+    """The meta-loss's gradient by autograd through plain loops over tasks and particles."""
+    model = without_running_statistics(learner.model)
+    names = list(learner.adapted_names)
+    parameters = {n: p.detach().clone().requires_grad_() for n, p in learner.named_parameters()}
+    shared = {n.removeprefix("model."): p for n, p in parameters.items() if n.startswith("model.")}
+    regression = isinstance(learner.loss_fn, nn.MSELoss)
+
+    def particles():
+        def one(m, name):
+            return (
+                parameters[f"model.{name}"]
+                if m == 0
+                else parameters[f"other_particles.{name.replace('.', '/')}"][m - 1]
+            )
+
+        return torch.stack([torch.cat([one(m, n).flatten() for n in names]) for m in range(learner.num_particles)])
+
+    def unflatten(flat):
+        sizes = [shared[n].numel() for n in names]
+        return {n: part.view_as(shared[n]) for n, part in zip(names, flat.split(sizes), strict=True)}
+
+    def log_likelihood(flat, x, y):
+        output = functional_call(model, {**shared, **unflatten(flat)}, (x,))
+        if regression:
+            return torch.distributions.Normal(output, parameters["noise.log_std"].exp()).log_prob(y).sum(1)
+        return torch.distributions.Categorical(logits=output).log_prob(y)
+
+    def step(x, inputs, targets):
+        logs = [
+            log_likelihood(particle, inputs, targets).sum() - 0.5 * learner.prior_precision * particle.square().sum()
+            for particle in x
+        ]
+        slopes = torch.autograd.grad(torch.stack(logs).sum(), x, create_graph=True)[0]
+        return x + learner.inner_lr * naive_direction(x, slopes)
+
+    losses = []
+    for i in range(batch.num_tasks):
+        task = batch.select(i)
+        x = particles()
+        for _ in range(learner.inner_steps):
+            x = step(x, task.support_x, task.support_y)
+        if learner.meta_loss == "nll":
+            logs = torch.stack([log_likelihood(particle, task.query_x, task.query_y) for particle in x])
+            losses.append(-(logs.exp().mean(0).log()).mean())
+        else:
+            leader = x if leader_flows else x.detach().requires_grad_()
+            for _ in range(learner.leader_steps):
+                leader = step(
+                    leader, torch.cat([task.support_x, task.query_x]), torch.cat([task.support_y, task.query_y])
+                )
+            losses.append((x - (leader if leader_flows else leader.detach())).square().sum())
+    loss = torch.stack(losses).mean()
+    names = [n for n in parameters if not (learner.meta_loss == "chaser" and n.startswith("noise."))]
+    gradients = torch.autograd.grad(loss, [parameters[n] for n in names], allow_unused=True)
+    return loss.detach(), {
+        n: torch.zeros_like(parameters[n]) if g is None else g for n, g in zip(names, gradients, strict=True)
+    }
+
+
+def found_gradient(learner, batch):
+    learner.zero_grad()
+    loss = learner.training_step(batch, 0)
+    loss.backward()
+    return loss.detach(), {n: p.grad for n, p in learner.named_parameters()}
+
+
+def classes():
+    return Episode(torch.randn(2, 6, 3), torch.randint(2, (2, 6)), torch.randn(2, 7, 3), torch.randint(2, (2, 7)))
+
+
+def numbers():
+    return Episode(*(torch.randn(2, n, d) for n, d in [(6, 3), (6, 2), (7, 3), (7, 2)]))
+
+
+@pytest.mark.parametrize("task_chunk_size", [None, 1])
+@pytest.mark.parametrize("adapt", ["all", "head"])
+@pytest.mark.parametrize("kind", ["plain", "batch", "layer"])
+@pytest.mark.parametrize("meta_loss", ["nll", "chaser"])
+def test_the_meta_gradient_is_that_of_a_plain_loop(meta_loss, kind, adapt, task_chunk_size):
+    batch = classes()
+    learner = BayesianMAML(
+        models()[kind],
+        num_particles=3,
+        inner_lr=0.1,
+        inner_steps=2,
+        leader_steps=2,
+        prior_precision=0.3,
+        meta_loss=meta_loss,
+        adapt=adapt,
+        task_chunk_size=task_chunk_size,
+    )
+    loss, expected = reference_gradient(learner, batch)
+    found_loss, found = found_gradient(learner, batch)
+    torch.testing.assert_close(found_loss, loss, rtol=1e-9, atol=1e-9)
+    assert_same(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize("meta_loss", ["nll", "chaser"])
+def test_regression_with_learned_noise(meta_loss):
+    batch = numbers()
+    learner = BayesianMAML(
+        models()["plain"], nn.MSELoss(), num_particles=2, inner_lr=0.05, inner_steps=2, meta_loss=meta_loss
+    )
+    loss, expected = reference_gradient(learner, batch)
+    found_loss, found = found_gradient(learner, batch)
+    noise = found.pop("noise.log_std")
+    if meta_loss == "nll":
+        torch.testing.assert_close(noise, expected.pop("noise.log_std"), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found_loss, loss, rtol=1e-9, atol=1e-9)
+    else:  # the noise learns from the likelihood with the particles held fixed
+        held = 0
+        for i in range(2):
+            task = batch.select(i)
+            adapted = learner.adapt(task.support_x, task.support_y)
+            outputs = adapted.samples(task.query_x).outputs
+            log_std = learner.noise.log_std.detach().clone().requires_grad_()
+            logs = torch.distributions.Normal(outputs, log_std.exp()).log_prob(task.query_y).sum(2)
+            nll = -(logs.exp().mean(0).log()).mean()
+            held = held + torch.autograd.grad(nll, log_std)[0] / 2
+        torch.testing.assert_close(noise, held, rtol=1e-9, atol=1e-9)
+    assert_same(found, expected, 1e-9)
+
+
+def test_no_gradient_flows_through_the_leader():
+    batch = classes()
+    learner = BayesianMAML(models()["plain"], num_particles=3, inner_lr=0.2, leader_steps=2)
+    found = found_gradient(learner, batch)[1]
+    assert_same(found, reference_gradient(learner, batch)[1], 1e-9)
+    flowing = reference_gradient(learner, batch, leader_flows=True)[1]
+    assert max(float((found[n] - flowing[n]).abs().max()) for n in found) > 1e-3
+
+
+def test_one_particle_is_gradient_ascent_on_the_log_posterior():
+    batch, model = classes(), models()["plain"]
+    learner = BayesianMAML(copy.deepcopy(model), num_particles=1, inner_lr=0.05, prior_precision=0.5)
+    task = batch.select(0)
+    adapted = learner.adapt(task.support_x, task.support_y)
+    objective = -nn.CrossEntropyLoss(reduction="sum")(model(task.support_x), task.support_y)
+    objective = objective - 0.25 * sum(p.square().sum() for p in model.parameters())
+    slopes = torch.autograd.grad(objective, list(model.parameters()))
+    for (name, p), slope in zip(model.named_parameters(), slopes, strict=True):
+        torch.testing.assert_close(adapted.state[name][0], p.detach() + 0.05 * slope)
+
+
+def test_normalized_steps_do_not_depend_on_noise_and_set_size():
+    """One particle on a Gaussian likelihood without a prior: MAML's step on half the mean squared error."""
+    task, model = numbers().select(0), models()["plain"]
+    for noise_std in (0.1, 3.0):
+        learner = BayesianMAML(
+            copy.deepcopy(model),
+            nn.MSELoss(),
+            num_particles=1,
+            noise_std=noise_std,
+            prior_precision=0.0,
+            normalize_steps=True,
+            inner_lr=0.1,
+        )
+        adapted = learner.adapt(task.support_x, task.support_y)
+        loss = 0.5 * (model(task.support_x) - task.support_y).square().sum() / len(task.support_x)
+        slopes = torch.autograd.grad(loss, list(model.parameters()))
+        for (name, p), slope in zip(model.named_parameters(), slopes, strict=True):
+            torch.testing.assert_close(adapted.state[name][0], p.detach() - 0.1 * slope)
+
+
+def test_a_learned_prior_precision_has_the_right_gradient():
+    batch = classes()
+    learner = BayesianMAML(
+        models()["plain"],
+        num_particles=2,
+        inner_lr=0.1,
+        meta_loss="nll",
+        prior_precision=0.5,
+        learned_prior_precision=True,
+    )
+    found = found_gradient(learner, batch)[1]["log_prior_precision"]
+
+    def loss(shift):
+        with torch.no_grad():
+            learner.log_prior_precision += shift
+        value = float(learner.training_step(batch, 0).detach())
+        with torch.no_grad():
+            learner.log_prior_precision -= shift
+        return value
+
+    numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
+    assert float(found) == pytest.approx(numeric, rel=1e-5)
+
+
+def test_particles_spread_to_the_posterior_of_a_linear_model():
+    """Many Stein steps on a one-parameter Gaussian posterior: mean and, roughly, standard deviation."""
+    x, y = torch.ones(20, 1), 2 + torch.randn(20, 1)
+    learner = BayesianMAML(
+        nn.Linear(1, 1, bias=False), nn.MSELoss(), num_particles=20, noise_std=1.0, prior_precision=1.0, inner_lr=0.05
+    )
+    particles = learner.adapt(x, y, steps=3000).state["weight"].flatten()
+    assert float(particles.mean()) == pytest.approx(float(y.sum() / 21), abs=1e-3)
+    assert float(particles.std(correction=0)) == pytest.approx(21**-0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_particles": 0}, "num_particles=0 must be an integer of at least 1"),
+        ({"leader_steps": 0}, "leader_steps=0 must be an integer of at least 1"),
+        ({"meta_loss": "elbo"}, "meta_loss='elbo' is not one of"),
+        ({"prior_precision": -1.0}, "prior_precision=-1.0 must be 0 or a positive number"),
+        ({"learned_prior_precision": True}, "needs meta_loss='nll'"),
+        ({"noise_std": 0.1}, "noise_std=0.1 but the likelihood is categorical"),
+        ({"loss_fn": nn.L1Loss()}, r"stands for no likelihood.*nn.CrossEntropyLoss\(\)"),
+        ({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, "stands for no likelihood"),
+        ({"loss_fn": nn.CrossEntropyLoss(weight=torch.ones(2))}, "stands for no likelihood"),
+    ],
+)
+def test_wrong_arguments_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        BayesianMAML(models()["plain"], **wrong)
+
+
+def test_particles_that_would_start_alike_are_refused():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 2))
+
+        def forward(self, x):
+            return x @ self.weight
+
+    with pytest.raises(ValueError, match="particle_noise"):
+        BayesianMAML(Bare())
+    learner = BayesianMAML(Bare(), particle_noise=0.1)
+    assert learner.other_particles["weight"].shape == (4, 3, 2)
+    assert float((learner.other_particles["weight"] - learner.model.weight).detach().std()) == pytest.approx(
+        0.1, rel=0.5
+    )

@@ -1,0 +1,188 @@
+"""Predictive distributions and their metrics against definitions written out, and against data with known answers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Categorical, MixtureSameFamily, Normal
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from lightning_meta import ABML, MAML, AmortizedMAML, BayesianMAML, Episode, ImplicitMAML, Reptile
+from lightning_meta.metrics.uncertainty import auroc, uncertainty_metrics
+from lightning_meta.predictive import Samples, cumulative, mean_output, mixture_log_likelihood, predict, quantile
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def test_entropies_split_as_defined():
+    logits = torch.randn(4, 6, 3)
+    prediction = predict("categorical", Samples(logits))
+    for i in range(6):
+        draws = Categorical(logits=logits[:, i])
+        mean = Categorical(probs=draws.probs.mean(0))
+        torch.testing.assert_close(prediction.mean[i], mean.probs)
+        torch.testing.assert_close(prediction.total[i], mean.entropy())
+        torch.testing.assert_close(prediction.aleatoric[i], draws.entropy().mean())
+        torch.testing.assert_close(prediction.epistemic[i], mean.entropy() - draws.entropy().mean())
+    torch.testing.assert_close(mean_output("categorical", Samples(logits)).exp(), prediction.mean)
+
+
+def test_binary_entropies_are_those_of_two_classes():
+    logits = torch.randn(4, 6, 1)
+    binary = predict("bernoulli", Samples(logits))
+    both = predict("categorical", Samples(torch.cat([logits, torch.zeros_like(logits)], dim=2)))
+    torch.testing.assert_close(binary.mean[:, 0], both.mean[:, 0])
+    torch.testing.assert_close(binary.total[:, 0], both.total)
+    torch.testing.assert_close(binary.epistemic[:, 0], both.epistemic)
+    torch.testing.assert_close(mean_output("bernoulli", Samples(logits)).sigmoid(), binary.mean)
+
+
+def mixture(samples):
+    """torch's own mixture of Gaussians for each query, ``[query]``."""
+    deviations = (samples.noise + samples.spread).sqrt()[:, :, 0].T
+    components = Normal(samples.outputs[:, :, 0].T, deviations)
+    return MixtureSameFamily(Categorical(torch.ones_like(deviations)), components)
+
+
+@pytest.fixture
+def regression():
+    return Samples(torch.randn(5, 8, 1), torch.rand(5, 8, 1) + 0.1, torch.rand(5, 8, 1))
+
+
+def test_variances_split_by_the_law_of_total_variance(regression):
+    prediction, exact = predict("gaussian", regression), mixture(regression)
+    torch.testing.assert_close(prediction.mean[:, 0], exact.mean)
+    torch.testing.assert_close(prediction.total[:, 0], exact.variance)
+    torch.testing.assert_close(prediction.aleatoric, regression.noise.mean(0))
+    torch.testing.assert_close(prediction.total, prediction.aleatoric + prediction.epistemic)
+
+
+def test_densities_and_quantiles_are_the_mixtures(regression):
+    y, exact = torch.randn(8, 1), mixture(regression)
+    torch.testing.assert_close(mixture_log_likelihood("gaussian", regression, y), exact.log_prob(y[:, 0]))
+    torch.testing.assert_close(cumulative(regression, y)[:, 0], exact.cdf(y[:, 0]))
+    for level in (0.05, 0.5, 0.95):
+        found = quantile(regression, level)
+        torch.testing.assert_close(exact.cdf(found[:, 0]), torch.full((8,), level), rtol=0, atol=1e-9)
+
+
+def test_a_targets_parts_count_jointly():
+    samples, y = Samples(torch.randn(3, 4, 2), torch.ones(3, 4, 2)), torch.randn(4, 2)
+    joint = Normal(samples.outputs, 1.0).log_prob(y).sum(2).exp().mean(0).log()
+    torch.testing.assert_close(mixture_log_likelihood("gaussian", samples, y), joint)
+
+
+def test_metrics_of_classes_are_their_definitions():
+    logits, targets = torch.randn(3, 2, 40, 5), torch.randint(5, (3, 40))
+    mask = torch.rand(3, 40) < 0.7
+    found = uncertainty_metrics("categorical", Samples(logits), targets, mask)
+    for task in range(3):
+        p = logits[task].softmax(-1).mean(0)[mask[task]]
+        y = targets[task][mask[task]]
+        torch.testing.assert_close(found["nll"][task], -p[torch.arange(len(y)), y].log().mean())
+        one_hot = nn.functional.one_hot(y, 5)
+        torch.testing.assert_close(found["brier"][task], ((p - one_hot) ** 2).sum(1).mean())
+        confidence, guess = p.max(1)
+        expected = 0.0
+        for low in torch.arange(15) / 15:
+            inside = (confidence > low) & (confidence <= low + 1 / 15)
+            if inside.any():
+                gap = (confidence[inside].mean() - (guess == y)[inside].double().mean()).abs()
+                expected += float(inside.double().mean() * gap)
+        assert float(found["ece"][task]) == pytest.approx(expected, abs=1e-6)
+        assert float(found["ece"][task]) == pytest.approx(float(multiclass_calibration_error(p, y, 5)), abs=1e-6)
+
+
+def test_metrics_of_a_right_and_a_wrong_noise_model():
+    truth = torch.randn(6, 4000, 1)
+    y = truth + 0.5 * torch.randn(6, 4000, 1)
+
+    def metrics(std):
+        samples = Samples(truth[:, None], torch.full((6, 1, 4000, 1), std**2))
+        return {n: v.mean() for n, v in uncertainty_metrics("gaussian", samples, y, None).items()}
+
+    right, sharp = metrics(0.5), metrics(0.25)
+    assert float(right["coverage_90"]) == pytest.approx(0.9, abs=0.01)
+    assert float(right["width_90"]) == pytest.approx(2 * 1.644854 * 0.5, abs=1e-4)
+    assert float(right["quantile_ce"]) < 0.01
+    assert float(right["nll"]) == pytest.approx(0.5 * math.log(2 * math.pi * math.e * 0.25), abs=0.02)
+    assert float(sharp["coverage_90"]) < 0.65
+    assert float(sharp["quantile_ce"]) > 0.08
+    assert float(sharp["nll"]) > float(right["nll"])
+
+
+def test_padding_counts_in_no_metric():
+    samples = Samples(torch.randn(2, 3, 9, 1), torch.rand(2, 3, 9, 1) + 0.1)
+    y, mask = torch.randn(2, 9, 1), torch.arange(9) < torch.tensor([[9], [4]])
+    found = uncertainty_metrics("gaussian", samples, y, mask)
+    cut = Samples(samples.outputs[1:, :, :4], samples.noise[1:, :, :4])
+    alone = uncertainty_metrics("gaussian", cut, y[1:, :4], None)
+    for name, value in alone.items():
+        torch.testing.assert_close(found[name][1], value[0])
+
+
+def test_the_area_under_the_curve_counts_pairs():
+    inside, outside, mask = torch.randn(2, 12), torch.randn(2, 9) + 0.5, torch.rand(2, 12) < 0.8
+    inside[0, 0] = outside[0, 0]  # a tie counts half
+    found = auroc(inside, outside, mask)
+    for task in range(2):
+        own = inside[task][mask[task]]
+        wins = (outside[task][:, None] > own).double() + 0.5 * (outside[task][:, None] == own).double()
+        torch.testing.assert_close(found[task].double(), wins.mean(), rtol=1e-6, atol=1e-6)
+    tiny = auroc(1e-12 * inside, 1e-12 * outside, mask)  # scores that a sigmoid would round together
+    torch.testing.assert_close(tiny, found)
+
+
+LEARNERS = {
+    "maml": MAML,
+    "reptile": Reptile,
+    "imaml": ImplicitMAML,
+    "bayesian_maml": BayesianMAML,
+    "abml": ABML,
+    "amortized_maml": AmortizedMAML,
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("kind", ["classes", "numbers"])
+def test_one_interface_for_all(name, kind):
+    point = name in ("maml", "reptile", "imaml")
+    outputs = 3 if kind == "classes" else 2
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, outputs))
+    learner = LEARNERS[name](model, nn.CrossEntropyLoss() if kind == "classes" else nn.MSELoss(), inner_lr=0.01).eval()
+    y = torch.randint(3, (6,)) if kind == "classes" else torch.randn(6, 2)
+    with torch.inference_mode():
+        task = learner.adapt(torch.randn(6, 4), y)
+        x = torch.randn(5, 4)
+        torch.manual_seed(1)
+        output = task(x)
+        torch.manual_seed(1)
+        prediction = task.predict(x)
+    assert output.shape == (5, outputs)
+    expected = output.softmax(1) if kind == "classes" else output
+    torch.testing.assert_close(prediction.mean, expected)
+    if point:
+        assert prediction.epistemic is None
+    else:
+        shape = (5,) if kind == "classes" else (5, 2)
+        assert prediction.epistemic.shape == prediction.aleatoric.shape == shape
+        assert (prediction.epistemic >= 0).all()
+        assert (prediction.epistemic > 0).any()
+        torch.testing.assert_close(prediction.total, prediction.aleatoric + prediction.epistemic)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("batch_statistics", ["batch", "support"])
+def test_other_classes_are_scored_in_evaluation(name, batch_statistics):
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))
+    learner = LEARNERS[name](model, inner_lr=0.01, batch_statistics=batch_statistics).eval()
+    batch = Episode(torch.randn(3, 6, 4), torch.randint(3, (3, 6)), torch.randn(3, 5, 4), torch.randint(3, (3, 5)))
+    result = learner.evaluate(batch._replace(outside_x=torch.randn(3, 7, 4)))
+    kinds = {"total"} if name in ("maml", "reptile", "imaml") else {"total", "epistemic"}
+    assert set(result.novelty) == kinds
+    for inside, outside in result.novelty.values():
+        assert inside.shape == (3, 5)
+        assert outside.shape == (3, 7)
