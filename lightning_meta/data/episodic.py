@@ -28,6 +28,8 @@ class EpisodicDataModule(TaskDataModule):
         query_shots: Query examples per class in training.
         tasks_per_batch: Tasks in a meta-batch, per process.
         eval_query_shots: Query examples per class in validation and test; None: as in training.
+        eval_outside_ways: Classes outside each validation and test task, whose examples measure how well
+            uncertainty tells them from the task's own.
         train_tasks: Tasks in a training epoch.
         val_tasks: Validation tasks.
         test_tasks: Test and prediction tasks.
@@ -57,9 +59,11 @@ class EpisodicDataModule(TaskDataModule):
         seed: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
+        eval_outside_ways: int = 0,
     ) -> None:
         super().__init__(tasks_per_batch, train_tasks, val_tasks, test_tasks, seed, num_workers, pin_memory)
         check_task_form(ways, shots, query_shots, eval_query_shots)
+        arguments.check_count("eval_outside_ways", eval_outside_ways, least=0)
         self._episodes: dict[Split, ClassEpisodes] = {}
         datasets: dict[Split, Dataset[Any] | None] = {"train": train, "val": val, "test": test}
         for split, dataset in datasets.items():
@@ -70,8 +74,9 @@ class EpisodicDataModule(TaskDataModule):
                 raise TypeError(f"{split}={dataset!r} must be a map-style data set: episodes pick examples by number")
             query = query_shots if split == "train" or eval_query_shots is None else eval_query_shots
             labels, fetch = labels_of(dataset), fetcher(dataset)
+            outside = 0 if split == "train" else eval_outside_ways
             self._episodes[split] = ClassEpisodes(
-                labels, fetch, ways, shots, query, split, self.num_tasks[split], self.seed
+                labels, fetch, ways, shots, query, split, self.num_tasks[split], self.seed, outside
             )
 
     def episodes(self, split: Split) -> ClassEpisodes:

@@ -33,6 +33,7 @@ class ClassEpisodes(EpisodeDataset):
         split: The split, which with ``seed`` and the index determines a task.
         num_tasks: Tasks in an epoch.
         seed: Which tasks.
+        outside_ways: Further classes that give each task's ``outside_x``, ``query_shots`` examples each.
 
     Raises:
         ValueError: If there are fewer classes than ways, or a class with too few examples.
@@ -48,15 +49,17 @@ class ClassEpisodes(EpisodeDataset):
         split: Split,
         num_tasks: int,
         seed: int,
+        outside_ways: int = 0,
     ) -> None:
         super().__init__(num_tasks)
         classes, sizes = np.unique(labels, return_counts=True)
-        check_classes(split, classes, sizes, ways, shots, query_shots)
+        check_classes(split, classes, sizes, ways, outside_ways, shots, query_shots)
         self._by_class = np.argsort(labels, kind="stable")
         self._sizes = sizes
         self._starts = np.cumsum(sizes) - sizes
         self.fetch = fetch
         self.ways = ways
+        self.outside_ways = outside_ways
         self.shots = shots
         self.query_shots = query_shots
         self.split = split
@@ -65,12 +68,12 @@ class ClassEpisodes(EpisodeDataset):
         self._block: tuple[int, NDArray[np.int64]] | None = None
 
     def example_numbers(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Return which examples make up the tasks, ``[indices, ways, shots + query_shots]``."""
-        tasks, each = len(indices), self.shots + self.query_shots
-        draws = uniforms(self.seed, self.split, indices, 2 * self.ways * (1 + each))
+        """Return which examples make up the tasks, ``[indices, ways + outside_ways, shots + query_shots]``."""
+        tasks, ways, each = len(indices), self.ways + self.outside_ways, self.shots + self.query_shots
+        draws = uniforms(self.seed, self.split, indices, 2 * ways * (1 + each))
         population = np.full(tasks, len(self._sizes))
-        classes = sample_without_replacement(population, draws[:, : 2 * self.ways])
-        example_draws = draws[:, 2 * self.ways :].reshape(tasks, self.ways, 2 * each)
+        classes = sample_without_replacement(population, draws[:, : 2 * ways])
+        example_draws = draws[:, 2 * ways :].reshape(tasks, ways, 2 * each)
         within = sample_without_replacement(self._sizes[classes], example_draws)
         return self._by_class[self._starts[classes][..., None] + within]
 
@@ -79,9 +82,11 @@ class ClassEpisodes(EpisodeDataset):
         block = indices[0] // _BLOCK
         in_block = bool((indices // _BLOCK == block).all())
         numbers = self._numbers_of(int(block))[indices % _BLOCK] if in_block else self.example_numbers(indices)
-        support_x, support_y = self._set(numbers[..., : self.shots])
-        query_x, query_y = self._set(numbers[..., self.shots :])
-        return Episode(support_x, support_y, query_x, query_y)
+        support_x, support_y = self._set(numbers[:, : self.ways, : self.shots])
+        query_x, query_y = self._set(numbers[:, : self.ways, self.shots :])
+        outside = numbers[:, self.ways :, self.shots :].reshape(len(indices), -1)
+        outside_x = self.fetch(outside) if self.outside_ways else None
+        return Episode(support_x, support_y, query_x, query_y, outside_x=outside_x)
 
     def _numbers_of(self, block: int) -> NDArray[np.int64]:
         """The examples of a whole block of tasks; the latest block is kept, as loaders ask for tasks in order."""
@@ -95,9 +100,20 @@ class ClassEpisodes(EpisodeDataset):
 
 
 def check_classes(
-    split: str, classes: NDArray[np.integer], sizes: NDArray[np.integer], ways: int, shots: int, query_shots: int
+    split: str,
+    classes: NDArray[np.integer],
+    sizes: NDArray[np.integer],
+    ways: int,
+    outside_ways: int,
+    shots: int,
+    query_shots: int,
 ) -> None:
     """Raise a ValueError if tasks of this form cannot be drawn from classes of these sizes."""
+    if outside_ways and ways + outside_ways > len(classes):
+        raise ValueError(
+            f"ways={ways} and eval_outside_ways={outside_ways} but the {split} split has {len(classes)} classes: "
+            "lower one"
+        )
     if ways > len(classes):
         raise ValueError(f"ways={ways} but the {split} split has {len(classes)} classes: lower ways or add classes")
     small = np.flatnonzero(sizes < shots + query_shots)

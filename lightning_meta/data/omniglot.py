@@ -42,6 +42,8 @@ class OmniglotDataModule(TaskDataModule):
         rotations: Whether training characters turned by 90, 180 and 270 degrees are classes of their own.
         download: Whether to download what ``root`` lacks.
         cache_dir: Where the decoded images are kept (25 MB); None: in ``root``.
+        eval_outside_ways: Classes outside each validation and test task, whose examples measure how well
+            uncertainty tells them from the task's own.
         train_tasks: Tasks in a training epoch.
         val_tasks: Validation tasks.
         test_tasks: Test and prediction tasks.
@@ -72,9 +74,11 @@ class OmniglotDataModule(TaskDataModule):
         seed: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
+        eval_outside_ways: int = 0,
     ) -> None:
         super().__init__(tasks_per_batch, train_tasks, val_tasks, test_tasks, seed, num_workers, pin_memory)
         check_task_form(ways, shots, query_shots, eval_query_shots)
+        arguments.check_count("eval_outside_ways", eval_outside_ways, least=0)
         arguments.check_choice("character_split", character_split, CharacterSplit)
         self.save_hyperparameters()
         self.root = Path(root)
@@ -82,7 +86,7 @@ class OmniglotDataModule(TaskDataModule):
         self.download = download
         self.character_split: CharacterSplit = character_split
         self.rotations = rotations
-        self.ways, self.shots = ways, shots
+        self.ways, self.shots, self.eval_outside_ways = ways, shots, eval_outside_ways
         self.query_shots: dict[Split, int] = {
             "train": query_shots,
             "val": eval_query_shots or query_shots,
@@ -114,9 +118,9 @@ class OmniglotDataModule(TaskDataModule):
     def _make_episodes(self, split: Split, images: Tensor) -> ClassEpisodes:
         labels = np.arange(len(images)).repeat(images.shape[1])
         fetch = FetchTensor(images.flatten(0, 1))
-        return ClassEpisodes(
-            labels, fetch, self.ways, self.shots, self.query_shots[split], split, self.num_tasks[split], self.seed
-        )
+        tasks, query_shots = self.num_tasks[split], self.query_shots[split]
+        outside = 0 if split == "train" else self.eval_outside_ways
+        return ClassEpisodes(labels, fetch, self.ways, self.shots, query_shots, split, tasks, self.seed, outside)
 
 
 def split_characters(loaded: OmniglotImages, character_split: CharacterSplit) -> dict[Split, NDArray[np.int64]]:

@@ -170,3 +170,25 @@ def test_collation_pads_and_marks():
     assert batch.query_mask is None
     assert batch.support_x.sum((1, 2)).tolist() == [4, 8]
     assert collate_episodes(batch) is batch
+
+
+def test_outside_examples_are_of_other_classes_than_the_task(numbered):
+    data = module(numbered, ways=2, test=numbered, eval_outside_ways=2)
+    assert next(iter(data.train_dataloader())).outside_x is None
+    batch = next(iter(data.test_dataloader()))
+    assert batch.outside_x.shape == (4, 8, 2)
+    for task in range(4):
+        own = set(batch.support_x[task, :, 1].tolist()) | set(batch.query_x[task, :, 1].tolist())
+        assert len(own) == 2
+        outside = batch.outside_x[task, :, 1].tolist()
+        assert not own & set(outside)
+        assert sorted(outside.count(c) for c in set(outside)) == [4, 4]
+    with pytest.raises(ValueError, match="ways=2 and eval_outside_ways=3 but the test split has 4 classes"):
+        module(numbered, ways=2, test=numbered, eval_outside_ways=3)
+
+
+def test_batches_that_span_blocks_of_drawing_hold_the_same_tasks(numbered):
+    episodes = module(numbered).episodes("train")
+    across = episodes.__getitems__(range(508, 516))
+    for row, index in enumerate(range(508, 516)):
+        assert torch.equal(across.query_x[row], episodes[index].query_x)
