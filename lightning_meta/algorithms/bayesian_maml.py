@@ -38,7 +38,7 @@ from lightning_meta.batch_statistics import BatchStatistics
 from lightning_meta.bayesian_learner import BayesianLearner
 from lightning_meta.episode import Episode, Support, joined_sets
 from lightning_meta.inner import adapted_names
-from lightning_meta.inner.svgd import pull_back_svgd, svgd_step
+from lightning_meta.inner.svgd import SteinStep, pull_back_svgd, svgd_step
 from lightning_meta.inner.vectors import Vector
 from lightning_meta.learner import SchedulerInterval
 from lightning_meta.losses import LossFunction
@@ -150,8 +150,9 @@ class BayesianMAML(BayesianLearner):
         particles, shared = self._parted(meta)
         yield InnerStep(particles, None)
         for _ in range(steps):
-            particles, loss = self._step(particles, shared, support)
-            yield InnerStep(particles, loss)
+            step = self._step(particles, shared, support)
+            particles = step.end
+            yield InnerStep(particles, -step.log_densities.mean())
 
     def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
         """Return the meta-loss and the report."""
@@ -160,12 +161,11 @@ class BayesianMAML(BayesianLearner):
 
     def task_gradient(self, meta: MetaParameters, task: Episode) -> tuple[dict[str, Tensor], TaskResult]:
         """Return the meta-loss's gradient, through the Stein steps, and the report."""
-        _, shared = self._parted(meta)
-        trajectory, losses = [], []
-        for particles, loss in self.inner_loop(meta, task.support, self.inner_steps):
-            trajectory.append(particles)
-            losses += [] if loss is None else [loss]
-        chaser = trajectory.pop()
+        chaser, shared = self._parted(meta)
+        taken = []
+        for _ in range(self.inner_steps):
+            taken.append(self._step(chaser, shared, task.support))
+            chaser = taken[-1].end
         direct, adjoint, loss, samples = self._nll_gradient(chaser, shared, task)
         if self.meta_loss == "chaser":
             leader = self._leader(chaser, shared, task)
@@ -180,7 +180,7 @@ class BayesianMAML(BayesianLearner):
             diagnostics = {}
         start, through = pull_back_svgd(
             lambda particle, shared: self._log_posterior(particle, shared, task.support),
-            trajectory,
+            taken,
             shared,
             self.step_size(meta, task.support_y, task.support_mask),
             adjoint,
@@ -190,7 +190,8 @@ class BayesianMAML(BayesianLearner):
             through = {n: torch.zeros_like(g) if n.startswith("noise.") else g for n, g in through.items()}
         gradient = {name: direct[name] + through[name] for name in shared} | self._joined(start)
         output = mean_output(self.likelihood, samples)
-        return gradient, TaskResult(loss, output[None], torch.stack(losses), diagnostics=diagnostics)
+        losses = torch.stack([-step.log_densities.mean() for step in taken])
+        return gradient, TaskResult(loss, output[None], losses, diagnostics=diagnostics)
 
     def query_samples(self, meta: MetaParameters, state: Any, x: Any) -> Samples:
         """Return every particle's output, ``[particles, query, ...]``; ``state`` are the particles."""
@@ -238,20 +239,19 @@ class BayesianMAML(BayesianLearner):
         size = sum(value.numel() for value in particle.values())
         return log_likelihood - 0.5 * logarithm.exp() * squares + 0.5 * size * logarithm
 
-    def _step(self, particles: Vector, shared: Mapping[str, Tensor], examples: Support) -> tuple[Vector, Tensor]:
-        particles, logs = svgd_step(
+    def _step(self, particles: Vector, shared: Mapping[str, Tensor], examples: Support) -> SteinStep:
+        return svgd_step(
             lambda particle, shared: self._log_posterior(particle, shared, examples),
             particles,
             shared,
             self.step_size({**shared, **particles}, examples.y, examples.mask),
             self._vectorize,
         )
-        return particles, -logs.mean()
 
     def _leader(self, chaser: Vector, shared: Mapping[str, Tensor], task: Episode) -> Vector:
         everything = joined_sets(task)
         for _ in range(self.leader_steps):
-            chaser, _ = self._step(chaser, shared, everything)
+            chaser = self._step(chaser, shared, everything).end
         return chaser
 
     def _nll_gradient(

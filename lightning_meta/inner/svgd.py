@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,24 +48,26 @@ def stein_direction(particles: Vector, slopes: Vector, bandwidth: float | None =
     return direction
 
 
-def slopes_of(
-    log_density: LogDensity, particles: Vector, shared: Mapping[str, Tensor], vectorize: bool
-) -> tuple[Vector, Tensor]:
-    """``∇log p`` at each particle, and the log-densities ``[particles]``."""
-    return _each(lambda particle: grad_and_value(log_density)(particle, shared), (particles,), vectorize)
+class SteinStep(NamedTuple):
+    """One step: where it started, the slopes there, where it ended, and the log-densities ``[particles]`` before it."""
+
+    start: Vector
+    slopes: Vector
+    end: Vector
+    log_densities: Tensor
 
 
 def svgd_step(
     log_density: LogDensity, particles: Vector, shared: Mapping[str, Tensor], rate: Tensor | float, vectorize: bool
-) -> tuple[Vector, Tensor]:
-    """One step; returns the new particles and the old log-densities ``[particles]``."""
-    slopes, logs = slopes_of(log_density, particles, shared, vectorize)
-    return add(particles, stein_direction(particles, slopes), rate), logs
+) -> SteinStep:
+    """Take one step."""
+    slopes, logs = _each(lambda particle: grad_and_value(log_density)(particle, shared), (particles,), vectorize)
+    return SteinStep(particles, slopes, add(particles, stein_direction(particles, slopes), rate), logs)
 
 
 def pull_back_svgd(
     log_density: LogDensity,
-    trajectory: list[Vector],
+    taken: list[SteinStep],
     shared: Mapping[str, Tensor],
     rate: Tensor | float,
     adjoint: Vector,
@@ -77,7 +80,7 @@ def pull_back_svgd(
 
     Args:
         log_density: As in `svgd_step`.
-        trajectory: The particles before each step.
+        taken: The steps.
         shared: What else the density depends on.
         rate: The steps' rate, through which no gradient flows.
         adjoint: The gradient with respect to the particles after the last step.
@@ -87,8 +90,7 @@ def pull_back_svgd(
         The gradients with respect to the first particles and to ``shared``.
     """
     shared_adjoint = {name: torch.zeros_like(value) for name, value in shared.items()}
-    for particles in reversed(trajectory):
-        slopes, _ = slopes_of(log_density, particles, shared, vectorize)
+    for particles, slopes, _, _ in reversed(taken):
         direction_adjoint = {name: rate * value for name, value in adjoint.items()}
         direct, slope_adjoint = vjp(stein_direction, particles, slopes)[1](direction_adjoint)
 
