@@ -237,13 +237,13 @@ class MetaLearner(L.LightningModule, ABC):
         """Refuse trainer settings with which training would go wrong."""
         checks.check_trainer(self)
 
-    def validation_step(self, batch: Episode, batch_idx: int) -> None:
-        """Adapt to each task and record its metrics."""
-        self._evaluation_step(batch, "val")
+    def validation_step(self, batch: Episode, batch_idx: int) -> dict[str, Any]:
+        """Adapt to each task and record its metrics; returns the fields of the report, for callbacks."""
+        return self._evaluation_step(batch, "val")
 
-    def test_step(self, batch: Episode, batch_idx: int) -> None:
-        """Adapt to each task and record its metrics."""
-        self._evaluation_step(batch, "test")
+    def test_step(self, batch: Episode, batch_idx: int) -> dict[str, Any]:
+        """Adapt to each task and record its metrics; returns the fields of the report, for callbacks."""
+        return self._evaluation_step(batch, "test")
 
     def predict_step(self, batch: Episode, batch_idx: int = 0) -> Tensor:
         """Return the adapted models' outputs on the query sets, ``[tasks, query, ...]``."""
@@ -388,7 +388,7 @@ class MetaLearner(L.LightningModule, ABC):
         kinds = {"total": prediction.total, "epistemic": prediction.epistemic}
         return {name: (value[:queries], value[queries:]) for name, value in kinds.items() if value is not None}
 
-    def _evaluation_step(self, batch: Episode, stage: str) -> None:
+    def _evaluation_step(self, batch: Episode, stage: str) -> dict[str, Any]:
         steps = self.eval_inner_steps
         record = tuple(range(steps + 1)) if self.log_step_metrics else (0, steps)
         result = self.evaluate(batch, record=record)
@@ -405,6 +405,7 @@ class MetaLearner(L.LightningModule, ABC):
         values |= uncertainty_metrics(likelihood, samples, batch.query_y, batch.query_mask)
         values |= {f"ood_auroc_{kind}": auroc(*pair, batch.query_mask) for kind, pair in result.novelty.items()}
         self._metrics[stage].update(values)
+        return result._asdict()
 
     def _log_evaluation(self, stage: str) -> None:
         values = self._metrics[stage].compute()

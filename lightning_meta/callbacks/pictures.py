@@ -1,0 +1,26 @@
+"""Where pictures go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning as L
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save_picture(trainer: L.Trainer, figure: Figure, name: str) -> Path:
+    """Save a figure as ``name.png`` beside the run's logs, and in the run itself with Weights & Biases."""
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.png"
+    figure.savefig(path, dpi=110)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(f"test/{name}", [str(path)])
+    rank_zero_info(f"{name} drawn in {path}")
+    return path

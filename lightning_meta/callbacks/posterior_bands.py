@@ -1,0 +1,85 @@
+"""Pictures of one-dimensional regression tasks with their predictive intervals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_meta.adapted_task import AdaptedTask
+from lightning_meta.arguments import check_count
+from lightning_meta.callbacks.pictures import save_picture
+from lightning_meta.data.base import TaskDataModule
+from lightning_meta.learner import MetaLearner
+from lightning_meta.predictive import quantile
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class PosteriorBands(L.Callback):
+    """After a test, draws some test tasks: the predictive mean, its 90 % interval, and the epistemic part of it.
+
+    For tasks with one input and one output number; point learners get no band.
+
+    Args:
+        num_tasks: How many tasks to draw.
+    """
+
+    def __init__(self, num_tasks: int = 4) -> None:
+        check_count("num_tasks", num_tasks)
+        self.num_tasks = num_tasks
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw and save ``posterior_bands.png``."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(pl_module, MetaLearner) or not isinstance(data, TaskDataModule):
+            raise TypeError("PosteriorBands draws the tasks of a data module of episodes: trainer.test(learner, data)")
+        if not trainer.is_global_zero:
+            return
+        from matplotlib.figure import Figure
+
+        batch = data.episodes("test").make(np.arange(self.num_tasks))
+        if batch.support_x.shape[2:] != (1,) or batch.support_y.shape[2:] != (1,):
+            raise ValueError(
+                f"PosteriorBands draws one input against one output, not {tuple(batch.support_x.shape[2:])} against "
+                f"{tuple(batch.support_y.shape[2:])}"
+            )
+        figure = Figure(figsize=(11, 3.5 * ((self.num_tasks + 1) // 2)), layout="constrained")
+        axes = figure.subplots((self.num_tasks + 1) // 2, 2, squeeze=False).flat
+        device = pl_module.device
+        for task, axis in zip(range(self.num_tasks), axes, strict=False):
+            one = batch.select(task)
+            everything = torch.cat([one.support_x, one.query_x])
+            grid = torch.linspace(float(everything.min()), float(everything.max()), 200)[:, None]
+            adapted = pl_module.adapt(one.support_x.to(device), one.support_y.to(device))
+            draw_band(axis, adapted, grid.to(device))
+            axis.plot(one.query_x.numpy(), one.query_y.numpy(), ".", color="gray", markersize=3, label="query points")
+            axis.plot(
+                one.support_x.numpy(), one.support_y.numpy(), "v", color="crimson", markersize=8, label="support points"
+            )
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        save_picture(trainer, figure, "posterior_bands")
+
+
+def draw_band(axis: Axes, task: AdaptedTask, grid: Tensor) -> None:
+    """Draw the predictive mean, its central 90 % interval, and two epistemic standard deviations about it.
+
+    Args:
+        axis: Where to draw.
+        task: The adapted model.
+        grid: Inputs in order, ``[points, 1]``.
+    """
+    samples, prediction = task.samples(grid), task.predict(grid)
+    x, mean = grid[:, 0].numpy(force=True), prediction.mean[:, 0].numpy(force=True)
+    if samples.noise is not None:
+        low, high = (quantile(samples, level)[:, 0].numpy(force=True) for level in (0.05, 0.95))
+        axis.fill_between(x, low, high, color="tab:blue", alpha=0.18, linewidth=0, label="90 % interval")
+    if prediction.epistemic is not None:
+        spread = 2 * prediction.epistemic[:, 0].sqrt().numpy(force=True)
+        axis.fill_between(x, mean - spread, mean + spread, color="tab:blue", alpha=0.3, linewidth=0, label="epistemic")
+    axis.plot(x, mean, color="tab:blue", label="mean")
+    axis.grid(alpha=0.2)
