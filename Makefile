@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check bench-episodes clean
+.PHONY: demo posterior test test-slow check bench-episodes bench-memory bench-uncertainty clean
 
-demo: $(VENV)/.installed  ## Train MAML on sinusoids for about a minute; print a table, draw a picture.
-	$(BIN)/python examples/sinusoid_demo.py
+ALGORITHM ?= maml
+demo: $(VENV)/.installed  ## Train on sinusoids for a minute (ALGORITHM=maml, reptile, imaml); a table, a picture.
+	$(BIN)/python examples/sinusoid_demo.py $(ALGORITHM)
+
+posterior: $(VENV)/.installed  ## Train amortized MAML for a minute, draw how its posterior tightens.
+	$(BIN)/python examples/posterior_tightening.py
 
 test: $(VENV)/.installed  ## The default tests, under 8 minutes on 2 cores.
 	$(BIN)/python -m pytest
@@ -21,6 +25,12 @@ check: $(VENV)/.installed  ## Style and types.
 
 bench-episodes: $(VENV)/.installed  ## Episodes per second; OMNIGLOT_ROOT as above.
 	$(BIN)/python benchmarks/episodes.py
+
+bench-memory: $(VENV)/.installed  ## Peak memory over inner steps, implicit MAML beside MAML.
+	$(BIN)/python benchmarks/memory.py
+
+bench-uncertainty: $(VENV)/.installed  ## Likelihood, coverage and epistemic variance on noisy sinusoids; 45 minutes.
+	$(BIN)/python benchmarks/sinusoid_uncertainty.py
 
 # torch first and pinned: an unpinned torch may pull gigabytes that a CPU machine has no use for.
 $(VENV)/.installed: pyproject.toml constraints.txt
