@@ -35,6 +35,12 @@ def check_rate(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} must be a positive number")
 
 
+def check_nonnegative(name: str, value: Any) -> None:
+    """Raise a ValueError unless the value is 0 or a positive finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+        raise ValueError(f"{name}={value!r} must be 0 or a positive number")
+
+
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise a ValueError unless the value is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:

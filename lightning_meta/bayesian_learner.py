@@ -24,10 +24,10 @@ class BayesianLearner(MetaLearner):
     Gaussian one with learned or given noise. A derived class implements `inner_loop`, `task_loss` and `query_samples`.
 
     Args:
-        noise_std: The standard deviation of a Gaussian likelihood's noise, in the targets' units; None: learned.
+        observation_std: The standard deviation of a Gaussian likelihood's noise, in the targets' units; None: learned.
         normalize_steps: Whether inner rates are multiplied by the noise's variance and divided by the number of
-            examples, so that ``inner_lr`` means what it means for MAML and stays stable while noise is learned;
-            otherwise steps are taken on the sum of log-likelihoods, as in the papers.
+            examples: ``inner_lr`` is then the rate on the mean cross-entropy, or on half the squared error of an
+            example, whatever the noise; otherwise steps are taken on the sum of log-likelihoods, as in the papers.
 
     Raises:
         ValueError: If the loss stands for no likelihood.
@@ -37,7 +37,7 @@ class BayesianLearner(MetaLearner):
         self,
         model: nn.Module,
         loss_fn: nn.Module | LossFunction | None = None,
-        noise_std: float | None = None,
+        observation_std: float | None = None,
         normalize_steps: bool = False,
         inner_lr: float = 0.01,
         inner_steps: int = 1,
@@ -64,7 +64,9 @@ class BayesianLearner(MetaLearner):
         )
         self.likelihood = required_likelihood(self.loss_fn)
         self.normalize_steps = normalize_steps
-        self.noise = ObservationNoise(self.likelihood, noise_std)
+        self.noise = ObservationNoise(self.likelihood, next(model.parameters()).detach(), observation_std)
+
+    ignores_labels = False
 
     @abstractmethod
     def query_samples(self, meta: MetaParameters, state: Any, x: Any) -> Samples:
@@ -95,9 +97,9 @@ class BayesianLearner(MetaLearner):
         return values.mean() if mask is None else torch.where(mask, values, 0).sum() / mask.sum()
 
     def step_size(self, meta: MetaParameters, y: Tensor, mask: Tensor | None) -> Tensor:
-        """The rate of an inner step on a set with these targets; no gradient flows through it."""
-        examples = y.new_tensor(y.shape[0]) if mask is None else mask.sum()
-        real = next(iter(meta.values()))
+        """The rate of an inner step on a set with these targets, a scalar; it may depend on learned noise."""
+        like = next(self.model.parameters())
         if not self.normalize_steps:
-            return real.new_tensor(self.inner_lr)
-        return self.inner_lr * self.noise_variance(meta, real).detach() / examples.to(real.dtype)
+            return like.new_tensor(self.inner_lr)
+        examples = y.shape[0] if mask is None else mask.sum()
+        return self.inner_lr * self.noise_variance(meta, like) / examples

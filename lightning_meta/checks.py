@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from lightning_meta.learner import MetaLearner
 
 
+def check_overrides(learner: type) -> None:
+    """Raise a TypeError for a class that overrides a meta-loss whose gradient its base computes otherwise."""
+    gradient = next(owner for owner in learner.__mro__ if "task_gradient" in vars(owner))
+    loss = next(owner for owner in learner.__mro__ if "task_loss" in vars(owner))
+    if loss is not gradient and issubclass(loss, gradient) and "inner_loop" not in vars(loss):
+        raise TypeError(
+            f"{loss.__name__} overrides task_loss, but {gradient.__name__} computes the meta-gradient itself and would "
+            "ignore it: override task_gradient"
+        )
+
+
 def check_batch(batch: Any, learner: MetaLearner) -> None:
     """Raise a TypeError or ValueError unless the learner's model and loss can take the batch."""
     if not isinstance(batch, Episode):
@@ -111,12 +122,11 @@ def _check_targets(name: str, target: Any, learner: MetaLearner, inputs: Any, le
                 f"{learner.loss_fn} would broadcast them; reshape one (for scalars often {name}[..., None])"
             )
     elif takes_class_labels(learner.loss_fn):
-        _check_labels(
-            name, target, learner.output_shape(inputs), leading, getattr(learner.loss_fn, "ignore_index", -100)
-        )
+        ignored = getattr(learner.loss_fn, "ignore_index", -100) if learner.ignores_labels else None
+        _check_labels(name, target, learner.output_shape(inputs), leading, ignored)
 
 
-def _check_labels(name: str, labels: Tensor, output: torch.Size, leading: int, ignore_index: int) -> None:
+def _check_labels(name: str, labels: Tensor, output: torch.Size, leading: int, ignore_index: int | None) -> None:
     if len(output) == 0:
         raise ValueError("the model gives one number per example and the loss needs a score per class")
     if labels.is_floating_point():
@@ -130,7 +140,7 @@ def _check_labels(name: str, labels: Tensor, output: torch.Size, leading: int, i
         raise ValueError(
             f"{name} is {labels.dtype} and the loss needs class labels of dtype torch.int64: use {name}.long()"
         )
-    real = labels[labels != ignore_index]
+    real = labels if ignore_index is None else labels[labels != ignore_index]
     if real.numel() and (int(real.min()) < 0 or int(real.max()) >= output[0]):
         worst = int(real.max()) if int(real.max()) >= output[0] else int(real.min())
         raise ValueError(

@@ -61,12 +61,16 @@ def _describe(value: Any) -> str:
 
 
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     return isinstance(value, _PLAIN) or (isinstance(value, list | tuple) and all(_is_plain(item) for item in value))
 
 
 def _has_text_form(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_has_text_form(item) for item in value)
+    if isinstance(value, dict):
+        return _is_plain(value)
     if isinstance(value, UpdateRule):
         return _class_path(value).startswith(_TRUSTED)
     return isinstance(value, _PLAIN) or (isinstance(value, nn.Module) and _rebuilds(value))

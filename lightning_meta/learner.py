@@ -51,10 +51,9 @@ class MetaLearner(L.LightningModule, ABC):
     the meta-loss and whose backward is the meta-gradient; so clipping, accumulation, precision, schedulers and
     strategies are Lightning's own.
 
-    A new algorithm implements `inner_loop` and `task_loss`; it may override the other extension points:
-    `task_gradient` (where the meta-gradient is not the derivative of `task_loss`), `query_output`, `query_samples`,
-    `task_metrics`, `after_batch`, and every Lightning hook. All per-task functions are pure: they take parameters
-    as a dictionary and may not log, assign attributes, or branch on values.
+    A new algorithm implements `inner_loop`, and `task_loss` or `task_gradient`; it may override the other extension
+    points: `query_output`, `query_samples`, `task_metrics`, `after_batch`, and every Lightning hook. All per-task
+    functions are pure: they take parameters as a dictionary and may not log, assign attributes, or branch on values.
 
     Logged: ``train/loss``; in validation and test (``val/``, ``test/``) ``loss``, the metric after adaptation
     (``acc`` or ``mse``), its 95 % interval over tasks ``*_ci95``, the metric before adaptation ``*_pre``, with
@@ -86,6 +85,9 @@ class MetaLearner(L.LightningModule, ABC):
         TypeError: If the model has layers that cannot run per task.
     """
 
+    ignores_labels = True
+    """Whether labels that the loss is told to ignore are left out, rather than refused."""
+
     whole_tasks = False
     """Whether per-task functions take no masks, so that padding is cut off instead."""
 
@@ -114,6 +116,7 @@ class MetaLearner(L.LightningModule, ABC):
         arguments.check_choice("lr_scheduler_interval", lr_scheduler_interval, SchedulerInterval)
         check_batch_statistics(batch_statistics)
         check_normalization(model, batch_statistics)
+        checks.check_overrides(type(self))
         frame = inspect.currentframe()
         assert frame is not None
         self._described_arguments = keep_hyperparameters(self, frame)
@@ -129,6 +132,7 @@ class MetaLearner(L.LightningModule, ABC):
         self.task_chunk_size = task_chunk_size
         self.batch_statistics = batch_statistics
         self.log_step_metrics = log_step_metrics
+        self._frozen = frozenset(f"model.{name}" for name, p in model.named_parameters() if not p.requires_grad)
         self._dropped_buffers = dropped_buffers(model, batch_statistics)
         self._output_shape: torch.Size | None = None
         self._dependent_examples: bool | None = None
@@ -147,9 +151,9 @@ class MetaLearner(L.LightningModule, ABC):
             steps: How many steps to take.
         """
 
-    @abstractmethod
     def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
         """Return one task's meta-loss, to be differentiated in ``meta``, and its report."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither task_loss nor task_gradient")
 
     def task_gradient(self, meta: MetaParameters, task: Episode) -> tuple[dict[str, Tensor], TaskResult]:
         """Return one task's meta-gradient, same keys and shapes as ``meta``, and its report."""
@@ -208,7 +212,10 @@ class MetaLearner(L.LightningModule, ABC):
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """Return the meta-loss of a batch of tasks; its backward is the mean of the tasks' meta-gradients."""
-        trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        trainable = self._meta_parameters()
+        if not all(p.requires_grad for p in trainable.values()):
+            names = [name for name, p in trainable.items() if not p.requires_grad]
+            raise ValueError(f"{names} were frozen after {type(self).__name__} was made: freeze the model before")
         meta = {name: p.detach() for name, p in trainable.items()}
         totals: dict[str, Tensor] = {}
         results = []
@@ -287,7 +294,7 @@ class MetaLearner(L.LightningModule, ABC):
         checkpoint["meta_learner_arguments"] = self._described_arguments
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise a ValueError if the checkpoint was trained with another loss or inner optimizer."""
+        """Raise a ValueError if the checkpoint was trained with another loss or inner optimizer, given as objects."""
         for name, trained in checkpoint.get("meta_learner_arguments", {}).items():
             own = self._described_arguments.get(name, "the default")
             if trained != own:
@@ -322,12 +329,14 @@ class MetaLearner(L.LightningModule, ABC):
             x, y = tree_map(lambda leaf: leaf[support_mask], (support_x, support_y))
             support = Support(x, y)
         # Copies: training may go on while the adapted task is in use.
-        meta = {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
+        meta = {name: p.detach().clone() for name, p in self._meta_parameters().items()}
+        support_losses = []
         with differentiable_attention(), torch.no_grad():
-            _, *taken = self.inner_loop(meta, support, steps)
-        losses = torch.stack([step.support_loss for step in taken if step.support_loss is not None])
+            for state, loss in self.inner_loop(meta, support, steps):  # noqa: B007 (the last state counts)
+                support_losses += [] if loss is None else [loss]
+        losses = torch.stack(support_losses)
         checks.check_finite(TaskResult(losses[-1:], losses[:0], losses[None]), self)
-        return AdaptedTask(self, meta, taken[-1].state, support)
+        return AdaptedTask(self, meta, state, support)
 
     def evaluate(self, batch: Episode, steps: int | None = None, record: tuple[int, ...] | None = None) -> TaskResult:
         """Adapt to each task of a batch, without building anything for the meta-gradient.
@@ -343,7 +352,7 @@ class MetaLearner(L.LightningModule, ABC):
         steps = self.eval_inner_steps if steps is None else steps
         kept = (steps,) if record is None else record
         checks.check_batch(batch, self)
-        meta = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        meta = {name: p.detach() for name, p in self._meta_parameters().items()}
 
         def evaluate_task(meta: MetaParameters, task: Episode) -> TaskResult:
             return self._evaluate_task(meta, task, steps, kept)
@@ -355,6 +364,10 @@ class MetaLearner(L.LightningModule, ABC):
         return result
 
     # ---- Inside. --------------------------------------------------------------------------------------------
+
+    def _meta_parameters(self) -> dict[str, nn.Parameter]:
+        """What is meta-learned; also after ``freeze()``, which must not change how tasks adapt."""
+        return {name: p for name, p in self.named_parameters() if name not in self._frozen}
 
     def evaluation_samples(self, meta: MetaParameters, state: Any, support: Support, x: Any) -> Samples:
         """As `query_samples`, in evaluation, where ``batch_statistics="support"`` separates queries."""

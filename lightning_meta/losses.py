@@ -40,10 +40,12 @@ def required_likelihood(loss_fn: LossFunction) -> Likelihood:
     """
     likelihood = likelihood_of(loss_fn)
     plain = splits_by_example(loss_fn) or loss_fn in (F.cross_entropy, F.mse_loss)
-    if likelihood is None or not plain or getattr(loss_fn, "label_smoothing", 0.0) > 0:
+    plain &= getattr(loss_fn, "label_smoothing", 0.0) == 0 and getattr(loss_fn, "ignore_index", -100) == -100
+    if likelihood is None or not plain:
         raise ValueError(
             f"loss_fn={loss_fn!r} stands for no likelihood, which a Bayesian learner needs: use nn.CrossEntropyLoss() "
-            "(categorical), nn.BCEWithLogitsLoss() (Bernoulli) or nn.MSELoss() (Gaussian), without weights or smoothing"
+            "(categorical), nn.BCEWithLogitsLoss() (Bernoulli) or nn.MSELoss() (Gaussian), without weights, smoothing "
+            "or ignored labels"
         )
     return likelihood
 

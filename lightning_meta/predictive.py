@@ -70,7 +70,7 @@ def predict(likelihood: Likelihood | None, samples: Samples) -> Prediction:
     Entropies split into the expected entropy of one draw (aleatoric) and the mutual information of target and
     draw (epistemic); variances into the noise and the variance of the mean (law of total variance).
     """
-    outputs = samples.outputs
+    outputs = samples.outputs.float() if samples.outputs.dtype.itemsize < 4 else samples.outputs
     single = outputs.shape[0] == 1 and samples.spread is None
     if likelihood in ("categorical", "bernoulli"):
         probabilities = outputs.softmax(2) if likelihood == "categorical" else outputs.sigmoid()

@@ -54,7 +54,7 @@ def test_inner_steps_reach_the_conjugate_posterior_and_the_evidence(kind):
         num_samples=2,
         kl_weight=1.0,
         initial_log_std=log_s,
-        noise_std=sigma,
+        observation_std=sigma,
         inner_lr=0.02,
         inner_steps=2000,
         task_chunk_size=1,
@@ -122,6 +122,40 @@ def test_random_linear_layers_have_the_exact_moments(local):
     assert (abs(float(between_examples)) < 0.05) == local  # shared weights correlate the examples
 
 
+def test_tokens_share_a_draw_of_the_weights():
+    """A mean over 64 equal tokens is as uncertain as one token, unless each had its own noise."""
+    model = nn.Linear(4, 1)
+    distribution = DiagonalGaussian(
+        {n: p.detach() for n, p in model.named_parameters()},
+        {n: torch.zeros_like(p) for n, p in model.named_parameters()},
+    )
+    x = torch.ones(1, 64, 4)
+
+    def call(parameters, x):
+        return torch.func.functional_call(model, dict(parameters), (x,)).mean(1)
+
+    draws = [call_with_random_parameters(call, distribution, linear_layers(model), x) for _ in range(4000)]
+    assert float(torch.stack(draws).var()) == pytest.approx(5.0, rel=0.1)
+
+
+@pytest.mark.parametrize("part", ["bias only", "weight by hand"])
+def test_no_random_parameter_is_left_out(part):
+    class ByHand(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return x @ self.layer.weight.T if part == "weight by hand" else self.layer(x)
+
+    model = ByHand()
+    if part == "bias only":
+        model.layer.weight.requires_grad_(False)
+    learner = ABML(model, nn.MSELoss(), initial_log_std=0.0, eval_num_samples=500).eval()
+    prediction = learner.adapt(torch.randn(4, 3), torch.randn(4, 2)).predict(torch.randn(5, 3))
+    assert (prediction.epistemic > 0.1).all()
+
+
 def test_a_layer_that_uses_its_weight_otherwise_is_not_reparameterized():
     class Transposed(nn.Linear):
         def forward(self, x):
@@ -130,11 +164,15 @@ def test_a_layer_that_uses_its_weight_otherwise_is_not_reparameterized():
     assert linear_layers(nn.Sequential(nn.Linear(2, 2), Transposed(2, 2, bias=False))) == {"0.weight", "0.bias"}
 
 
+@pytest.mark.parametrize("loss_fn", [nn.CrossEntropyLoss(), nn.MSELoss()], ids=["classes", "regression"])
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])
-def test_the_meta_gradient_is_that_of_finite_differences(norm):
+def test_the_meta_gradient_is_that_of_finite_differences(norm, loss_fn):
     model = nn.Sequential(nn.Linear(3, 5), norm(5), nn.Tanh(), nn.Linear(5, 2))
-    learner = ABML(model, inner_lr=0.05, inner_steps=2, num_samples=2, kl_weight=0.1, initial_log_std=-2.0)
+    options = {"inner_lr": 0.05, "inner_steps": 2, "num_samples": 2, "kl_weight": 0.1, "initial_log_std": -2.0}
+    learner = ABML(model, loss_fn, normalize_steps=True, **options)
     batch = Episode(torch.randn(2, 6, 3), torch.randint(2, (2, 6)), torch.randn(2, 7, 3), torch.randint(2, (2, 7)))
+    if isinstance(loss_fn, nn.MSELoss):
+        batch = batch._replace(support_y=torch.randn(2, 6, 2), query_y=torch.randn(2, 7, 2))
 
     def loss():
         torch.manual_seed(5)

@@ -64,7 +64,7 @@ def classification(**arguments):
 
 
 def test_prediction_of_a_task_is_bayesian_linear_regression_on_the_generated_features():
-    learner = regression(noise_std=0.3, initial_log_std=-30.0, ridge_penalty=0.5, eval_num_samples=1).eval()
+    learner = regression(observation_std=0.3, initial_log_std=-30.0, ridge_penalty=0.5, eval_num_samples=1).eval()
     batch = numbers()
     task = learner.adapt(batch.support_x[0], batch.support_y[0])
     body = torch.func.functional_call
@@ -98,8 +98,6 @@ def test_the_meta_gradient_is_that_of_finite_differences(make, inner_steps):
     learner.zero_grad()
     loss().backward()
     for name, parameter in learner.named_parameters():
-        if name == "noise.log_std" and inner_steps > 1:
-            continue  # it also sets the rate of refining steps, which is held fixed
         direction = torch.randn_like(parameter)
         slope = float((parameter.grad * direction).sum())
         values = []
@@ -123,7 +121,7 @@ def test_the_order_of_the_support_set_does_not_matter():
 
 
 def test_more_support_tightens_the_prediction():
-    learner = regression(initial_log_std=-30.0, noise_std=0.1).eval()
+    learner = regression(initial_log_std=-30.0, observation_std=0.1).eval()
     x, y, query = torch.randn(40, 2), torch.randn(40, 1), torch.randn(20, 2)
     widths = [float(learner.adapt(x[:n], y[:n]).predict(query).epistemic.mean()) for n in (1, 4, 10, 40)]
     assert widths == sorted(widths, reverse=True)
@@ -177,6 +175,42 @@ def test_wrong_arguments_are_refused(wrong, message):
         regression(**wrong)
 
 
+def test_an_attention_encoder_fits():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(9, 3, 16)
+            self.read = nn.Linear(9, 48)
+
+        def forward(self, elements):
+            return self.read(self.layer(elements).mean(0))
+
+    learner = regression(encoder=Attention())
+    learner.training_step(numbers(), 0).backward()
+    assert all(torch.isfinite(p.grad).all() for p in learner.parameters())
+
+
+def test_a_frozen_head_stays_and_serves():
+    model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+    model[2].requires_grad_(False)
+    learner = AmortizedMAML(model, nn.MSELoss())
+    learner.training_step(numbers(), 0).backward()
+    assert model[2].weight.grad is None
+    assert model[0].weight.grad is not None
+
+
+def test_class_probabilities_are_targets_as_they_are():
+    batch = classes()
+    soft = nn.functional.one_hot(batch.support_y, 3).double()
+    learner = classification(initial_log_std=-30.0).eval()
+    x = batch.query_x[0]
+    found = []
+    for y in (batch.support_y[0], soft[0]):
+        torch.manual_seed(0)
+        found.append(learner.adapt(batch.support_x[0], y)(x))
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_models_that_do_not_end_in_a_linear_layer_are_refused():
     with pytest.raises(ValueError, match="model ends in LayerNorm"):
         AmortizedMAML(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)))
@@ -187,6 +221,9 @@ def test_models_that_do_not_end_in_a_linear_layer_are_refused():
 
     learner = AmortizedMAML(Squeezed(nn.Linear(2, 4), nn.Linear(4, 1)), nn.MSELoss())
     batch = numbers()
+    softened = AmortizedMAML(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1), nn.Softplus()), nn.MSELoss())
+    with pytest.raises(ValueError, match="whose output the model returns as it is"):
+        softened.training_step(batch, 0)
     flat = batch._replace(support_y=batch.support_y[..., 0], query_y=batch.query_y[..., 0])
     with pytest.raises(ValueError, match="whose output the model returns as it is"):
         learner.training_step(flat, 0)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from lightning_meta import BayesianMAML, Episode
+from lightning_meta import BayesianMAML, Episode, collate_episodes
 from lightning_meta.inner.svgd import stein_direction
 from tests.reference import assert_same, without_running_statistics
 
@@ -97,7 +97,10 @@ def reference_gradient(learner, batch, leader_flows=False):
             for particle in x
         ]
         slopes = torch.autograd.grad(torch.stack(logs).sum(), x, create_graph=True)[0]
-        return x + learner.inner_lr * naive_direction(x, slopes)
+        rate = learner.inner_lr
+        if learner.normalize_steps:
+            rate = rate * (2 * parameters["noise.log_std"]).exp() / len(inputs)
+        return x + rate * naive_direction(x, slopes)
 
     losses = []
     for i in range(batch.num_tasks):
@@ -127,7 +130,7 @@ def found_gradient(learner, batch):
     learner.zero_grad()
     loss = learner.training_step(batch, 0)
     loss.backward()
-    return loss.detach(), {n: p.grad for n, p in learner.named_parameters()}
+    return loss.detach(), {n: p.grad.clone() for n, p in learner.named_parameters()}
 
 
 def classes():
@@ -211,12 +214,12 @@ def test_one_particle_is_gradient_ascent_on_the_log_posterior():
 def test_normalized_steps_do_not_depend_on_noise_and_set_size():
     """One particle on a Gaussian likelihood without a prior: MAML's step on half the mean squared error."""
     task, model = numbers().select(0), models()["plain"]
-    for noise_std in (0.1, 3.0):
+    for observation_std in (0.1, 3.0):
         learner = BayesianMAML(
             copy.deepcopy(model),
             nn.MSELoss(),
             num_particles=1,
-            noise_std=noise_std,
+            observation_std=observation_std,
             prior_precision=0.0,
             normalize_steps=True,
             inner_lr=0.1,
@@ -256,7 +259,12 @@ def test_particles_spread_to_the_posterior_of_a_linear_model():
     """Many Stein steps on a one-parameter Gaussian posterior: mean and, roughly, standard deviation."""
     x, y = torch.ones(20, 1), 2 + torch.randn(20, 1)
     learner = BayesianMAML(
-        nn.Linear(1, 1, bias=False), nn.MSELoss(), num_particles=20, noise_std=1.0, prior_precision=1.0, inner_lr=0.05
+        nn.Linear(1, 1, bias=False),
+        nn.MSELoss(),
+        num_particles=20,
+        observation_std=1.0,
+        prior_precision=1.0,
+        inner_lr=0.05,
     )
     particles = learner.adapt(x, y, steps=3000).state["weight"].flatten()
     assert float(particles.mean()) == pytest.approx(float(y.sum() / 21), abs=1e-3)
@@ -271,7 +279,7 @@ def test_particles_spread_to_the_posterior_of_a_linear_model():
         ({"meta_loss": "elbo"}, "meta_loss='elbo' is not one of"),
         ({"prior_precision": -1.0}, "prior_precision=-1.0 must be 0 or a positive number"),
         ({"learned_prior_precision": True}, "needs meta_loss='nll'"),
-        ({"noise_std": 0.1}, "noise_std=0.1 but the likelihood is categorical"),
+        ({"observation_std": 0.1}, "observation_std=0.1 but the likelihood is categorical"),
         ({"loss_fn": nn.L1Loss()}, r"stands for no likelihood.*nn.CrossEntropyLoss\(\)"),
         ({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, "stands for no likelihood"),
         ({"loss_fn": nn.CrossEntropyLoss(weight=torch.ones(2))}, "stands for no likelihood"),
@@ -298,3 +306,37 @@ def test_particles_that_would_start_alike_are_refused():
     assert float((learner.other_particles["weight"] - learner.model.weight).detach().std()) == pytest.approx(
         0.1, rel=0.5
     )
+
+
+def test_noise_that_sets_the_rate_of_normalized_steps_has_the_right_gradient():
+    learner = BayesianMAML(
+        models()["plain"],
+        nn.MSELoss(),
+        num_particles=3,
+        inner_lr=0.3,
+        inner_steps=3,
+        meta_loss="nll",
+        normalize_steps=True,
+    )
+    batch = numbers()
+    assert_same(found_gradient(learner, batch)[1], reference_gradient(learner, batch)[1], 1e-9)
+
+
+def test_what_a_likelihood_cannot_leave_out_is_refused():
+    with pytest.raises(ValueError, match="model has dropout"):
+        BayesianMAML(nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.1)))
+    with pytest.raises(ValueError, match="stands for no likelihood"):
+        BayesianMAML(models()["plain"], nn.CrossEntropyLoss(ignore_index=0))
+    batch = classes()
+    ignored = batch._replace(query_y=batch.query_y.index_fill(1, torch.tensor([0]), -100))
+    with pytest.raises(ValueError, match="query_y holds the label -100"):
+        BayesianMAML(models()["plain"]).training_step(ignored, 0)
+
+
+def test_ragged_tasks_train_as_each_alone():
+    tasks = [Episode(*(torch.randn(n, d) for n, d in [(s, 3), (s, 2), (q, 3), (q, 2)])) for s, q in [(2, 5), (4, 3)]]
+    for meta_loss in ("chaser", "nll"):
+        learner = BayesianMAML(models()["plain"], nn.MSELoss(), num_particles=3, inner_lr=0.05, meta_loss=meta_loss)
+        alone = [found_gradient(learner, collate_episodes([task]))[1] for task in tasks]
+        together = found_gradient(learner, collate_episodes(tasks))[1]
+        assert_same(together, {name: (alone[0][name] + alone[1][name]) / 2 for name in together}, 1e-9)

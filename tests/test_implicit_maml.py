@@ -201,6 +201,53 @@ def test_negative_curvature_ends_the_iteration_and_is_told():
     torch.testing.assert_close(found.x["v"][2:], (7 * b).expand(2, 3))
 
 
+def test_negative_curvature_gives_the_first_order_gradient():
+    """A support loss that curves down everywhere: −½ c ‖φ‖² with c > λ."""
+
+    class Downward(nn.Module):
+        def forward(self, output, target):
+            return -2.0 * output.square().sum(1).mean()
+
+    class Itself(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.phi = nn.Parameter(torch.randn(3))
+
+        def forward(self, x):
+            return self.phi.expand(len(x), 3)
+
+    model = Itself()
+    batch = Episode(torch.ones(1, 2, 1), torch.zeros(1, 2, 3), torch.ones(1, 2, 1), torch.zeros(1, 2, 3))
+    learner = ImplicitMAML(model, Downward(), prox_lambda=1.0, inner_lr=0.01, inner_steps=2)
+    learner.training_step(batch, 0).backward()
+    phi = learner.adapt(batch.support_x[0], batch.support_y[0]).state["phi"]
+    torch.testing.assert_close(model.phi.grad, -4.0 * phi)
+
+
+def test_a_direction_that_is_not_finite_is_told():
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.phi = nn.Parameter(torch.zeros(2))
+
+        def forward(self, x):
+            return self.phi.norm().expand(len(x), 1)
+
+    learner = ImplicitMAML(Root(), nn.MSELoss(), inner_solver="hessian_free", inner_steps=3)
+    with pytest.raises(FloatingPointError, match="task 0"):
+        learner.adapt(torch.ones(4, 1), torch.ones(4, 1))
+
+
+def test_strengths_by_name_are_kept_in_checkpoints(tmp_path):
+    strengths = {"0.*": 0.5, "*": 2.0}
+    learner = ImplicitMAML(network(), nn.MSELoss(), prox_lambda=strengths)
+    trainer = L.Trainer(max_steps=0, logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer.strategy.connect(learner)
+    trainer.save_checkpoint(tmp_path / "learner.ckpt")
+    again = ImplicitMAML.load_from_checkpoint(tmp_path / "learner.ckpt")
+    assert again.prox_strength.initial == learner.prox_strength.initial
+
+
 def test_newton_steps_decrease_the_objective_where_it_is_not_convex():
     """Start where the support loss of a network has negative curvature that the pull does not outweigh."""
     torch.manual_seed(3)
@@ -297,6 +344,7 @@ def test_vectorized_tasks_equal_one_at_a_time_with_normalization(norm):
         ({"prox_lambda": {"*": 0.0}}, r"prox_lambda\['\*'\]=0.0 must be a positive number"),
         ({"prox_lambda": {"haed.*": 1.0, "*": 2.0}}, r"the pattern 'haed.\*' matches no adapted parameter"),
         ({"prox_lambda": {"0.weight": 1.0}}, r"no pattern matches the parameter '0.bias'"),
+        ({"prox_lambda": {"*": 2.0, "2.*": 0.5}}, r"earlier patterns match all that '2.\*' does"),
         ({"cg_steps": 0}, r"cg_steps=0 must be an integer of at least 1"),
         ({"cg_damping": -0.1}, r"cg_damping=-0.1 must be 0 or a positive number"),
         ({"inner_solver": "lbfgs"}, r"inner_solver='lbfgs' is not one of"),

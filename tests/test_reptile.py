@@ -160,6 +160,34 @@ def test_ragged_tasks_train_as_each_alone():
     assert_same(together, {name: (alone[0][name] + alone[1][name]) / 2 for name in together})
 
 
+def test_minibatches_never_hold_padding():
+    tasks = [Episode(*(torch.randn(n, d) for n, d in [(s, 3), (s, 1), (q, 3), (q, 1)])) for s, q in [(2, 3), (6, 7)]]
+    batch = collate_episodes(tasks)
+    broken = batch._replace(support_x=batch.support_x.masked_fill(~batch.support_mask[..., None], torch.nan))
+    learner = Reptile(network(), nn.MSELoss(), inner_batch_size=4, inner_steps=8)
+    loss, gradients = meta_gradient(learner, broken)
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(g).all() for g in gradients.values())
+
+
+def test_a_frozen_learner_adapts_as_before(batch):
+    learner = Reptile(network(), nn.MSELoss(), inner_lr=0.05)
+    before = learner.evaluate(batch).outputs
+    learner.freeze()
+    assert torch.equal(learner.evaluate(batch).outputs, before)
+    with pytest.raises(ValueError, match="were frozen after Reptile was made"):
+        learner.training_step(batch, 0)
+
+
+def test_a_meta_loss_that_would_be_ignored_is_refused():
+    class Scaled(Reptile):
+        def task_loss(self, meta, task):
+            return super().task_loss(meta, task)
+
+    with pytest.raises(TypeError, match="Scaled overrides task_loss, but Reptile computes the meta-gradient itself"):
+        Scaled(network(), nn.MSELoss())
+
+
 def test_the_shipped_schedule_is_the_authors_annealed_interpolation():
     """θ ← θ + ε_i · mean(φ − θ) with ε_i = 1 − i/iterations, by SGD of rate α K and a linear schedule by step."""
     iterations, alpha, steps, tasks = 6, 0.01, 4, 3
@@ -217,9 +245,26 @@ def test_a_kept_state_goes_on_where_the_last_batch_left_it(batch):
         expected = {name: (start[name] - p.detach()) / (0.02 * 3) for name, p in shadow.named_parameters()}
         assert_same(meta_gradient(learner, batch.select(slice(i, i + 1)))[1], expected, 1e-8)
         shadow.load_state_dict(start)
-    again = Reptile(network(), nn.MSELoss(), inner_optimizer=Adam(beta1=0.0, eps=1e-12), inner_state="kept")
+    again = Reptile(
+        network(), nn.MSELoss(), inner_lr=0.02, inner_optimizer=Adam(beta1=0.0, eps=1e-12), inner_state="kept"
+    )
     again.load_state_dict(learner.state_dict())
     assert int(again.kept_state.steps) == 9
+    for name, buffer in learner.named_buffers():
+        assert torch.equal(again.get_buffer(name), buffer)
+    assert torch.equal(again.evaluate(batch, steps=3).outputs, learner.evaluate(batch, steps=3).outputs)
+
+
+def test_a_kept_state_is_the_mean_over_the_tasks_of_a_batch(batch):
+    def trained(tasks):
+        learner = Reptile(copy.deepcopy(model), nn.MSELoss(), inner_optimizer=Adam(beta1=0.0), inner_state="kept")
+        learner.training_step(tasks, 0)
+        return torch.cat([buffer.flatten() for name, buffer in learner.named_buffers() if "leaf" in name])
+
+    model = network()
+    alone = torch.stack([trained(batch.select(slice(i, i + 1))) for i in range(TASKS)])
+    torch.testing.assert_close(trained(batch), alone.mean(0))
+    assert alone.std(0).max() > 1e-6
 
 
 @pytest.mark.parametrize("prefix", ["", "eval_"])

@@ -34,7 +34,8 @@ from torch.func import grad_and_value
 from lightning_meta import arguments
 from lightning_meta.batch_statistics import BatchStatistics
 from lightning_meta.bayesian_learner import BayesianLearner
-from lightning_meta.episode import Episode, Support, joined_sets
+from lightning_meta.episode import Episode, Support
+from lightning_meta.inner.names import key_of
 from lightning_meta.inner.variational import DiagonalGaussian, call_with_random_parameters, gaussian_kl, linear_layers
 from lightning_meta.inner.vectors import add
 from lightning_meta.learner import SchedulerInterval, module_part
@@ -59,7 +60,7 @@ class ABML(BayesianLearner):
         kl_weight: w, the weight of the divergences; well under 1 for networks.
         initial_log_std: Where the prior's log σ starts.
         num_tasks: T, over which the hyper-prior is spread.
-        noise_std: The noise of a Gaussian likelihood; None: learned.
+        observation_std: The noise of a Gaussian likelihood; None: learned.
         normalize_steps: Whether inner rates are per example and per unit of noise.
         inner_lr: The rate of inner steps on means and log standard deviations.
         inner_steps: K.
@@ -85,7 +86,7 @@ class ABML(BayesianLearner):
         kl_weight: float = 0.01,
         initial_log_std: float = -4.0,
         num_tasks: int = 100_000,
-        noise_std: float | None = None,
+        observation_std: float | None = None,
         normalize_steps: bool = False,
         inner_lr: float = 0.01,
         inner_steps: int = 5,
@@ -100,7 +101,7 @@ class ABML(BayesianLearner):
         super().__init__(
             model=model,
             loss_fn=loss_fn,
-            noise_std=noise_std,
+            observation_std=observation_std,
             normalize_steps=normalize_steps,
             inner_lr=inner_lr,
             inner_steps=inner_steps,
@@ -122,7 +123,7 @@ class ABML(BayesianLearner):
         self.num_tasks = num_tasks
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.log_std = nn.ParameterDict(
-            {_key(name): nn.Parameter(torch.full_like(p, initial_log_std)) for name, p in trainable.items()}
+            {key_of(name): nn.Parameter(torch.full_like(p, initial_log_std)) for name, p in trainable.items()}
         )
         self._local = linear_layers(model)
 
@@ -144,18 +145,23 @@ class ABML(BayesianLearner):
             yield InnerStep(posterior, loss)
 
     def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
-        """Return the negative evidence bound of support and query sets together, and the report."""
+        """Return the negative evidence bound of support and query sets together, and the report.
+
+        Each set goes through the model by itself, so that batch normalization sees what it will see in evaluation.
+        """
         losses = []
         for posterior, loss in self.inner_loop(meta, task.support, self.inner_steps):  # noqa: B007 (the last counts)
             losses += [] if loss is None else [loss]
         prior = self._prior(meta)
-        loss = (
-            self._negative_bound(meta, prior, posterior, joined_sets(task)) - _log_hyper_prior(prior) / self.num_tasks
-        )
+        divergence = gaussian_kl(posterior, prior)
         samples = self._draw(meta, posterior, task.query_x, self.num_samples)
+        bound = self._negative_bound(meta, prior, posterior, task.support) - self._expected(
+            meta, samples.outputs, Support(task.query_x, task.query_y, task.query_mask)
+        )
+        loss = bound - _log_hyper_prior(prior) / self.num_tasks
         diagnostics = {
             "nll": self.predictive_nll(samples, task.query_y, task.query_mask),
-            "kl": gaussian_kl(posterior, prior),
+            "kl": divergence,
         }
         output = mean_output(self.likelihood, samples)
         return loss, TaskResult(loss, output[None], torch.stack(losses), diagnostics=diagnostics)
@@ -166,7 +172,7 @@ class ABML(BayesianLearner):
 
     def _prior(self, meta: MetaParameters) -> DiagonalGaussian:
         mean, log_std = self.model_parameters(meta), module_part(meta, "log_std")
-        return DiagonalGaussian(mean, {name: log_std[_key(name)] for name in mean})
+        return DiagonalGaussian(mean, {name: log_std[key_of(name)] for name in mean})
 
     def _draw(self, meta: MetaParameters, posterior: DiagonalGaussian, x: object, count: int) -> Samples:
         # One after another: derivatives of a vectorized model are not to be trusted with every layer.
@@ -177,10 +183,12 @@ class ABML(BayesianLearner):
         self, meta: MetaParameters, prior: DiagonalGaussian, posterior: DiagonalGaussian, examples: Support
     ) -> Tensor:
         drawn = self._draw(meta, posterior, examples.x, self.num_samples).outputs
-        expected = torch.stack(
-            [self.summed_log_likelihood(meta, output, examples.y, examples.mask) for output in drawn]
-        ).mean()
-        return self.kl_weight * gaussian_kl(posterior, prior) - expected
+        return self.kl_weight * gaussian_kl(posterior, prior) - self._expected(meta, drawn, examples)
+
+    def _expected(self, meta: MetaParameters, drawn: Tensor, examples: Support) -> Tensor:
+        """The mean over draws ``[samples, examples, ...]`` of the log-likelihood, summed over examples."""
+        sums = [self.summed_log_likelihood(meta, output, examples.y, examples.mask) for output in drawn]
+        return torch.stack(sums).mean()
 
 
 def _log_hyper_prior(prior: DiagonalGaussian) -> Tensor:
@@ -193,8 +201,3 @@ def _log_hyper_prior(prior: DiagonalGaussian) -> Tensor:
         gamma = normalizer + (_GAMMA_SHAPE - 1) * log_precision - _GAMMA_RATE * log_precision.exp()
         total.append(gamma.sum())
     return torch.stack(total).sum()
-
-
-def _key(name: str) -> str:
-    # A parameter's own name may not contain a dot.
-    return name.replace(".", "/")

@@ -26,6 +26,7 @@ Differences from the papers:
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -33,17 +34,18 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.func import grad_and_value
+from torch.func import functional_call, grad_and_value
 
 from lightning_meta import arguments
 from lightning_meta.batch_statistics import BatchStatistics
 from lightning_meta.bayesian_learner import BayesianLearner
 from lightning_meta.episode import Episode, Support
 from lightning_meta.inner import adapted_names
+from lightning_meta.inner.names import key_of
 from lightning_meta.inner.ridge import RidgeSolution, ridge
 from lightning_meta.inner.variational import DiagonalGaussian, gaussian_kl
 from lightning_meta.inner.vectors import Vector, add
-from lightning_meta.learner import SchedulerInterval
+from lightning_meta.learner import SchedulerInterval, module_part
 from lightning_meta.losses import LossFunction
 from lightning_meta.models.set_encoder import SetEncoder
 from lightning_meta.predictive import Samples, mean_output
@@ -85,7 +87,7 @@ class AmortizedMAML(BayesianLearner):
         kl_weight: w.
         initial_log_std: Where the prior's log σ starts.
         ridge_penalty: Where λ starts; it is learned by its logarithm.
-        noise_std: The noise of a Gaussian likelihood; None: learned.
+        observation_std: The noise of a Gaussian likelihood; None: learned.
         inner_lr: The rate of the gradient steps, if any.
         inner_steps: 1 generates and solves; each further step is one of gradient descent on the support loss.
         eval_inner_steps: The same in evaluation.
@@ -116,7 +118,7 @@ class AmortizedMAML(BayesianLearner):
         kl_weight: float = 0.01,
         initial_log_std: float = -4.0,
         ridge_penalty: float = 1.0,
-        noise_std: float | None = None,
+        observation_std: float | None = None,
         inner_lr: float = 0.01,
         inner_steps: int = 1,
         eval_inner_steps: int | None = None,
@@ -130,7 +132,7 @@ class AmortizedMAML(BayesianLearner):
         super().__init__(
             model=model,
             loss_fn=loss_fn,
-            noise_std=noise_std,
+            observation_std=observation_std,
             normalize_steps=True,
             inner_lr=inner_lr,
             inner_steps=inner_steps,
@@ -157,11 +159,11 @@ class AmortizedMAML(BayesianLearner):
         self.generated_names = _generated_names(model, generate, self.head_name)
         generated = {name: parameters[name] for name in self.generated_names}
         self.log_std = nn.ParameterDict(
-            {_key(name): nn.Parameter(torch.full_like(p, initial_log_std)) for name, p in generated.items()}
+            {key_of(name): nn.Parameter(torch.full_like(p, initial_log_std)) for name, p in generated.items()}
         )
         size = sum(p.numel() for p in generated.values())
         elements = head.in_features + head.out_features
-        self.encoder = SetEncoder(elements, 2 * size) if encoder is None else encoder
+        self.encoder = SetEncoder(elements, 2 * size).to(head.weight) if encoder is None else encoder
         _check_encoder(self.encoder, elements, 2 * size)
         self.log_penalty = nn.Parameter(head.weight.new_tensor(math.log(ridge_penalty)))
         # For classes: what turns a regression on one-hot targets into logits, and that regression's noise.
@@ -222,13 +224,12 @@ class AmortizedMAML(BayesianLearner):
 
     def _prior(self, meta: MetaParameters) -> DiagonalGaussian:
         mean = {name: meta[f"model.{name}"] for name in self.generated_names}
-        return DiagonalGaussian(mean, {name: meta[f"log_std.{_key(name)}"] for name in self.generated_names})
+        return DiagonalGaussian(mean, {name: meta[f"log_std.{key_of(name)}"] for name in self.generated_names})
 
     def _posterior(self, meta: MetaParameters, support: Support) -> DiagonalGaussian:
         prior = self._prior(meta)
         elements = torch.cat([self._features(meta, {}, support.x)[:, :-1], self._targets(meta, support.y)], dim=1)
-        encoder = {name.removeprefix("encoder."): p for name, p in meta.items() if name.startswith("encoder.")}
-        offsets, ratios = torch.func.functional_call(self.encoder, encoder, (elements,)).chunk(2)
+        offsets, ratios = functional_call(self.encoder, module_part(meta, "encoder"), (elements,)).chunk(2)
         sizes = [value.numel() for value in prior.mean.values()]
         mean, log_std = {}, {}
         for (name, value), offset, ratio in zip(
@@ -240,30 +241,31 @@ class AmortizedMAML(BayesianLearner):
 
     def _features(self, meta: MetaParameters, body: Vector, x: Any) -> Tensor:
         """What the head is given, with a constant for its bias: ``[examples, features + 1]``."""
-        seen: list[Tensor] = []
+        seen: list[tuple[Tensor, Tensor]] = []
         head = self.model.get_submodule(self.head_name)
-        handle = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        handle = head.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
         try:
             output = self.call_model({**self.model_parameters(meta), **body}, x)
         finally:
             handle.remove()
-        if len(seen) != 1 or seen[0].ndim != 2 or output.shape != (seen[0].shape[0], self.outputs):
+        if len(seen) != 1 or seen[0][0].ndim != 2 or seen[0][1] is not output:
             raise ValueError(
                 f"model.{self.head_name} is called {len(seen)} times, on inputs of shape "
-                f"{[tuple(value.shape) for value in seen]}, and the model returns {tuple(output.shape)}: AmortizedMAML "
-                "needs a head that is called once, on [examples, features], and whose output the model returns as it is"
+                f"{[tuple(inputs.shape) for inputs, _ in seen]}: AmortizedMAML needs a head that is called once, on "
+                "[examples, features], and whose output the model returns as it is"
             )
-        features = seen[0].to(meta["log_penalty"].dtype)  # half precision cannot be solved in
+        features = seen[0][0].to(meta["log_penalty"].dtype)  # half precision cannot be solved in
         return torch.cat([features, features.new_ones(features.shape[0], 1)], dim=1)
 
     def _own_head(self, meta: MetaParameters) -> Tensor:
-        prefix = f"model.{self.head_name}." if self.head_name else "model."
-        weight = meta[f"{prefix}weight"].mT
-        bias = meta.get(f"{prefix}bias")
+        prefix = f"{self.head_name}." if self.head_name else ""
+        # A frozen head is not among the meta-parameters.
+        parameters = {**dict(self.model.named_parameters()), **self.model_parameters(meta)}
+        weight, bias = parameters[f"{prefix}weight"].mT, parameters.get(f"{prefix}bias")
         return torch.cat([weight, weight.new_zeros(1, weight.shape[1]) if bias is None else bias[None]])
 
     def _targets(self, meta: MetaParameters, y: Tensor) -> Tensor:
-        if self.likelihood == "categorical":
+        if self.likelihood == "categorical" and not y.is_floating_point():
             y = y[:, None] == torch.arange(self.outputs, device=y.device)  # one-hot; F.one_hot cannot be vectorized
         return y.reshape(-1, self.outputs).to(meta["log_penalty"].dtype)
 
@@ -317,9 +319,9 @@ def _generated_names(model: nn.Module, generate: str | Sequence[str] | None, hea
 
 
 def _check_encoder(encoder: nn.Module, elements: int, size: int) -> None:
-    example = torch.randn(3, elements, generator=torch.Generator().manual_seed(0))
-    dtype = next((p.dtype for p in encoder.parameters()), torch.get_default_dtype())
-    example = example.to(dtype)
+    like = next(encoder.parameters(), torch.zeros(()))
+    example = torch.randn(3, elements, generator=torch.Generator().manual_seed(0)).to(like)
+    encoder = copy.deepcopy(encoder).eval()  # dropout would differ between calls, normalization note the example
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             output = encoder(example)
@@ -333,8 +335,3 @@ def _check_encoder(encoder: nn.Module, elements: int, size: int) -> None:
         )
     if not torch.allclose(output, turned, rtol=1e-3, atol=1e-5):
         raise ValueError("encoder depends on the order of the set: pool over its examples, with a mean for instance")
-
-
-def _key(name: str) -> str:
-    # A parameter's own name may not contain a dot.
-    return name.replace(".", "/")

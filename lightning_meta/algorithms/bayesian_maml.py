@@ -38,6 +38,7 @@ from lightning_meta.batch_statistics import BatchStatistics
 from lightning_meta.bayesian_learner import BayesianLearner
 from lightning_meta.episode import Episode, Support, joined_sets
 from lightning_meta.inner import adapted_names
+from lightning_meta.inner.names import key_of
 from lightning_meta.inner.svgd import SteinStep, pull_back_svgd, svgd_step
 from lightning_meta.inner.vectors import Vector
 from lightning_meta.learner import SchedulerInterval
@@ -63,8 +64,8 @@ class BayesianMAML(BayesianLearner):
         prior_precision: The precision of the Gaussian prior around 0 on every adapted parameter; 0 is a flat one.
         learned_prior_precision: Whether it is learned, by its logarithm; needs the meta-loss "nll".
         particle_noise: The standard deviation by which the other particles start away from the model; None: they
-            are initialized anew, as ``reset_parameters`` of the model's layers does.
-        noise_std: The noise of a Gaussian likelihood; None: learned.
+            are initialized anew, by ``reset_parameters`` of those of the model's layers that have it.
+        observation_std: The noise of a Gaussian likelihood; None: learned.
         normalize_steps: Whether inner rates are per example and per unit of noise.
         adapt: Which parameters are particles: "all", "head" (the paper's few-shot set-up), "body" or name
             patterns, as in `MAML`; all tasks and particles share the others.
@@ -94,7 +95,7 @@ class BayesianMAML(BayesianLearner):
         prior_precision: float = 1e-3,
         learned_prior_precision: bool = False,
         particle_noise: float | None = None,
-        noise_std: float | None = None,
+        observation_std: float | None = None,
         normalize_steps: bool = False,
         adapt: str | Sequence[str] = "all",
         inner_lr: float = 0.01,
@@ -110,7 +111,7 @@ class BayesianMAML(BayesianLearner):
         super().__init__(
             model=model,
             loss_fn=loss_fn,
-            noise_std=noise_std,
+            observation_std=observation_std,
             normalize_steps=normalize_steps,
             inner_lr=inner_lr,
             inner_steps=inner_steps,
@@ -124,9 +125,12 @@ class BayesianMAML(BayesianLearner):
         )
         arguments.check_count("num_particles", num_particles)
         arguments.check_count("leader_steps", leader_steps)
+        if any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules()):
+            raise ValueError(
+                "model has dropout, whose masks would differ between a particle's loss and its gradient: set its p to 0"
+            )
         arguments.check_choice("meta_loss", meta_loss, MetaLoss)
-        if not 0 <= prior_precision < math.inf:
-            raise ValueError(f"prior_precision={prior_precision!r} must be 0 or a positive number")
+        arguments.check_nonnegative("prior_precision", prior_precision)
         if learned_prior_precision and (meta_loss != "nll" or prior_precision == 0):
             raise ValueError(
                 f"learned_prior_precision=True with meta_loss={meta_loss!r} and prior_precision={prior_precision}: it "
@@ -142,8 +146,9 @@ class BayesianMAML(BayesianLearner):
         self.other_particles = nn.ParameterDict(
             _other_particles(model, self.adapted_names, num_particles - 1, particle_noise)
         )
-        start = torch.tensor(math.log(prior_precision)) if learned_prior_precision else None
-        self.log_prior_precision = None if start is None else nn.Parameter(start.to(torch.get_default_dtype()))
+        like = next(model.parameters())
+        start = like.new_tensor(math.log(prior_precision)) if learned_prior_precision else None
+        self.log_prior_precision = None if start is None else nn.Parameter(start)
 
     def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
         """Yield the particles, by name ``[particles, ...]``, after 0, 1, ..., ``steps`` steps on the support set."""
@@ -153,11 +158,6 @@ class BayesianMAML(BayesianLearner):
             step = self._step(particles, shared, support)
             particles = step.end
             yield InnerStep(particles, -step.log_densities.mean())
-
-    def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
-        """Return the meta-loss and the report."""
-        _, result = self.task_gradient(meta, task)
-        return result.loss, result
 
     def task_gradient(self, meta: MetaParameters, task: Episode) -> tuple[dict[str, Tensor], TaskResult]:
         """Return the meta-loss's gradient, through the Stein steps, and the report."""
@@ -178,14 +178,17 @@ class BayesianMAML(BayesianLearner):
             loss = chased + (loss if self.noise.log_std is not None else 0)
         else:
             diagnostics = {}
-        start, through = pull_back_svgd(
+        rate = self.step_size(meta, task.support_y, task.support_mask)
+        start, through, by_rate = pull_back_svgd(
             lambda particle, shared: self._log_posterior(particle, shared, task.support),
             taken,
             shared,
-            self.step_size(meta, task.support_y, task.support_mask),
+            rate,
             adjoint,
             self._vectorize,
         )
+        if self.normalize_steps and "noise.log_std" in shared:  # the rate is proportional to the noise's variance
+            through["noise.log_std"] = through["noise.log_std"] + 2 * rate * by_rate
         if self.meta_loss == "chaser":
             through = {n: torch.zeros_like(g) if n.startswith("noise.") else g for n, g in through.items()}
         gradient = {name: direct[name] + through[name] for name in shared} | self._joined(start)
@@ -207,17 +210,17 @@ class BayesianMAML(BayesianLearner):
         particles = {}
         for name in self.adapted_names:
             first = meta[f"model.{name}"][None]
-            others = meta.get(f"other_particles.{_key(name)}")
+            others = meta.get(f"other_particles.{key_of(name)}")
             particles[name] = first if others is None else torch.cat([first, others])
         taken = {f"model.{name}" for name in self.adapted_names}
-        taken |= {f"other_particles.{_key(name)}" for name in self.adapted_names}
+        taken |= {f"other_particles.{key_of(name)}" for name in self.adapted_names}
         return particles, {name: value for name, value in meta.items() if name not in taken}
 
     def _joined(self, particles: Vector) -> dict[str, Tensor]:
         """The reverse of `_parted` for gradients of particles."""
         gradient = {f"model.{name}": value[0] for name, value in particles.items()}
         if self.num_particles > 1:
-            gradient |= {f"other_particles.{_key(name)}": value[1:] for name, value in particles.items()}
+            gradient |= {f"other_particles.{key_of(name)}": value[1:] for name, value in particles.items()}
         return gradient
 
     def _one_output(self, particle: Vector, shared: Mapping[str, Tensor], x: Any) -> Tensor:
@@ -244,7 +247,7 @@ class BayesianMAML(BayesianLearner):
             lambda particle, shared: self._log_posterior(particle, shared, examples),
             particles,
             shared,
-            self.step_size({**shared, **particles}, examples.y, examples.mask),
+            self.step_size(shared, examples.y, examples.mask),
             self._vectorize,
         )
 
@@ -296,15 +299,24 @@ def _other_particles(
         return {}
     own = dict(model.named_parameters())
     if noise is not None:
-        return {_key(n): nn.Parameter(own[n].detach() + noise * torch.randn(count, *own[n].shape)) for n in names}
+        return {key_of(n): nn.Parameter(_spread(own[n].detach(), count, noise)) for n in names}
     copies = [_initialized_anew(model) for _ in range(count)]
     stacked = {name: torch.stack([dict(other.named_parameters())[name].detach() for other in copies]) for name in names}
-    if all(torch.equal(stacked[name][0], own[name].detach()) for name in names):
+    together = {name: torch.cat([own[name].detach()[None], value]) for name, value in stacked.items()}
+
+    def alike(one: int, other: int) -> bool:
+        return all(torch.equal(value[one], value[other]) for value in together.values())
+
+    if alike(0, 1) or (count > 1 and alike(1, 2)):
         raise ValueError(
-            "the particles would all start alike: no layer with an adapted parameter has reset_parameters(); "
+            "particles would start alike: no layer with an adapted parameter draws new values by reset_parameters(); "
             "pass particle_noise, such as particle_noise=0.1, to start them apart"
         )
-    return {_key(name): nn.Parameter(value) for name, value in stacked.items()}
+    return {key_of(name): nn.Parameter(value) for name, value in stacked.items()}
+
+
+def _spread(value: Tensor, count: int, noise: float) -> Tensor:
+    return value + noise * torch.randn_like(value.expand(count, *value.shape))
 
 
 def _initialized_anew(model: nn.Module) -> nn.Module:
@@ -319,8 +331,3 @@ def _initialized_anew(model: nn.Module) -> nn.Module:
 def _unstacked(particles: Vector) -> list[Vector]:
     count = next(iter(particles.values())).shape[0]
     return [{name: value[i] for name, value in particles.items()} for i in range(count)]
-
-
-def _key(name: str) -> str:
-    # A parameter's own name may not contain a dot.
-    return name.replace(".", "/")

@@ -29,7 +29,6 @@ Differences from the paper:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -127,8 +126,7 @@ class ImplicitMAML(MetaLearner):
         )
         arguments.check_choice("inner_solver", inner_solver, InnerSolver)
         arguments.check_count("cg_steps", cg_steps)
-        if not 0 <= cg_damping < math.inf:
-            raise ValueError(f"cg_damping={cg_damping!r} must be 0 or a positive number")
+        arguments.check_nonnegative("cg_damping", cg_damping)
         self.inner_solver = inner_solver
         self.cg_steps = cg_steps
         self.cg_damping = cg_damping
@@ -147,11 +145,6 @@ class ImplicitMAML(MetaLearner):
             else:
                 point, loss = newton_step(problem, point, self.cg_steps)
             yield InnerStep(point, loss)
-
-    def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
-        """Return the query loss where the inner solver stopped, and the report."""
-        _, result = self.task_gradient(meta, task)
-        return result.loss, result
 
     def task_gradient(self, meta: MetaParameters, task: Episode) -> tuple[dict[str, Tensor], TaskResult]:
         """Return the implicit gradient and the report."""

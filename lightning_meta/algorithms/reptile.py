@@ -65,7 +65,7 @@ class Reptile(MetaLearner):
             to the next, as by the authors, in checkpoints and evaluation too.
         inner_batch_size: Examples in an inner step of training, drawn without replacement until all had their
             turn; None: all at once.
-        eval_inner_batch_size: The same for evaluation.
+        eval_inner_batch_size: The same for evaluation, which then depends on the state of torch's random generator.
         optimizer: Makes the outer optimizer.
         lr_scheduler: Makes the outer schedule.
         lr_scheduler_interval: How often it steps.
@@ -123,11 +123,6 @@ class Reptile(MetaLearner):
         """Yield the adapted parameters after 0, 1, ..., ``steps`` steps on the support set, as in evaluation."""
         for step, _ in self._descend(meta, _minibatches(support, steps, self.eval_inner_batch_size, "eval_")):
             yield step
-
-    def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
-        """Return the mean of the inner losses, and the report."""
-        _, result = self.task_gradient(meta, task)
-        return result.loss, result
 
     def task_gradient(self, meta: MetaParameters, task: Episode) -> tuple[dict[str, Tensor], TaskResult]:
         """Return ``(θ − φ_K) / (α K)`` and the report."""

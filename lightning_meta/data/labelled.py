@@ -69,12 +69,22 @@ class ClassEpisodes(EpisodeDataset):
 
     def example_numbers(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return which examples make up the tasks, ``[indices, ways + outside_ways, shots + query_shots]``."""
-        tasks, ways, each = len(indices), self.ways + self.outside_ways, self.shots + self.query_shots
-        draws = uniforms(self.seed, self.split, indices, 2 * ways * (1 + each))
-        population = np.full(tasks, len(self._sizes))
-        classes = sample_without_replacement(population, draws[:, : 2 * ways])
-        example_draws = draws[:, 2 * ways :].reshape(tasks, ways, 2 * each)
-        within = sample_without_replacement(self._sizes[classes], example_draws)
+        population = np.full(len(indices), len(self._sizes))
+        each, own_draws = self.shots + self.query_shots, 2 * self.ways * (1 + self.shots + self.query_shots)
+        # The outside classes come last, so that the tasks are the same with and without them.
+        draws = uniforms(self.seed, self.split, indices, own_draws + 2 * self.outside_ways * (1 + each))
+        classes = sample_without_replacement(population, draws[:, : 2 * self.ways])
+        numbers = self._examples_of(classes, draws[:, 2 * self.ways : own_draws])
+        if not self.outside_ways:
+            return numbers
+        draws = draws[:, own_draws:]
+        others = sample_without_replacement(population - self.ways, draws[:, : 2 * self.outside_ways])
+        for taken in np.sort(classes, axis=1).T:  # from positions among the other classes to classes
+            others += others >= taken[:, None]
+        return np.concatenate([numbers, self._examples_of(others, draws[:, 2 * self.outside_ways :])], axis=1)
+
+    def _examples_of(self, classes: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
+        within = sample_without_replacement(self._sizes[classes], draws.reshape(*classes.shape, -1))
         return self._by_class[self._starts[classes][..., None] + within]
 
     def make(self, indices: NDArray[np.integer]) -> Episode:
@@ -132,7 +142,7 @@ def labels_of(dataset: Dataset[Any]) -> NDArray[np.int64]:
     """
     if isinstance(dataset, Subset):
         return labels_of(dataset.dataset)[np.asarray(dataset.indices)]
-    if isinstance(dataset, TensorDataset):
+    if type(dataset) is TensorDataset:  # a derived class may change its items
         return _as_labels(dataset.tensors[1], dataset)
     for name in ("targets", "labels"):
         if hasattr(dataset, name):
@@ -142,7 +152,7 @@ def labels_of(dataset: Dataset[Any]) -> NDArray[np.int64]:
 
 def fetcher(dataset: Dataset[Any]) -> Fetch:
     """Return a function that fetches the inputs of many examples, batched as torch's default collation does."""
-    return FetchTensor(dataset.tensors[0]) if isinstance(dataset, TensorDataset) else FetchItems(dataset)
+    return FetchTensor(dataset.tensors[0]) if type(dataset) is TensorDataset else FetchItems(dataset)
 
 
 class FetchTensor:

@@ -94,8 +94,7 @@ class SinusoidDataModule(TaskDataModule):
         arguments.check_count("shots", shots)
         arguments.check_optional_count("query_shots", query_shots)
         arguments.check_optional_count("eval_query_shots", eval_query_shots)
-        if not (noise_std >= 0 and math.isfinite(noise_std)):
-            raise ValueError(f"noise_std={noise_std} must be 0 or a positive number")
+        arguments.check_nonnegative("noise_std", noise_std)
         self.save_hyperparameters()
         self.shots = shots
         self.query_shots = shots if query_shots is None else query_shots

@@ -16,7 +16,7 @@ class Solution(NamedTuple):
 
     Attributes:
         x: The last iterate.
-        relative_residual: ``‖b − A x‖ / ‖b‖``, as the recurrence has it.
+        relative_residual: ``‖b − A x‖ / ‖b‖``, as the recurrence has it; 1 where ``x`` is the fallback.
         negative_curvature: Whether a search direction with ``pᵀAp ≤ 0`` was met, which ended the iteration.
     """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from lightning_meta.arguments import check_rate
@@ -17,21 +16,22 @@ class ObservationNoise(nn.Module):
 
     Args:
         likelihood: The learner's likelihood.
-        noise_std: A fixed standard deviation in the targets' units; None: learned by its logarithm, from 1.
+        like: A tensor whose dtype and device to take.
+        observation_std: A fixed standard deviation in the targets' units; None: learned by its logarithm, from 1.
 
     Raises:
         ValueError: If it is not positive, or the likelihood has no noise.
     """
 
-    def __init__(self, likelihood: Likelihood, noise_std: float | None) -> None:
+    def __init__(self, likelihood: Likelihood, like: Tensor, observation_std: float | None) -> None:
         super().__init__()
-        if noise_std is not None:
-            check_rate("noise_std", noise_std)
+        if observation_std is not None:
+            check_rate("observation_std", observation_std)
             if likelihood != "gaussian":
-                raise ValueError(f"noise_std={noise_std} but the likelihood is {likelihood}: leave it None")
-        self.noise_std = noise_std
-        learned = likelihood == "gaussian" and noise_std is None
-        self.log_std = nn.Parameter(torch.zeros(())) if learned else None
+                raise ValueError(f"observation_std={observation_std} but the likelihood is {likelihood}: leave it None")
+        self.observation_std = observation_std
+        learned = likelihood == "gaussian" and observation_std is None
+        self.log_std = nn.Parameter(like.new_zeros(())) if learned else None
 
     def variance(self, values: Mapping[str, Tensor], like: Tensor) -> Tensor:
         """Return the noise's variance, a scalar; 1 where the likelihood has none.
@@ -42,4 +42,4 @@ class ObservationNoise(nn.Module):
         """
         if self.log_std is not None:
             return (2 * values["log_std"]).exp()
-        return like.new_tensor(1.0 if self.noise_std is None else math.pow(self.noise_std, 2))
+        return like.new_tensor(1.0 if self.observation_std is None else math.pow(self.observation_std, 2))

@@ -73,7 +73,8 @@ def newton_step(problem: ProximalProblem, point: Vector, cg_steps: int) -> tuple
     gradient, loss, apply = problem.curvature(point)
     downhill = times(gradient, -1.0)
     direction = conjugate_gradient(apply, downhill, cg_steps, fallback=downhill).x
-    before, slope = problem.objective(point), dot(gradient, direction)
+    before = loss + 0.5 * dot(problem.pull(point), add(point, problem.anchor, -1.0))
+    slope = dot(gradient, direction)
     chosen, found = point, torch.zeros_like(before, dtype=torch.bool)
     for halvings in range(_HALVINGS + 1):
         length = 0.5**halvings
@@ -81,4 +82,5 @@ def newton_step(problem: ProximalProblem, point: Vector, cg_steps: int) -> tuple
         enough = problem.objective(candidate) <= before + _SUFFICIENT_DECREASE * length * slope
         chosen = where(enough & ~found, candidate, chosen)
         found = found | enough
-    return chosen, loss
+    # A direction that is not finite fails at every length: say so, rather than stay without a word.
+    return chosen, torch.where(slope.isfinite(), loss, torch.nan)

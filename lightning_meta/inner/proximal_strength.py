@@ -59,13 +59,19 @@ def _by_name(names: tuple[str, ...], prox_lambda: float | Mapping[str, float]) -
         check_rate(f"prox_lambda[{pattern!r}]", value)
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"prox_lambda: the pattern {pattern!r} matches no adapted parameter; they are {names}")
-    chosen: dict[str, float] = {}
+    chosen: dict[str, str] = {}
     for name in names:
-        matching = [value for pattern, value in prox_lambda.items() if fnmatchcase(name, pattern)]
+        matching = [pattern for pattern in prox_lambda if fnmatchcase(name, pattern)]
         if not matching:
             raise ValueError(f"prox_lambda: no pattern matches the parameter {name!r}; end with a pattern '*'")
-        chosen[name] = float(matching[0])
-    return chosen
+        chosen[name] = matching[0]
+    for pattern in prox_lambda:
+        if pattern not in chosen.values():
+            raise ValueError(
+                f"prox_lambda: earlier patterns match all that {pattern!r} does, and the first match counts: put "
+                f"{pattern!r} before them"
+            )
+    return {name: float(prox_lambda[pattern]) for name, pattern in chosen.items()}
 
 
 def geometric_mean(strength: Mapping[str, Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lightning_meta.arguments import check_choice
+from lightning_meta.inner.names import key_of
 
 LearnedRates = Literal["none", "tensor", "tensor_step", "element"]
 
@@ -33,7 +34,7 @@ class InnerRates(nn.Module):
         self.learned_rates = nn.ParameterDict()
         if learned != "none":
             for name, parameter in adapted.items():
-                self.learned_rates[_key(name)] = self._initial(parameter, steps)
+                self.learned_rates[key_of(name)] = self._initial(parameter, steps)
 
     def _initial(self, parameter: Tensor, steps: int) -> nn.Parameter:
         shapes = {"tensor": (), "tensor_step": (steps,), "element": tuple(parameter.shape)}
@@ -50,12 +51,7 @@ class InnerRates(nn.Module):
         """
         if self.learned == "none":
             return dict.fromkeys(names, self.inner_lr)
-        learned = {name: values[f"learned_rates.{_key(name)}"] for name in names}
+        learned = {name: values[f"learned_rates.{key_of(name)}"] for name in names}
         if self.learned == "tensor_step":
             learned = {name: rate[min(step, rate.shape[0] - 1)] for name, rate in learned.items()}
         return dict(learned)
-
-
-def _key(name: str) -> str:
-    # A parameter's own name may not contain a dot.
-    return name.replace(".", "/")

@@ -25,6 +25,10 @@ class RidgeSolution(NamedTuple):
 
     def variance(self, features: Tensor) -> Tensor:
         """``xᵀ (XᵀX + λI)⁻¹ x`` for every row of features ``[query, features]``: in units of the noise's variance."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self._variance(features)
+
+    def _variance(self, features: Tensor) -> Tensor:
         projected = (features @ self.root.mT).square().sum(1)
         if not self.dual:
             return projected
@@ -45,6 +49,11 @@ def ridge(features: Tensor, targets: Tensor, penalty: Tensor, prior: Tensor) -> 
         penalty: λ, a positive scalar.
         prior: W₀, ``[features, outputs]``.
     """
+    with torch.autocast(features.device.type, enabled=False):  # half precision cannot be solved in
+        return _solve(features, targets, penalty, prior)
+
+
+def _solve(features: Tensor, targets: Tensor, penalty: Tensor, prior: Tensor) -> RidgeSolution:
     examples, size = features.shape
     residual = targets - features @ prior
     dual = examples <= size

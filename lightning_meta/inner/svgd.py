@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vjp, vmap
 from torch.utils._pytree import tree_map
 
-from lightning_meta.inner.vectors import Vector, add
+from lightning_meta.inner.vectors import Vector, add, dot
 
 # A particle, and what all particles share and the meta-gradient is also wanted for, to a scalar.
 LogDensity = Callable[[Vector, Mapping[str, Tensor]], Tensor]
@@ -33,7 +33,8 @@ def stein_direction(particles: Vector, slopes: Vector, bandwidth: float | None =
         slopes: ``∇log p`` at each, same shapes.
         bandwidth: A fixed ``h``; None: the median's.
     """
-    flat = {name: value.flatten(1) for name, value in particles.items()}
+    # Differences are small beside the particles: subtract what the particles share first.
+    flat = {name: (value - value.mean(0)).flatten(1) for name, value in particles.items()}
     count = next(iter(flat.values())).shape[0]
     if count == 1:
         return slopes
@@ -72,7 +73,7 @@ def pull_back_svgd(
     rate: Tensor | float,
     adjoint: Vector,
     vectorize: bool,
-) -> tuple[Vector, Vector]:
+) -> tuple[Vector, Vector, Tensor]:
     """Take a gradient at the end of some steps back to their start: reverse mode, written out.
 
     Written out because derivatives of a vectorized function are not to be trusted with every layer: here the second
@@ -82,15 +83,17 @@ def pull_back_svgd(
         log_density: As in `svgd_step`.
         taken: The steps.
         shared: What else the density depends on.
-        rate: The steps' rate, through which no gradient flows.
+        rate: The steps' rate.
         adjoint: The gradient with respect to the particles after the last step.
         vectorize: Whether to vectorize over particles.
 
     Returns:
-        The gradients with respect to the first particles and to ``shared``.
+        The gradients with respect to the first particles, to ``shared``, and to ``rate``.
     """
+    rate_adjoint = torch.zeros_like(taken[0].log_densities[0])
     shared_adjoint = {name: torch.zeros_like(value) for name, value in shared.items()}
-    for particles, slopes, _, _ in reversed(taken):
+    for particles, slopes, end, _ in reversed(taken):
+        rate_adjoint = rate_adjoint + dot(adjoint, add(end, particles, -1.0)) / rate
         direction_adjoint = {name: rate * value for name, value in adjoint.items()}
         direct, slope_adjoint = vjp(stein_direction, particles, slopes)[1](direction_adjoint)
 
@@ -104,21 +107,20 @@ def pull_back_svgd(
         through_slopes, by_particle = _each(curved, (particles, slope_adjoint), vectorize)
         adjoint = add(add(adjoint, direct), through_slopes)
         shared_adjoint = {name: value + by_particle[name].sum(0) for name, value in shared_adjoint.items()}
-    return adjoint, shared_adjoint
+    return adjoint, shared_adjoint, rate_adjoint
 
 
 def _squared_distances(flat: Vector) -> Tensor:
     total = torch.zeros((), dtype=next(iter(flat.values())).dtype, device=next(iter(flat.values())).device)
     for value in flat.values():
-        centered = value - value.mean(0)  # distances are small beside the particles: subtract what they share first
-        gram = centered @ centered.mT
+        gram = value @ value.mT
         norms = gram.diagonal()
         total = total + norms[:, None] + norms[None] - 2 * gram
     return total.clamp(min=0)
 
 
 def _bandwidth(squared: Tensor, count: int) -> Tensor:
-    rows, columns = torch.triu_indices(count, count, offset=1)
+    rows, columns = torch.triu_indices(count, count, offset=1, device=squared.device)
     ordered = squared.detach()[rows, columns].sort().values
     median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     return median.clamp(min=torch.finfo(squared.dtype).tiny ** 0.5) / math.log(count)

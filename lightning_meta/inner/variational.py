@@ -31,13 +31,18 @@ def gaussian_kl(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
 
 
 def linear_layers(model: nn.Module) -> frozenset[str]:
-    """Names of the parameters of the model's `nn.Linear` layers, for which activations can be sampled directly."""
-    return frozenset(
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
-        if type(module) is nn.Linear  # a derived class may use its weights otherwise
-        for name, _ in module.named_parameters(recurse=False)
-    )
+    """Names of the parameters of the model's `nn.Linear` layers, for which activations can be sampled directly.
+
+    A layer with a frozen parameter or one that another layer shares is not among them, nor one of a derived class,
+    which may use its weights otherwise.
+    """
+    owners = [id(p) for module in model.modules() for p in module.parameters(recurse=False)]
+    names: list[str] = []
+    for prefix, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if type(module) is nn.Linear and all(p.requires_grad and owners.count(id(p)) == 1 for p in own.values()):
+            names += [f"{prefix}.{name}" if prefix else name for name in own]
+    return frozenset(names)
 
 
 def call_with_random_parameters(
@@ -48,9 +53,10 @@ def call_with_random_parameters(
 ) -> Tensor:
     """Call a model once with random parameters.
 
-    Linear layers draw their outputs, anew for each example, rather than their weights (the local reparameterization
-    trick: Kingma, Salimans, Welling, NeurIPS 2015), which leaves every example's output distributed as it was and
-    lowers the gradient's variance. Other layers draw weights, shared by the examples of the call.
+    Linear layers on inputs ``[examples, features]`` draw their outputs, anew for each example, rather than their
+    weights (the local reparameterization trick: Kingma, Salimans, Welling, NeurIPS 2015), which leaves every example's
+    output distributed as it was and lowers the gradient's variance. Other layers, and linear layers on inputs of
+    another form, draw weights, shared by the examples of the call.
 
     Args:
         call: The model as a function of parameters and inputs.
@@ -63,8 +69,14 @@ def call_with_random_parameters(
         name: value if name in local else value + log_std[name].exp() * torch.randn_like(value)
         for name, value in mean.items()
     }
-    with _LocalReparameterization({id(mean[name]): log_std[name] for name in mean if name in local}):
-        return call(drawn, x)
+    names = {id(mean[name]): name for name in mean if name in local}
+    layers = _LocalReparameterization({number: log_std[name] for number, name in names.items()})
+    with layers:
+        output = call(drawn, x)
+    missed = frozenset(names[number] for number in layers.log_stds.keys() - layers.drawn)
+    if missed:  # weights that the model uses without calling their layer
+        return call_with_random_parameters(call, distribution, local - missed, x)
+    return output
 
 
 class _LocalReparameterization(TorchFunctionMode):
@@ -73,17 +85,25 @@ class _LocalReparameterization(TorchFunctionMode):
     def __init__(self, log_stds: Mapping[int, Tensor]) -> None:
         super().__init__()
         self.log_stds = log_stds
+        self.drawn: set[int] = set()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func is not F.linear or id(args[1]) not in self.log_stds:
-            return output
-        x, weight, *rest = args
-        bias = rest[0] if rest else (kwargs or {}).get("bias")
-        weight_variance = (2 * self.log_stds[id(weight)]).exp()
-        bias_variance = None if bias is None or id(bias) not in self.log_stds else (2 * self.log_stds[id(bias)]).exp()
-        variance = F.linear(x.square(), weight_variance, bias_variance)
+        kwargs = kwargs or {}
+        if func is not F.linear:
+            return func(*args, **kwargs)
+        named = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+        x, weight, bias = named["input"], named["weight"], named.get("bias")
+        if id(weight) not in self.log_stds:
+            return func(*args, **kwargs)
+        self.drawn |= {id(weight), id(bias)}
+        weight_std = self.log_stds[id(weight)].exp()
+        bias_std = self.log_stds[id(bias)].exp() if id(bias) in self.log_stds else None
+        if x.ndim != 2:
+            noisy = bias if bias is None or bias_std is None else bias + bias_std * torch.randn_like(bias)
+            return F.linear(x, weight + weight_std * torch.randn_like(weight), noisy)
+        variance = F.linear(x.square(), weight_std.square(), None if bias_std is None else bias_std.square())
+        output = F.linear(x, weight, bias)
         # The guard keeps the root's derivative finite where all inputs are zero and the bias is certain.
         return output + (variance + torch.finfo(variance.dtype).tiny ** 0.5).sqrt() * torch.randn_like(output)

@@ -183,6 +183,9 @@ def test_outside_examples_are_of_other_classes_than_the_task(numbered):
         outside = batch.outside_x[task, :, 1].tolist()
         assert not own & set(outside)
         assert sorted(outside.count(c) for c in set(outside)) == [4, 4]
+    without = next(iter(module(numbered, ways=2, test=numbered).test_dataloader()))
+    assert torch.equal(batch.support_x, without.support_x)
+    assert torch.equal(batch.query_x, without.query_x)
     with pytest.raises(ValueError, match="ways=2 and eval_outside_ways=3 but the test split has 4 classes"):
         module(numbered, ways=2, test=numbered, eval_outside_ways=3)
 
@@ -192,3 +195,13 @@ def test_batches_that_span_blocks_of_drawing_hold_the_same_tasks(numbered):
     across = episodes.__getitems__(range(508, 516))
     for row, index in enumerate(range(508, 516)):
         assert torch.equal(across.query_x[row], episodes[index].query_x)
+
+
+def test_a_data_set_derived_from_a_tensor_data_set_keeps_its_own_items(numbered):
+    class Shifted(TensorDataset):
+        def __getitem__(self, index):
+            x, y = super().__getitem__(index)
+            return x + 1000, y
+
+    batch = next(iter(module(Shifted(*numbered.tensors)).train_dataloader()))
+    assert (batch.support_x >= 1000).all()
