@@ -27,7 +27,7 @@ def arguments(name: str, shots: int) -> list[str]:
     shots_and_logs = [f"--data.shots={shots}", "--trainer.logger=false", "--trainer.enable_checkpointing=false"]
     if name == "maml":
         same = ["--config", str(CONFIGS / "sinusoid_maml_5step.yaml"), "--data.noise_std=0.3", "--data.query_shots=10"]
-        budget = ["--data.train_tasks=12500", "--trainer.max_epochs=6", "--model.lr_scheduler.init_args.T_max=6"]
+        budget = ["--data.train_tasks=10000", "--trainer.max_epochs=5", "--model.lr_scheduler.init_args.T_max=5"]
         rate = ["--model.optimizer.init_args.lr=0.002", "--model.eval_inner_steps=5", "--model.log_step_metrics=false"]
         return ["fit", *same, *budget, *rate, *shots_and_logs, *QUIET]
     return ["fit", "--config", str(CONFIGS / f"sinusoid_{name}.yaml"), *shots_and_logs, *QUIET]
