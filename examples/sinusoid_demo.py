@@ -74,17 +74,17 @@ def reptile() -> Setting:
 
 
 def imaml() -> Setting:
-    """Ten steps on the regularized loss, the implicit gradient by five conjugate-gradient steps."""
+    """Sixteen steps on the regularized loss, the implicit gradient by five conjugate-gradient steps."""
     learner = ImplicitMAML(
         MLP(),
         nn.MSELoss(),
-        inner_lr=0.02,
-        inner_steps=10,
-        prox_lambda=0.5,
+        inner_lr=0.005,
+        inner_steps=16,
+        prox_lambda=0.1,
         log_step_metrics=True,
         **cosine_adam(epochs=2),
     )
-    return Setting(learner, "Implicit MAML", 2, 25, 10, (0, 1, 5, 10))
+    return Setting(learner, "Implicit MAML", 2, 25, 10, (0, 1, 5, 16))
 
 
 SETTINGS = {"maml": maml, "reptile": reptile, "imaml": imaml}
