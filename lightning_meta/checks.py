@@ -21,7 +21,7 @@ def check_overrides(learner: type) -> None:
     """Raise a TypeError for a class that overrides a meta-loss whose gradient its base computes otherwise."""
     gradient = next(owner for owner in learner.__mro__ if "task_gradient" in vars(owner))
     loss = next(owner for owner in learner.__mro__ if "task_loss" in vars(owner))
-    if loss is not gradient and issubclass(loss, gradient) and "inner_loop" not in vars(loss):
+    if "task_loss" not in vars(gradient) and loss is not gradient and issubclass(loss, gradient):
         raise TypeError(
             f"{loss.__name__} overrides task_loss, but {gradient.__name__} computes the meta-gradient itself and would "
             "ignore it: override task_gradient"

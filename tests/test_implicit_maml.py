@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
-from lightning_meta import Episode, ImplicitMAML, collate_episodes
+from lightning_meta import MLP, Episode, ImplicitMAML, collate_episodes
 from lightning_meta.data import SinusoidDataModule
 from lightning_meta.inner.conjugate_gradient import conjugate_gradient
 from tests.reference import assert_same, meta_gradient
@@ -239,8 +239,8 @@ def test_a_direction_that_is_not_finite_is_told():
 
 
 def test_strengths_by_name_are_kept_in_checkpoints(tmp_path):
-    strengths = {"0.*": 0.5, "*": 2.0}
-    learner = ImplicitMAML(network(), nn.MSELoss(), prox_lambda=strengths)
+    strengths = {"layers.0.*": 0.5, "*": 2.0}
+    learner = ImplicitMAML(MLP(), nn.MSELoss(), prox_lambda=strengths)
     trainer = L.Trainer(max_steps=0, logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
     trainer.strategy.connect(learner)
     trainer.save_checkpoint(tmp_path / "learner.ckpt")
