@@ -33,7 +33,7 @@ from lightning_meta.metrics.task_metrics import TaskMetrics, per_task_metrics
 from lightning_meta.metrics.uncertainty import auroc, uncertainty_metrics
 from lightning_meta.predictive import Samples, mean_output, predict
 from lightning_meta.surrogate import surrogate_loss
-from lightning_meta.task import InnerStep, MetaParameters, TaskResult, merge_results
+from lightning_meta.task import InnerStep, MetaParameters, TaskResult, merge_results, run_through
 from lightning_meta.task_batches import fastest_chunk_size, fill_padding, split_by_chunk, split_by_size
 
 SchedulerInterval = Literal["epoch", "step"]
@@ -330,11 +330,8 @@ class MetaLearner(L.LightningModule, ABC):
             support = Support(x, y)
         # Copies: training may go on while the adapted task is in use.
         meta = {name: p.detach().clone() for name, p in self._meta_parameters().items()}
-        support_losses = []
         with differentiable_attention(), torch.no_grad():
-            for state, loss in self.inner_loop(meta, support, steps):  # noqa: B007 (the last state counts)
-                support_losses += [] if loss is None else [loss]
-        losses = torch.stack(support_losses)
+            state, losses = run_through(self.inner_loop(meta, support, steps))
         checks.check_finite(TaskResult(losses[-1:], losses[:0], losses[None]), self)
         return AdaptedTask(self, meta, state, support)
 

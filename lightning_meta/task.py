@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,19 @@ class InnerStep(NamedTuple):
 
     state: Any
     support_loss: Tensor | None
+
+
+def run_through(loop: Iterable[InnerStep]) -> tuple[Any, Tensor]:
+    """Run an inner loop to its end, keeping no state but the last.
+
+    Returns:
+        The last state, and the support loss before each step, ``[steps]``.
+    """
+    losses = []
+    for step in loop:
+        state, loss = step
+        losses += [] if loss is None else [loss]
+    return state, torch.stack(losses)
 
 
 class TaskResult(NamedTuple):

@@ -41,7 +41,7 @@ from lightning_meta.inner.vectors import add
 from lightning_meta.learner import SchedulerInterval, module_part
 from lightning_meta.losses import LossFunction
 from lightning_meta.predictive import Samples, mean_output
-from lightning_meta.task import InnerStep, MetaParameters, TaskResult
+from lightning_meta.task import InnerStep, MetaParameters, TaskResult, run_through
 
 _GAMMA_SHAPE, _GAMMA_RATE = 1.0, 0.01
 
@@ -149,9 +149,7 @@ class ABML(BayesianLearner):
 
         Each set goes through the model by itself, so that batch normalization sees what it will see in evaluation.
         """
-        losses = []
-        for posterior, loss in self.inner_loop(meta, task.support, self.inner_steps):  # noqa: B007 (the last counts)
-            losses += [] if loss is None else [loss]
+        posterior, losses = run_through(self.inner_loop(meta, task.support, self.inner_steps))
         prior = self._prior(meta)
         divergence = gaussian_kl(posterior, prior)
         samples = self._draw(meta, posterior, task.query_x, self.num_samples)
@@ -164,7 +162,7 @@ class ABML(BayesianLearner):
             "kl": divergence,
         }
         output = mean_output(self.likelihood, samples)
-        return loss, TaskResult(loss, output[None], torch.stack(losses), diagnostics=diagnostics)
+        return loss, TaskResult(loss, output[None], losses, diagnostics=diagnostics)
 
     def query_samples(self, meta: MetaParameters, state: DiagonalGaussian, x: object) -> Samples:
         """Return outputs of models drawn from the posterior, ``[eval_num_samples, query, ...]``."""

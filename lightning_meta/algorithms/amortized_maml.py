@@ -49,7 +49,7 @@ from lightning_meta.learner import SchedulerInterval, module_part
 from lightning_meta.losses import LossFunction
 from lightning_meta.models.set_encoder import SetEncoder
 from lightning_meta.predictive import Samples, mean_output
-from lightning_meta.task import InnerStep, MetaParameters, TaskResult
+from lightning_meta.task import InnerStep, MetaParameters, TaskResult, run_through
 
 _GENERATED_AT_MOST = 5_000
 
@@ -191,16 +191,14 @@ class AmortizedMAML(BayesianLearner):
 
     def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
         """Return the queries' negative log-likelihood with the divergence from the prior, and the report."""
-        losses = []
-        for draws, loss in self.inner_loop(meta, task.support, self.inner_steps):  # noqa: B007 (the last counts)
-            losses += [] if loss is None else [loss]
+        draws, losses = run_through(self.inner_loop(meta, task.support, self.inner_steps))
         samples = self.query_samples(meta, draws, task.query_x)
         nll = self.predictive_nll(samples, task.query_y, task.query_mask)
         divergence = gaussian_kl(self._posterior(meta, task.support), self._prior(meta))
         loss = nll + self.kl_weight / task.query_y.shape[0] * divergence
         diagnostics = {"nll": nll, "kl": divergence, "ridge_penalty": meta["log_penalty"].exp()}
         output = mean_output(self.likelihood, samples)
-        return loss, TaskResult(loss, output[None], torch.stack(losses), diagnostics=diagnostics)
+        return loss, TaskResult(loss, output[None], losses, diagnostics=diagnostics)
 
     def query_samples(self, meta: MetaParameters, state: list[AmortizedTask], x: Any) -> Samples:
         """Return draws of outputs, ``[draws, query, ...]``; for classes each draw of a body has some of its head."""

@@ -32,7 +32,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.func import grad, grad_and_value, vjp
@@ -47,7 +46,7 @@ from lightning_meta.inner.proximal_strength import LearnedLambda, ProximalStreng
 from lightning_meta.inner.vectors import Vector, add, dot, elementwise, norm
 from lightning_meta.learner import MetaLearner, SchedulerInterval, module_part
 from lightning_meta.losses import LossFunction
-from lightning_meta.task import InnerStep, MetaParameters, TaskResult
+from lightning_meta.task import InnerStep, MetaParameters, TaskResult, run_through
 
 InnerSolver = Literal["gradient_descent", "hessian_free"]
 
@@ -148,9 +147,7 @@ class ImplicitMAML(MetaLearner):
 
     def task_gradient(self, meta: MetaParameters, task: Episode) -> tuple[dict[str, Tensor], TaskResult]:
         """Return the implicit gradient and the report."""
-        support_losses = []
-        for point, support_loss in self.inner_loop(meta, task.support, self.inner_steps):  # noqa: B007 (the last counts)
-            support_losses += [] if support_loss is None else [support_loss]
+        point, support_losses = run_through(self.inner_loop(meta, task.support, self.inner_steps))
         problem, shared = self._problem(meta, task.support), self._shared(meta)
 
         def query_loss(adapted: Vector, shared: Vector) -> tuple[Tensor, Tensor]:
@@ -174,7 +171,7 @@ class ImplicitMAML(MetaLearner):
             "negative_curvature": negative.to(residual.dtype),
             "prox_lambda": geometric_mean(problem.strength),
         }
-        return gradient, TaskResult(loss, output[None], torch.stack(support_losses), diagnostics=diagnostics)
+        return gradient, TaskResult(loss, output[None], support_losses, diagnostics=diagnostics)
 
     def _problem(self, meta: MetaParameters, support: Support) -> ProximalProblem:
         shared = self._shared(meta)
