@@ -43,7 +43,7 @@ def learn2learn_step(model: nn.Module, loss_fn: LossFunction, batch: Episode, in
 
 
 def higher_step(model: nn.Module, loss_fn: LossFunction, batch: Episode, inner_lr: float, steps: int) -> Step:
-    """higher 0.2.1: a functional copy and a differentiable SGD a task."""
+    """Higher 0.2.1: a functional copy and a differentiable SGD a task."""
     import higher
 
     optimizer = torch.optim.SGD(model.parameters(), lr=inner_lr)

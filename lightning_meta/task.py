@@ -68,8 +68,10 @@ def merge_results(pieces: list[tuple[Tensor, TaskResult]], query: int) -> TaskRe
         pieces: Task indices and the tasks' reports.
         query: The batch's number of queries; shorter outputs are padded with zeros.
     """
-    order = torch.cat([indices for indices, _ in pieces]).argsort()
     results = [_padded(result, query) for _, result in pieces]
+    if len(pieces) == 1:
+        return results[0]
+    order = torch.cat([indices for indices, _ in pieces]).argsort()
     return tree_map(lambda *parts: torch.cat(parts)[order.to(parts[0].device)], *results)
 
 

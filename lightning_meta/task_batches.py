@@ -15,6 +15,9 @@ from lightning_meta.episode import Episode
 # times as long a task, because oneDNN falls back to a slow kernel and the work leaves the cache.
 _CONVOLVED_AT_ONCE = 8 * 30 * 28 * 28
 
+# Input elements times parameters, about the multiplications of one call: below, threads cost more than they save.
+_TINY = 2e7
+
 
 def fastest_chunk_size(model: nn.Module, batch: Episode) -> int:
     """How many tasks to vectorize at once where the user leaves it to the library.
@@ -22,15 +25,25 @@ def fastest_chunk_size(model: nn.Module, batch: Episode) -> int:
     All of them, except for convolutions on a CPU, which take pieces of a size that was measured to be fast.
     """
     inputs = tree_leaves((batch.support_x, batch.query_x))
-    convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
-    if inputs[0].device.type != "cpu" or not convolves:
+    if inputs[0].device.type != "cpu" or not _convolves(model):
         return batch.num_tasks
     elements = sum(leaf[0].numel() for leaf in inputs)
     return min(batch.num_tasks, max(1, _CONVOLVED_AT_ONCE // elements))
 
 
+def is_tiny(model: nn.Module, batch: Episode) -> bool:
+    """Whether a batch is so little work that a second CPU thread would cost more than it does."""
+    inputs = tree_leaves((batch.support_x, batch.query_x))
+    if inputs[0].device.type != "cpu" or _convolves(model):
+        return False
+    return sum(leaf.numel() for leaf in inputs) * sum(p.numel() for p in model.parameters()) < _TINY
+
+
 def split_by_chunk(batch: Episode, chunk_size: int) -> Iterator[tuple[Tensor, Episode]]:
     """Yield ``(task indices, smaller batch)`` with at most ``chunk_size`` tasks each, masks kept."""
+    if chunk_size >= batch.num_tasks:
+        yield torch.arange(batch.num_tasks), batch
+        return
     for indices in torch.arange(batch.num_tasks).split(chunk_size):
         yield indices, batch.select(slice(int(indices[0]), int(indices[-1]) + 1))
 
@@ -52,6 +65,10 @@ def fill_padding(batch: Episode) -> Episode:
     support_x, support_y = _fill((batch.support_x, batch.support_y), batch.support_mask)
     query_x, query_y = _fill((batch.query_x, batch.query_y), batch.query_mask)
     return batch._replace(support_x=support_x, support_y=support_y, query_x=query_x, query_y=query_y)
+
+
+def _convolves(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
 
 
 def _lengths(x: Any, mask: Tensor | None) -> Tensor:

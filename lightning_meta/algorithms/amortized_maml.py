@@ -95,6 +95,7 @@ class AmortizedMAML(BayesianLearner):
         lr_scheduler: Makes the outer schedule.
         lr_scheduler_interval: How often it steps.
         task_chunk_size: Tasks vectorized at once.
+        compile: Whether to compile the training step.
         batch_statistics: What batch normalization uses.
         log_step_metrics: Whether to log metrics after every step.
 
@@ -126,6 +127,7 @@ class AmortizedMAML(BayesianLearner):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
+        compile: bool = False,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:
@@ -141,6 +143,7 @@ class AmortizedMAML(BayesianLearner):
             lr_scheduler=lr_scheduler,
             lr_scheduler_interval=lr_scheduler_interval,
             task_chunk_size=task_chunk_size,
+            compile=compile,
             batch_statistics=batch_statistics,
             log_step_metrics=log_step_metrics,
         )

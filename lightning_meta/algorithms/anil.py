@@ -32,6 +32,7 @@ class ANIL(MAML):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
+        compile: bool = False,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:
@@ -47,6 +48,7 @@ class ANIL(MAML):
             lr_scheduler=lr_scheduler,
             lr_scheduler_interval=lr_scheduler_interval,
             task_chunk_size=task_chunk_size,
+            compile=compile,
             batch_statistics=batch_statistics,
             log_step_metrics=log_step_metrics,
         )
@@ -67,6 +69,7 @@ class BOIL(MAML):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
+        compile: bool = False,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:
@@ -82,6 +85,7 @@ class BOIL(MAML):
             lr_scheduler=lr_scheduler,
             lr_scheduler_interval=lr_scheduler_interval,
             task_chunk_size=task_chunk_size,
+            compile=compile,
             batch_statistics=batch_statistics,
             log_step_metrics=log_step_metrics,
         )

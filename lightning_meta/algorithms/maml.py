@@ -20,7 +20,9 @@ Differences from the papers:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -32,10 +34,14 @@ from lightning_meta import arguments
 from lightning_meta.batch_statistics import BatchStatistics
 from lightning_meta.episode import Episode, Support
 from lightning_meta.inner import InnerRates, LearnedRates, UpdateRule, adapted_names, update_rule
+from lightning_meta.inner.checkpoint import checkpoint
 from lightning_meta.inner.multi_step import multi_step_weights
 from lightning_meta.learner import MetaLearner, SchedulerInterval, module_part
 from lightning_meta.losses import LossFunction
-from lightning_meta.task import InnerStep, MetaParameters, TaskResult
+from lightning_meta.task import InnerStep, MetaParameters, TaskResult, run_through
+
+# What is adapted, and the inner optimizer's state.
+_Point = tuple[dict[str, Tensor], Any]
 
 
 class MAML(MetaLearner):
@@ -60,10 +66,13 @@ class MAML(MetaLearner):
             derivative-order annealing).
         multi_step_loss_epochs: For how many epochs the query losses after all steps count, with weight moving
             to the last (MAML++'s multi-step loss).
+        checkpoint_inner_loop: Whether to keep only every √K-th inner step in training and compute the steps between
+            again for the meta-gradient: memory for about 2 √K steps in place of K, for a third more time.
         optimizer: Makes the outer optimizer.
         lr_scheduler: Makes the outer schedule.
         lr_scheduler_interval: How often it steps.
         task_chunk_size: Tasks vectorized at once.
+        compile: Whether to compile the training step.
         batch_statistics: What batch normalization uses.
         log_step_metrics: Whether to log metrics after every step.
 
@@ -85,10 +94,12 @@ class MAML(MetaLearner):
         learned_rates: LearnedRates = "none",
         first_order_epochs: int = 0,
         multi_step_loss_epochs: int = 0,
+        checkpoint_inner_loop: bool = False,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
+        compile: bool = False,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:
@@ -102,14 +113,23 @@ class MAML(MetaLearner):
             lr_scheduler=lr_scheduler,
             lr_scheduler_interval=lr_scheduler_interval,
             task_chunk_size=task_chunk_size,
+            compile=compile,
             batch_statistics=batch_statistics,
             log_step_metrics=log_step_metrics,
         )
         arguments.check_count("first_order_epochs", first_order_epochs, least=0)
         arguments.check_count("multi_step_loss_epochs", multi_step_loss_epochs, least=0)
+        if checkpoint_inner_loop and (multi_step_loss_epochs or first_order):
+            raise ValueError(
+                "checkpoint_inner_loop=True saves nothing where the inner steps are not differentiated "
+                "(first_order=True), and cannot where all count (multi_step_loss_epochs): leave it False"
+            )
+        if checkpoint_inner_loop and type(self).inner_loop is not MAML.inner_loop:
+            raise TypeError(f"checkpoint_inner_loop=True would bypass {type(self).__name__}.inner_loop: leave it False")
         self.first_order = first_order
         self.first_order_epochs = first_order_epochs
         self.multi_step_loss_epochs = multi_step_loss_epochs
+        self.checkpoint_inner_loop = checkpoint_inner_loop
         self.inner_optimizer = update_rule(inner_optimizer)
         self.adapted_names = adapted_names(model, adapt)
         parameters = dict(model.named_parameters())
@@ -118,35 +138,78 @@ class MAML(MetaLearner):
 
     def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
         """Yield the adapted parameters after 0, 1, ..., ``steps`` steps of gradient descent on the support loss."""
+        start = self._start(meta)
+        yield InnerStep(start[0], None)
+        for point, loss in self._steps(meta, support, start, 0, steps):
+            yield InnerStep(point[0], loss)
+
+    def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
+        """Return the query loss after the last inner step, or MAML++'s weighted sum over the steps."""
+        if self.checkpoint_inner_loop:
+            adapted, support_losses = self._through_pieces(meta, task.support)
+            return self._query_result(meta, task, [(1.0, adapted)], support_losses)
+        loop = self.inner_loop(meta, task.support, self.inner_steps)
+        if self.multi_step_loss_epochs == 0:
+            adapted, support_losses = run_through(loop)
+            return self._query_result(meta, task, [(1.0, adapted)], support_losses)
+        weights = multi_step_weights(self.inner_steps, self.current_epoch, self.multi_step_loss_epochs)
+        states, losses = zip(*loop, strict=True)
+        weighted = [(weight, state) for weight, state in zip(weights, states, strict=True) if weight > 0]
+        return self._query_result(meta, task, weighted, torch.stack(losses[1:]))
+
+    def _query_result(
+        self,
+        meta: MetaParameters,
+        task: Episode,
+        weighted: Sequence[tuple[float, dict[str, Tensor]]],
+        support_losses: Tensor,
+    ) -> tuple[Tensor, TaskResult]:
+        losses = []
+        for weight, adapted in weighted:
+            output = self.query_output(meta, adapted, task.query_x)
+            losses.append(weight * self.loss(output, task.query_y, task.query_mask))
+        loss = sum(losses[1:], losses[0])
+        return loss, TaskResult(loss, output[None], support_losses)
+
+    def _start(self, meta: MetaParameters) -> _Point:
         parameters = self.model_parameters(meta)
+        adapted = {name: parameters[name] for name in self.adapted_names}
+        return adapted, self.inner_optimizer.init(adapted)
+
+    def _steps(
+        self, meta: MetaParameters, support: Support, point: _Point, first: int, count: int
+    ) -> Iterator[tuple[_Point, Tensor]]:
+        """Yield the point after each of ``count`` inner steps, of which the first is number ``first``, and its loss."""
+        shared = {name: p for name, p in self.model_parameters(meta).items() if name not in self.adapted_names}
         rates = module_part(meta, "inner_rates")
-        first_order = self.first_order or self.current_epoch < self.first_order_epochs
+        first_order = self.first_order or (self.first_order_epochs > 0 and self.current_epoch < self.first_order_epochs)
 
         def support_loss(adapted: dict[str, Tensor], shared: dict[str, Tensor]) -> Tensor:
             return self.loss(self.call_model({**shared, **adapted}, support.x), support.y, support.mask)
 
-        adapted = {name: parameters[name] for name in self.adapted_names}
-        shared = {name: p for name, p in parameters.items() if name not in adapted}
-        state = self.inner_optimizer.init(adapted)
-        yield InnerStep(adapted, None)
-        for step in range(steps):
+        adapted, state = point
+        for step in range(first, first + count):
             # Detached before the gradient rather than after, so that no second-order graph is built.
-            point = tree_map(Tensor.detach, (adapted, shared)) if first_order else (adapted, shared)
-            gradients, loss = grad_and_value(support_loss)(*point)
+            at = tree_map(Tensor.detach, (adapted, shared)) if first_order else (adapted, shared)
+            gradients, loss = grad_and_value(support_loss)(*at)
             step_rates = self.inner_rates.at(step, self.adapted_names, rates)
             adapted, state = self.inner_optimizer.update(adapted, gradients, state, step_rates, step)
-            yield InnerStep(adapted, loss)
+            yield (adapted, state), loss
 
-    def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
-        """Return the query loss after the last inner step, or MAML++'s weighted sum over the steps."""
-        weights = multi_step_weights(self.inner_steps, self.current_epoch, self.multi_step_loss_epochs)
-        losses, support_losses = [], []
-        for (adapted, support_loss), weight in zip(
-            self.inner_loop(meta, task.support, self.inner_steps), weights, strict=True
-        ):
-            support_losses += [] if support_loss is None else [support_loss]
-            if weight > 0:
-                output = self.query_output(meta, adapted, task.query_x)
-                losses.append(weight * self.loss(output, task.query_y, task.query_mask))
-        loss = sum(losses[1:], losses[0])
-        return loss, TaskResult(loss, output[None], torch.stack(support_losses))
+    def _through_pieces(self, meta: MetaParameters, support: Support) -> tuple[dict[str, Tensor], Tensor]:
+        """Run the inner loop in checkpointed pieces; return the adapted parameters and the losses ``[steps]``."""
+        point = self._start(meta)
+        length = math.isqrt(self.inner_steps - 1) + 1
+        losses = []
+        for first in range(0, self.inner_steps, length):
+            count = min(length, self.inner_steps - first)
+
+            def piece(
+                meta: MetaParameters, support: Support, point: _Point, first: int = first, count: int = count
+            ) -> tuple[_Point, Tensor]:
+                points, piece_losses = zip(*self._steps(meta, support, point, first, count), strict=True)
+                return points[-1], torch.stack(piece_losses)
+
+            point, piece_losses = checkpoint(piece, dict(meta), support, point)
+            losses.append(piece_losses)
+        return point[0], torch.cat(losses)

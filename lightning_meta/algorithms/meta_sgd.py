@@ -33,6 +33,7 @@ class MetaSGD(MAML):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
+        compile: bool = False,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:
@@ -48,6 +49,7 @@ class MetaSGD(MAML):
             lr_scheduler=lr_scheduler,
             lr_scheduler_interval=lr_scheduler_interval,
             task_chunk_size=task_chunk_size,
+            compile=compile,
             batch_statistics=batch_statistics,
             log_step_metrics=log_step_metrics,
         )

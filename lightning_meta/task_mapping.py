@@ -1,0 +1,148 @@
+"""How per-task functions are applied to a batch of tasks: vectorized, in pieces, one by one, or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from lightning_meta.attention import differentiable_attention
+from lightning_meta.batch_statistics import couples_examples
+from lightning_meta.episode import Episode
+from lightning_meta.losses import splits_by_example
+from lightning_meta.task import MetaParameters, TaskResult
+from lightning_meta.task_batches import (
+    fastest_chunk_size,
+    fill_padding,
+    is_tiny,
+    split_by_chunk,
+    split_by_size,
+)
+
+if TYPE_CHECKING:
+    from lightning_meta.learner import MetaLearner
+
+_CANNOT_VECTORIZE = (
+    "If the model cannot be vectorized over tasks (it branches on values, has a recurrent layer, or normalizes in "
+    "mixed precision), set task_chunk_size=1 to take the tasks one after another. A model that writes to its buffers "
+    "cannot run per task: let it return what it would write."
+)
+_OUT_OF_MEMORY = (
+    "Out of memory: set task_chunk_size to hold fewer tasks at once (1 holds one). Where that is not enough, MAML with "
+    "checkpoint_inner_loop=True keeps about the square root of its inner steps, with first_order=True or as implicit "
+    "MAML one."
+)
+
+
+class TaskMapping:
+    """Applies a learner's per-task functions to batches, as its ``task_chunk_size`` and ``compile`` say.
+
+    Args:
+        learner: The learner.
+        compile_training: Whether to compile what training computes for a piece of a batch.
+    """
+
+    def __init__(self, learner: MetaLearner, compile_training: bool) -> None:
+        self._learner = learner
+        self._compile = compile_training
+        self._compiled: Callable[..., Any] | None = None
+        self._dependent_examples: bool | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Compiled code is left out of copies and pickles; they compile their own."""
+        return {**self.__dict__, "_compiled": None}
+
+    def gradients(
+        self, meta: MetaParameters, batch: Episode
+    ) -> tuple[dict[str, Tensor], list[tuple[Tensor, TaskResult]]]:
+        """Return the sum over tasks of their meta-gradients, and pieces of the tasks' reports with their indices."""
+        totals: dict[str, Tensor] = {}
+        results = []
+        with self._prepared(batch):
+            for indices, piece in self._pieces(batch):
+                sums, result = self._train(meta, piece)
+                totals = {name: totals[name] + part for name, part in sums.items()} if totals else sums
+                results.append((indices, result))
+        return totals, results
+
+    def map(
+        self, function: Callable[[MetaParameters, Episode], TaskResult], meta: MetaParameters, batch: Episode
+    ) -> list[tuple[Tensor, TaskResult]]:
+        """Apply a function of one task to each; return pieces of the results with the tasks' indices."""
+        with self._prepared(batch):
+            return [(indices, self._apply(function, meta, piece)) for indices, piece in self._pieces(batch)]
+
+    def _train(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
+        if not self._compile:
+            return self._summed_gradients(meta, piece)
+        if self._compiled is None:
+            self._compiled = torch.compile(self._summed_gradients, fullgraph=True)
+        try:
+            return self._compiled(meta, piece)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            result = self._summed_gradients(meta, piece)  # raises by itself if the model is at fault, not the compiler
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            rank_zero_warn(f"compile=True: the step cannot be compiled and runs as it is; the reason: {reason}")
+            self._compile = False
+            return result
+
+    def _summed_gradients(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
+        gradients, result = self._apply(self._learner.task_gradient, meta, piece)
+        return {name: gradient.sum(0) for name, gradient in gradients.items()}, result
+
+    def _apply(self, function: Callable[..., Any], meta: MetaParameters, piece: Episode) -> Any:
+        """Apply a per-task function to each task of a piece; results get a leading task dimension."""
+        if self._learner.task_chunk_size == 1:
+            results = [function(meta, piece.select(i)) for i in range(piece.num_tasks)]
+            return tree_map(lambda *leaves: torch.stack(leaves), *results)
+        in_dims = tree_map(lambda leaf: None if leaf is None else 0, piece)
+        return vmap(function, in_dims=(None, in_dims), randomness="different")(meta, piece)
+
+    def _pieces(self, batch: Episode) -> Iterator[tuple[Tensor, Episode]]:
+        learner = self._learner
+        chunk_size = learner.task_chunk_size or fastest_chunk_size(learner.model, batch)
+        if batch.support_mask is None and batch.query_mask is None:
+            return split_by_chunk(batch, chunk_size)
+        unmasked = learner.whole_tasks or not splits_by_example(learner.loss_fn) or self._examples_depend(batch)
+        if chunk_size == 1 or unmasked:
+            return split_by_size(batch, chunk_size)
+        return split_by_chunk(fill_padding(batch), chunk_size)
+
+    def _examples_depend(self, batch: Episode) -> bool:
+        """Whether padding could leak into an example's output, found by leaving the other examples out once."""
+        if self._dependent_examples is None:
+            learner = self._learner
+            self._dependent_examples = couples_examples(learner.model, learner.batch_statistics)
+            first = tree_map(lambda leaf: leaf[0], batch.support_x)
+            alone = tree_map(lambda leaf: leaf[:1], first)
+            with torch.no_grad(), learner.keeping_random_state():
+                among, by_itself = learner.call_model({}, first)[:1], learner.call_model({}, alone)
+            self._dependent_examples |= not torch.allclose(among, by_itself, rtol=1e-3, atol=1e-5)
+        return self._dependent_examples
+
+    @contextmanager
+    def _prepared(self, batch: Episode) -> Iterator[None]:
+        """Around per-task functions: attention that can be differentiated, fitting threads, advice in errors."""
+        threads = torch.get_num_threads()
+        tiny = threads > 1 and self._learner.task_chunk_size is None and is_tiny(self._learner.model, batch)
+        chosen = 1 if tiny else threads
+        try:
+            if chosen != threads:
+                torch.set_num_threads(chosen)
+            with differentiable_attention():
+                yield
+        except RuntimeError as error:
+            out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+            error.add_note(_OUT_OF_MEMORY if out_of_memory else _CANNOT_VECTORIZE)
+            raise
+        finally:
+            if chosen != threads:
+                torch.set_num_threads(threads)
