@@ -87,8 +87,8 @@ class TaskMapping:
             return self._compiled(meta, piece)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
-            result = self._summed_gradients(meta, piece)  # raises by itself if the model is at fault, not the compiler
+        except Exception as error:  # compilers fail in many ways
+            result = self._summed_gradients(meta, piece)  # raises by itself if the model is at fault
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             rank_zero_warn(f"compile=True: the step cannot be compiled and runs as it is; the reason: {reason}")
             self._compile = False

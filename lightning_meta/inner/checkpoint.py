@@ -18,6 +18,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 def checkpoint(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return ``function(*arguments)``, keeping nothing but the arguments for the derivative.
 
+    The derivative can be taken once, not twice.
+
     Args:
         function: A pure function from pytrees to a pytree of floating-point tensors. It must take all tensors that it
             uses as arguments, and may draw random numbers, the same when it is computed again.
@@ -64,11 +66,13 @@ class _Recomputed(torch.autograd.Function):
             return ctx.function(*filled)
 
         devices = [tensors[0].device] if tensors[0].device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        # torch.func records its backward passes, to be differentiated again; that would keep what is to be forgotten.
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
             _set_random_state(ctx.function.random_state, tensors[0])
             pull_back = vjp(of_smooth, *[tensors[i] for i in smooth])[1]
+            found = pull_back(slopes)
         gradients: list[Tensor | None] = [None] * len(tensors)
-        for i, gradient in zip(smooth, pull_back(slopes), strict=True):
+        for i, gradient in zip(smooth, found, strict=True):
             gradients[i] = gradient
         return (None, *gradients)
 

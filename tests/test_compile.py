@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_meta import ABML, ANIL, MAML, MLP, BayesianMAML, Conv4, Episode, ImplicitMAML, MetaSGD, Reptile
+from tests.reference import assert_same, loop_meta_gradient, meta_gradient
+
+pytestmark = [
+    pytest.mark.usefixtures("float64"),
+    # Raised inside torch's compiler.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture
+def batch():
+    return Episode(torch.randn(4, 5, 1), torch.randn(4, 5, 1), torch.randn(4, 6, 1), torch.randn(4, 6, 1))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before():
+    torch.compiler.reset()
+
+
+def test_without_a_compiler_training_goes_on_and_says_so(batch, monkeypatch, tmp_path):
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing compiled by earlier runs
+    model = MLP(hidden=[4])
+    learner = MAML(model, nn.MSELoss(), inner_lr=0.1, compile=True)
+    with pytest.warns(UserWarning, match="compile=True: the step cannot be compiled.*"):
+        _, gradient = meta_gradient(learner, batch)
+    assert_same(gradient, loop_meta_gradient(model, nn.MSELoss(), batch, 0.1, 1)[1])
+    meta_gradient(learner, batch)  # said once; warnings are errors here
+
+
+def test_the_models_own_errors_are_not_taken_for_the_compilers(batch):
+    class Broken(MLP):
+        def forward(self, x):
+            return super().forward(x) @ torch.ones(7, 7)
+
+    learner = MAML(Broken(hidden=[4]), lambda output, target: output.mean(), compile=True)
+    with pytest.raises(RuntimeError, match="mat1 and mat2|size|shape"):
+        meta_gradient(learner, batch)
+
+
+@pytest.mark.slow
+def test_compiled_maml_has_the_loops_gradient_also_after_changes(batch):
+    model = MLP(hidden=[6])
+    learner = MAML(model, nn.MSELoss(), inner_lr=0.1, inner_steps=2, compile=True)
+    for tasks in (batch, batch.select(slice(0, 3))):  # the last batch of an epoch may be smaller
+        assert_same(meta_gradient(learner, tasks)[1], loop_meta_gradient(model, nn.MSELoss(), tasks, 0.1, 2)[1])
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5)
+    assert_same(meta_gradient(learner, batch)[1], loop_meta_gradient(model, nn.MSELoss(), batch, 0.1, 2)[1])
+    for copied in (copy.deepcopy(learner), pickle.loads(pickle.dumps(learner))):
+        assert_same(meta_gradient(copied, batch)[1], meta_gradient(learner, batch)[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", [ANIL, MetaSGD, Reptile, ImplicitMAML, BayesianMAML, ABML])
+def test_compiled_learners_have_the_same_gradient(cls, batch):
+    import torch._inductor.config as inductor
+
+    options = {"inner_lr": 0.05, "inner_steps": 2}
+    learner, compiled = (cls(MLP(hidden=[6]), nn.MSELoss(), compile=compile, **options) for compile in (False, True))
+    compiled.load_state_dict(learner.state_dict())
+    with inductor.patch(fallback_random=True):  # the same random numbers as without compilation
+        torch.manual_seed(1)
+        expected = meta_gradient(learner, batch)
+        torch.manual_seed(1)
+        found = meta_gradient(compiled, batch)
+    torch.testing.assert_close(found[0], expected[0])
+    for name, slope in expected[1].items():
+        torch.testing.assert_close(found[1][name], slope, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_compiled_images_have_the_loops_gradient():
+    model, labels = Conv4(5, filters=4), torch.arange(5).expand(3, 5)
+    batch = Episode(torch.rand(3, 5, 1, 28, 28), labels, torch.rand(3, 5, 1, 28, 28), labels)
+    plain = meta_gradient(MAML(model, inner_lr=0.1), batch)
+    found = meta_gradient(MAML(model, inner_lr=0.1, compile=True), batch)
+    for name, slope in plain[1].items():
+        torch.testing.assert_close(found[1][name], slope, rtol=1e-6, atol=1e-8)
