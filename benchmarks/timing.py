@@ -1,0 +1,76 @@
+"""What all benchmarks share: alternating medians, and a description of the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def alternating_medians(
+    functions: Mapping[str, Callable[[], Any]], repeats: int, seconds: float = 0.2
+) -> dict[str, float]:
+    """Median seconds of one call of each function, measured in turns so that noise meets all alike.
+
+    Args:
+        functions: What to time, already warm.
+        repeats: How many turns.
+        seconds: In a turn a function is called until about this much time has passed, once at least.
+    """
+    calls = {}
+    for name, function in functions.items():
+        start = time.perf_counter()
+        function()
+        calls[name] = max(1, round(seconds / (time.perf_counter() - start)))
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            for _ in range(calls[name]):
+                function()
+            times[name].append((time.perf_counter() - start) / calls[name])
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+@contextmanager
+def threads(count: int) -> Any:
+    """Use that many CPU threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def matrix_rate(device: str = "cpu", dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
+    """Floating-point operations a second of a large matrix product, the machine's practical ceiling."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def multiply() -> None:
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    multiply()
+    return 2 * size**3 / alternating_medians({"": multiply}, 7)[""]
+
+
+def machine() -> str:
+    """One line about processor, threads and versions."""
+    model = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), model)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return (
+        f"{model}, {len(os.sched_getaffinity(0))} cores{gpu}; Python {platform.python_version()}, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )

@@ -1,0 +1,144 @@
+"""Second-order MAML's training step beside its peers', on sinusoids and on images of Omniglot's size.
+
+Run as ``python training_step.py [--quick]`` in the environment that ``install_peers.sh`` makes. Ours is the whole
+``training_step`` and ``backward`` of the LightningModule, its checks included. A peer's time is set beside ours only
+after its loss and gradient have been found equal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+
+import peers
+import timing
+import torch
+from torch import Tensor, nn
+
+from lightning_meta import MAML, MLP, Conv4, Episode, SinusoidDataModule
+
+OTHERS = ("learn2learn", "higher", "torchopt", "JAX")
+
+
+def sinusoids(tasks: int) -> Episode:
+    """A batch of 10-shot sinusoids with 10 queries."""
+    data = SinusoidDataModule(shots=10, query_shots=10, tasks_per_batch=tasks, train_tasks=tasks)
+    data.setup("fit")
+    return next(iter(data.train_dataloader()))
+
+
+def images(tasks: int, ways: int) -> Episode:
+    """Random 28 × 28 images as 1-shot tasks with 5 queries a class."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(ways)
+    support, query = labels.expand(tasks, ways), labels.repeat(5).expand(tasks, 5 * ways)
+    support_x, query_x = (torch.rand(*y.shape, 1, 28, 28, generator=generator) for y in (support, query))
+    return Episode(support_x, support, query_x, query)
+
+
+def plain_conv4(model: Conv4) -> tuple[nn.Module, list[str]]:
+    """The same network from torch's own layers, as the peers' users have it; and our parameters' names in its order."""
+    layers: list[nn.Module] = []
+    names = []
+    for i in range(4):
+        layers += [model.convolutions[i], nn.BatchNorm2d(model.filters, track_running_stats=False), nn.ReLU()]
+        names += [f"{part}.{i}.{kind}" for part in ("convolutions", "norms") for kind in ("weight", "bias")]
+    plain = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.head)
+    own = dict(model.named_parameters())
+    names += ["head.weight", "head.bias"]
+    plain.load_state_dict(dict(zip(plain.state_dict(), [own[name] for name in names], strict=True)))
+    return plain, names
+
+
+def our_step(learner: MAML, batch: Episode, names: Iterable[str]) -> peers.Step:
+    """The learner's meta-loss and gradient as an optimizer sees them."""
+    parameters = dict(learner.model.named_parameters())
+
+    def step() -> tuple[float, list[Tensor]]:
+        learner.zero_grad()
+        loss = learner.training_step(batch, 0)
+        loss.backward()
+        return float(loss.detach()), [parameters[name].grad for name in names]
+
+    return step
+
+
+def agrees(step: peers.Step, reference: tuple[float, list[Tensor]]) -> bool:
+    """Whether a step's loss and gradient are the reference's, to a thousandth of the largest slope."""
+    loss, gradient = step()
+    largest = max(float(slope.abs().max()) for slope in reference[1])
+    worst = max(float((a - b).abs().max()) for a, b in zip(gradient, reference[1], strict=True))
+    return abs(loss - reference[0]) <= 1e-4 * abs(reference[0]) and worst <= 1e-3 * largest
+
+
+def row(label: str, steps: dict[str, peers.Step], repeats: int) -> None:
+    """Time all that agree with the first, and print a line."""
+    first = next(iter(steps))
+    loss, gradient = steps[first]()
+    reference = loss, [slope.clone() for slope in gradient]
+    same = {name: step for name, step in steps.items() if agrees(step, reference)}
+    times = timing.alternating_medians(same, repeats)
+    cells = []
+    for name in steps:
+        if name not in times:
+            cells.append(f"{name} DIFFERS, no ratio")
+        elif name == first:
+            cells.append(f"{name} {1e3 * times[name]:8.2f} ms")
+        else:
+            cells.append(f"{name} {1e3 * times[name]:8.2f} ms ({times[name] / times[first]:5.2f} x)")
+    print(f"{label:34s} " + "   ".join(cells), flush=True)
+
+
+def sinusoid_rows(grid: Iterable[tuple[int, int]], repeats: int) -> None:
+    """The MLP of the MAML paper; ours with and without compilation, peers with all threads and with one."""
+    everything = torch.get_num_threads()
+    for inner_steps, tasks in grid:
+        batch, model, loss_fn = sinusoids(tasks), MLP(), nn.MSELoss()
+        names = [name for name, _ in model.named_parameters()]
+        ours: dict[str, peers.Step] = {
+            "ours": our_step(MAML(model, loss_fn, inner_steps=inner_steps), batch, names),
+            "ours, compiled": our_step(MAML(model, loss_fn, inner_steps=inner_steps, compile=True), batch, names),
+        }
+        theirs = {name: peers.PEERS[name](model, loss_fn, batch, 0.01, inner_steps) for name in OTHERS}
+        torch.compiler.reset()
+        for count in sorted({everything, 1}, reverse=True):
+            with timing.threads(count):
+                row(f"{tasks:2d} tasks, {inner_steps} steps, {count} threads", ours | theirs, repeats)
+
+
+def image_rows(
+    grid: Iterable[tuple[int, int, int]], others: Callable[[int, int, int], tuple[str, ...]], n: int
+) -> None:
+    """Conv4 with 64 filters and strides, 1-shot, inner rate 0.5, with the machine's arithmetic floor."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    rate = timing.matrix_rate()
+    print(f"the machine multiplies matrices at {rate / 1e9:.0f} GFLOP/s")
+    for inner_steps, tasks, ways in grid:
+        batch, model, loss_fn = images(tasks, ways), Conv4(ways), nn.CrossEntropyLoss()
+        plain, names = plain_conv4(model)
+        steps: dict[str, peers.Step] = {
+            "ours": our_step(MAML(model, loss_fn, inner_lr=0.5, inner_steps=inner_steps), batch, names)
+        }
+        chosen = others(inner_steps, tasks, ways)
+        steps |= {name: peers.PEERS[name](plain, loss_fn, batch, 0.5, inner_steps) for name in chosen}
+        counter = FlopCounterMode(display=False)
+        with counter:
+            peers.learn2learn_step(plain, loss_fn, batch, 0.5, inner_steps)()
+        label = f"{ways:2d}-way, {tasks:2d} tasks, {inner_steps} steps"
+        row(f"{label}, floor {1e3 * counter.get_total_flops() / rate:5.0f} ms", steps, n)
+
+
+def main() -> None:
+    """Print the grid; with ``--quick`` the default configurations alone."""
+    quick = "--quick" in sys.argv[1:]
+    print("Sinusoids, MLP 1-40-40-1, 10 shots, 10 queries: time of a training step, times ours in brackets")
+    sinusoid_rows([(5, 25)] if quick else [(k, t) for k in (1, 5) for t in (4, 16, 25, 32)], repeats=7)
+    print("\nOmniglot's size, Conv4-64, 1 shot, 5 queries a class")
+    default = (1, 16, 5)
+    grid = [default] if quick else [(k, t, w) for w in (5, 20) for k in (1, 5) for t in (4, 16, 32)]
+    image_rows(grid, lambda *cell: OTHERS if cell == default else OTHERS[:1], 5 if quick else 3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_meta import MAML, MLP, Conv4, Episode
+from lightning_meta.task_batches import is_tiny
+
+
+def batch(tasks=4, features=1):
+    return Episode(*[torch.randn(tasks, 5, size) for size in (features, 1, features, 1)])
+
+
+@pytest.fixture
+def _two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_tiny_work_is_told_from_work_that_needs_all_threads():
+    assert is_tiny(MLP(), batch(25))
+    assert not is_tiny(MLP(in_features=784, hidden=[512, 512]), batch(25, 784))
+    assert not is_tiny(Conv4(), Episode(*[torch.zeros(1, 1, 1, 28, 28)] * 4))
+
+
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize(("chunk", "expected"), [(None, 1), (4, 2)])
+def test_tiny_tasks_run_on_one_thread_unless_the_user_maps_them(chunk, expected):
+    seen = set()
+
+    class Noting(MLP):
+        def forward(self, x):
+            seen.add(torch.get_num_threads())
+            return super().forward(x)
+
+    learner = MAML(Noting(), nn.MSELoss(), task_chunk_size=chunk)
+    learner.output_shape(torch.zeros(1, 1))
+    seen.clear()
+    learner.training_step(batch(), 0)
+    learner.evaluate(batch())
+    assert seen == {expected}
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_threads_are_restored_after_an_error():
+    learner = MAML(MLP(), nn.MSELoss())
+    learner.call_model = lambda parameters, x: x @ torch.zeros(7, 7)
+    with pytest.raises(RuntimeError):
+        learner.training_step(batch(), 0)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no more"), None])
+def test_running_out_of_memory_names_the_cure(error):
+    class Greedy(MLP):
+        def forward(self, x):
+            if error is not None and self.greedy:
+                raise error
+            return super().forward(x) + (torch.empty(2**60).sum() if self.greedy else 0)
+
+    model = Greedy()
+    model.greedy = False
+    learner = MAML(model, nn.MSELoss())
+    learner.output_shape(torch.zeros(1, 1))
+    model.greedy = True
+    with pytest.raises(RuntimeError) as caught:
+        learner.training_step(batch(), 0)
+    assert "task_chunk_size" in caught.value.__notes__[-1]
+    assert "checkpoint_inner_loop=True" in caught.value.__notes__[-1]
