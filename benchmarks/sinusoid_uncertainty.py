@@ -1,13 +1,14 @@
 """How well each learner knows its error on noisy sinusoids, with 5 and 10 shots and one training budget for all.
 
-Run as ``python benchmarks/sinusoid_uncertainty.py [learner ...]``. The Bayesian learners train by their shipped
+Run as ``python benchmarks/sinusoid_uncertainty.py [learner ...] [--seeds N]``. The Bayesian learners train by their shipped
 configurations; MAML by five inner steps on the same tasks, with the constant noise that is best on the very test tasks.
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,23 @@ LEARNERS = ("maml", "bayesian_maml", "abml", "amortized_maml")
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 
 
-def arguments(name: str, shots: int) -> list[str]:
+def arguments(name: str, shots: int, seed: int) -> list[str]:
     """The command line that trains a learner."""
-    shots_and_logs = [f"--data.shots={shots}", "--trainer.logger=false", "--trainer.enable_checkpointing=false"]
+    shots_and_logs = [
+        f"--seed_everything={seed}",
+        f"--data.shots={shots}",
+        "--trainer.logger=false",
+        "--trainer.enable_checkpointing=false",
+    ]
     if name == "maml":
         same = ["--config", str(CONFIGS / "sinusoid_maml_5step.yaml"), "--data.noise_std=0.3", "--data.query_shots=10"]
-        budget = ["--data.train_tasks=10000", "--trainer.max_epochs=5", "--model.lr_scheduler.init_args.T_max=5"]
-        rate = ["--model.optimizer.init_args.lr=0.002", "--model.eval_inner_steps=5", "--model.log_step_metrics=false"]
+        budget = ["--data.train_tasks=10000", "--trainer.max_epochs=5", "--model.lr_scheduler.init_args.T_max=2000"]
+        rate = [
+            "--model.optimizer.init_args.lr=0.002",
+            "--model.eval_inner_steps=5",
+            "--model.lr_scheduler_interval=step",
+            "--model.log_step_metrics=false",
+        ]
         return ["fit", *same, *budget, *rate, *shots_and_logs, *QUIET]
     return ["fit", "--config", str(CONFIGS / f"sinusoid_{name}.yaml"), *shots_and_logs, *QUIET]
 
@@ -48,29 +59,30 @@ def epistemic_inside_and_outside(learner: MetaLearner, data: SinusoidDataModule)
     return float(torch.cat(inside).mean()), float(torch.cat(outside).mean())
 
 
-def main(names: list[str]) -> None:
+def main(names: list[str], seeds: int) -> None:
     """Train, test, and print a line for each learner and number of shots."""
-    print(
-        "shots learner            squared error     NLL               coverage of 90 %  width   epistemic in / outside"
-    )
-    for shots in (5, 10):
-        for name in names:
-            line = command_line(arguments(name, shots))
-            (test,) = line.trainer.test(line.model, line.datamodule, verbose=False)
-            error = f"{test['test/mse']:.3f} ± {test['test/mse_ci95']:.3f}"
-            if name == "maml":
-                best = 0.5 * math.log(2 * math.pi * math.e * test["test/mse"])
-                print(f"{shots:5d} {name:18s} {error}   {best:.3f} at best", flush=True)
-                continue
-            nll = f"{test['test/nll']:.3f} ± {test['test/nll_ci95']:.3f}"
-            coverage = f"{100 * test['test/coverage_90']:.1f} ± {100 * test['test/coverage_90_ci95']:.1f} %"
-            parts = epistemic_inside_and_outside(line.model.eval(), line.datamodule)
-            print(
-                f"{shots:5d} {name:18s} {error}   {nll}   {coverage:>13s}   {test['test/width_90']:7.3f}"
-                f"   {parts[0]:.3f} / {parts[1]:.3f}",
-                flush=True,
-            )
+    print("seed shots learner            squared error     NLL               coverage of 90 %  width   ", end="")
+    print("epistemic in / outside")
+    for shots, name, seed in itertools.product((5, 10), names, range(seeds)):
+        line = command_line(arguments(name, shots, seed))
+        (test,) = line.trainer.test(line.model, line.datamodule, verbose=False)
+        start = f"{seed:4d} {shots:5d} {name:18s} {test['test/mse']:.3f} ± {test['test/mse_ci95']:.3f}"
+        if name == "maml":
+            best = 0.5 * math.log(2 * math.pi * math.e * test["test/mse"])
+            print(f"{start}   {best:.3f} at best", flush=True)
+            continue
+        nll = f"{test['test/nll']:.3f} ± {test['test/nll_ci95']:.3f}"
+        coverage = f"{100 * test['test/coverage_90']:.1f} ± {100 * test['test/coverage_90_ci95']:.1f} %"
+        inside, outside = epistemic_inside_and_outside(line.model.eval(), line.datamodule)
+        print(
+            f"{start}   {nll}   {coverage:>13s}   {test['test/width_90']:7.3f}   {inside:.3f} / {outside:.3f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(LEARNERS))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("learners", nargs="*", default=LEARNERS, metavar="learner", help=", ".join(LEARNERS))
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
+    options = parser.parse_args()
+    main(list(options.learners), options.seeds)
