@@ -1,7 +1,7 @@
 """How well each learner knows its error on noisy sinusoids, with 5 and 10 shots and one training budget for all.
 
-Run as ``python benchmarks/sinusoid_uncertainty.py [learner ...] [--seeds N]``. The Bayesian learners train by their shipped
-configurations; MAML by five inner steps on the same tasks, with the constant noise that is best on the very test tasks.
+Run as ``python benchmarks/sinusoid_uncertainty.py [learner ...] [--seeds N]``. Bayesian learners train as shipped, by
+their configurations; MAML by five inner steps on the same tasks, with the constant noise that is best on test tasks.
 """
 
 from __future__ import annotations
