@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo posterior test test-slow check bench-episodes bench-memory bench-uncertainty clean
+.PHONY: demo posterior test test-slow check bench bench-episodes bench-memory bench-uncertainty clean
 
 ALGORITHM ?= maml
 demo: $(VENV)/.installed  ## Train on sinusoids for a minute (ALGORITHM=maml, reptile, imaml); a table, a picture.
@@ -23,6 +23,9 @@ check: $(VENV)/.installed  ## Style and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(VENV)-peers/.installed  ## Speed and memory beside the peers, to benchmarks/RESULTS.md; about 15 minutes.
+	$(VENV)-peers/bin/python benchmarks/run_all.py
+
 bench-episodes: $(VENV)/.installed  ## Episodes per second; OMNIGLOT_ROOT as above.
 	$(BIN)/python benchmarks/episodes.py
 
@@ -39,5 +42,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+$(VENV)-peers/.installed: pyproject.toml constraints.txt benchmarks/install_peers.sh
+	PYTHON=$(PYTHON) bash benchmarks/install_peers.sh $(VENV)-peers
+	touch $@
+
 clean:
-	rm -rf $(VENV) outputs lightning_logs
+	rm -rf $(VENV) $(VENV)-peers outputs lightning_logs
