@@ -6,6 +6,8 @@ same loader: ``training_step`` without a trainer (which logs nothing), ``backwar
 
 from __future__ import annotations
 
+import contextlib
+import io
 import statistics
 import tempfile
 import time
@@ -50,7 +52,7 @@ def under_lightning(**options: bool) -> float:
             times.append(time.perf_counter())
 
     learner, data = learner_and_data()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         trainer = L.Trainer(
             default_root_dir=folder,
             max_epochs=1,
@@ -72,7 +74,6 @@ def main() -> None:
         plain.append(in_a_plain_loop())
         whole.append(under_lightning())
         bare.append(under_lightning(enable_progress_bar=False, logger=False, enable_checkpointing=False))
-    torch.set_num_threads(torch.get_num_threads())
     learner, batch = MAML(Conv4(5), inner_lr=0.5), images(16, 5)
 
     def step() -> None:

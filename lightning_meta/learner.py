@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
@@ -139,7 +140,8 @@ class MetaLearner(L.LightningModule, ABC):
         self._frozen = frozenset(f"model.{name}" for name, p in model.named_parameters() if not p.requires_grad)
         self._dropped_buffers = dropped_buffers(model, batch_statistics)
         self._output_shape: torch.Size | None = None
-        self._mapping = TaskMapping(self, compile)
+        self._random_seed: int | None = None
+        self._mapping = TaskMapping(self, compile, type(self).task_gradient is not MetaLearner.task_gradient)
         self._metrics = {stage: TaskMetrics() for stage in ("val", "test")}
         set_statistics_mode(model, batch_statistics)
 
@@ -222,7 +224,8 @@ class MetaLearner(L.LightningModule, ABC):
             raise ValueError(f"{names} were frozen after {type(self).__name__} was made: freeze the model before")
         meta = {name: p.detach() for name, p in trainable.items()}
         checks.check_batch(batch, self)
-        totals, results = self._mapping.gradients(meta, batch)
+        with self._draws_of(self._steps_taken()):
+            totals, results = self._mapping.gradients(meta, batch)
         result = merge_results(results, _query_size(batch))
         checks.check_finite(result, self)
         gradients = [totals[name] / batch.num_tasks for name in trainable]
@@ -238,20 +241,23 @@ class MetaLearner(L.LightningModule, ABC):
         return loss
 
     def on_fit_start(self) -> None:
-        """Refuse trainer settings with which training would go wrong."""
+        """Refuse trainer settings with which training would go wrong; settle where random numbers come from."""
         checks.check_trainer(self)
+        if self._random_seed is None:
+            self._random_seed = torch.initial_seed()
 
     def validation_step(self, batch: Episode, batch_idx: int) -> dict[str, Any]:
         """Adapt to each task and record its metrics; returns the fields of the report, for callbacks."""
-        return self._evaluation_step(batch, "val")
+        return self._evaluation_step(batch, batch_idx, "val")
 
     def test_step(self, batch: Episode, batch_idx: int) -> dict[str, Any]:
         """Adapt to each task and record its metrics; returns the fields of the report, for callbacks."""
-        return self._evaluation_step(batch, "test")
+        return self._evaluation_step(batch, batch_idx, "test")
 
     def predict_step(self, batch: Episode, batch_idx: int = 0) -> Tensor:
         """Return the adapted models' outputs on the query sets, ``[tasks, query, ...]``."""
-        return self.evaluate(batch).outputs[:, -1]
+        with self._draws_of(batch_idx):
+            return self.evaluate(batch).outputs[:, -1]
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last epoch's tasks."""
@@ -289,10 +295,14 @@ class MetaLearner(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which loss and inner optimizer were trained, so that others cannot take their place unnoticed."""
         checkpoint["meta_learner_arguments"] = self._described_arguments
+        checkpoint["meta_learner_random_seed"] = self._random_seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise a ValueError if the checkpoint was trained with another loss or inner optimizer, given as objects."""
-        for name, trained in checkpoint.get("meta_learner_arguments", {}).items():
+        if "meta_learner_arguments" not in checkpoint:
+            raise ValueError("the checkpoint was not saved by a MetaLearner: load its weights into the model instead")
+        self._random_seed = checkpoint.get("meta_learner_random_seed")
+        for name, trained in checkpoint["meta_learner_arguments"].items():
             own = self._described_arguments.get(name, "the default")
             if trained != own:
                 raise ValueError(
@@ -395,10 +405,11 @@ class MetaLearner(L.LightningModule, ABC):
         kinds = {"total": prediction.total, "epistemic": prediction.epistemic}
         return {name: (value[:queries], value[queries:]) for name, value in kinds.items() if value is not None}
 
-    def _evaluation_step(self, batch: Episode, stage: str) -> dict[str, Any]:
+    def _evaluation_step(self, batch: Episode, batch_idx: int, stage: str) -> dict[str, Any]:
         steps = self.eval_inner_steps
         record = tuple(range(steps + 1)) if self.log_step_metrics else (0, steps)
-        result = self.evaluate(batch, record=record)
+        with self._draws_of(batch_idx):
+            result = self.evaluate(batch, record=record)
         values = {"loss": result.loss}
         for index, step in enumerate(record):
             for name, value in self.task_metrics(result.outputs[:, index], batch.query_y, batch.query_mask).items():
@@ -419,6 +430,27 @@ class MetaLearner(L.LightningModule, ABC):
         shown = {name for name in values if "_" not in name}
         self.log_dict({f"{stage}/{n}": v for n, v in values.items() if n in shown}, prog_bar=True)
         self.log_dict({f"{stage}/{n}": v for n, v in values.items() if n not in shown})
+
+    def _steps_taken(self) -> int:
+        return 0 if self._trainer is None else self._trainer.fit_loop.total_batch_idx
+
+    @contextmanager
+    def _draws_of(self, step: int) -> Iterator[None]:
+        """Under a trainer, make random numbers a function of seed, process and step alone.
+
+        So a resumed run draws what it would have drawn, and evaluation draws the same every time.
+        """
+        if self._trainer is None:
+            yield
+            return
+        seed = torch.initial_seed() if self._random_seed is None else self._random_seed
+        with self.keeping_random_state():
+            sequence = np.random.SeedSequence([seed % 2**64, self._trainer.global_rank, step])
+            number = int(sequence.generate_state(1, np.uint64)[0])
+            torch.default_generator.manual_seed(number)  # torch.manual_seed would queue work for absent devices
+            if self.device.type == "cuda":
+                torch.cuda.manual_seed(number)
+            yield
 
     def keeping_random_state(self) -> AbstractContextManager[None]:
         """A context that leaves the random generators as they were."""

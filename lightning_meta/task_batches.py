@@ -15,6 +15,9 @@ from lightning_meta.episode import Episode
 # times as long a task, because oneDNN falls back to a slow kernel and the work leaves the cache.
 _CONVOLVED_AT_ONCE = 8 * 30 * 28 * 28
 
+# Fewer tasks at once are slower than one after another.
+_WORTH_VECTORIZING = 4
+
 # Input elements times parameters, about the multiplications of one call: below, threads cost more than they save.
 _TINY = 2e7
 
@@ -28,7 +31,8 @@ def fastest_chunk_size(model: nn.Module, batch: Episode) -> int:
     if inputs[0].device.type != "cpu" or not _convolves(model):
         return batch.num_tasks
     elements = sum(leaf[0].numel() for leaf in inputs)
-    return min(batch.num_tasks, max(1, _CONVOLVED_AT_ONCE // elements))
+    fitting = _CONVOLVED_AT_ONCE // elements
+    return min(batch.num_tasks, fitting) if fitting >= _WORTH_VECTORIZING else 1
 
 
 def is_tiny(model: nn.Module, batch: Episode) -> bool:

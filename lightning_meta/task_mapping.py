@@ -46,11 +46,13 @@ class TaskMapping:
     Args:
         learner: The learner.
         compile_training: Whether to compile what training computes for a piece of a batch.
+        own_gradient: Whether the learner computes its meta-gradient itself, rather than by differentiating a meta-loss.
     """
 
-    def __init__(self, learner: MetaLearner, compile_training: bool) -> None:
+    def __init__(self, learner: MetaLearner, compile_training: bool, own_gradient: bool) -> None:
         self._learner = learner
         self._compile = compile_training
+        self._own_gradient = own_gradient
         self._compiled: Callable[..., Any] | None = None
         self._dependent_examples: bool | None = None
 
@@ -80,7 +82,7 @@ class TaskMapping:
 
     def _train(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
         if not self._compile:
-            return self._summed_gradients(meta, piece)
+            return self._eagerly(meta, piece)
         if self._compiled is None:
             # On a CPU, calling small kernels from Python would take a tenth of the time.
             on_cpu = tree_leaves(piece.support_x)[0].device.type == "cpu"
@@ -91,11 +93,22 @@ class TaskMapping:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # compilers fail in many ways
-            result = self._summed_gradients(meta, piece)  # raises by itself if the model is at fault
+            result = self._eagerly(meta, piece)  # raises by itself if the model is at fault
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             rank_zero_warn(f"compile=True: the step cannot be compiled and runs as it is; the reason: {reason}")
             self._compile = False
             return result
+
+    def _eagerly(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
+        if piece.num_tasks > 1 or self._own_gradient:
+            return self._summed_gradients(meta, piece)
+        # One task alone is fastest by an ordinary backward. Of several tasks at once it would be wrong: where vmap
+        # takes a normalization's backward apart, ordinary autograd misses second derivatives.
+        with torch.enable_grad():
+            leaves = {name: p.detach().requires_grad_() for name, p in meta.items()}
+            loss, result = self._learner.task_loss(leaves, piece.select(0))
+            slopes = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, slopes, strict=True)), tree_map(lambda leaf: leaf.detach()[None], result)
 
     def _summed_gradients(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
         gradients, result = self._apply(self._learner.task_gradient, meta, piece)
@@ -103,7 +116,7 @@ class TaskMapping:
 
     def _apply(self, function: Callable[..., Any], meta: MetaParameters, piece: Episode) -> Any:
         """Apply a per-task function to each task of a piece; results get a leading task dimension."""
-        if self._learner.task_chunk_size == 1:
+        if piece.num_tasks == 1 or self._learner.task_chunk_size == 1:
             results = [function(meta, piece.select(i)) for i in range(piece.num_tasks)]
             return tree_map(lambda *leaves: torch.stack(leaves), *results)
         in_dims = tree_map(lambda leaf: None if leaf is None else 0, piece)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch.distributed as dist
@@ -60,9 +60,10 @@ class EpisodeSampler(DistributedSampler[int]):
         super().__init__(dataset, num_replicas=1, rank=0, shuffle=False)
         self.fresh = fresh
         self.num_tasks = len(dataset)
+        self.skipped = 0
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._indices())
+        return iter(self._indices()[self.skipped :])
 
     def __len__(self) -> int:
         return len(self._indices())
@@ -70,9 +71,40 @@ class EpisodeSampler(DistributedSampler[int]):
     def _indices(self) -> range:
         started = dist.is_available() and dist.is_initialized()
         processes, own = (dist.get_world_size(), dist.get_rank()) if started else (1, 0)
+        if self.num_tasks < processes:
+            raise ValueError(f"{self.num_tasks} tasks cannot be shared by {processes} processes: make more tasks")
         tasks = -(-self.num_tasks // processes) * processes if self.fresh else self.num_tasks
         start = self.epoch * tasks if self.fresh else 0
         return range(start + own, start + tasks, processes)
+
+
+class EpisodeLoader(DataLoader[Episode]):
+    """A loader that a checkpoint in the middle of an epoch can put back to where it was.
+
+    Lightning saves and restores ``state_dict`` and counts the batches that were trained on.
+    """
+
+    _served = 0
+    _restored: dict[str, int] | None = None
+
+    def __iter__(self) -> Any:  # a generator, so that workers start after Lightning has set the epoch
+        position, self._restored = self._restored, None
+        self._served = 0
+        if isinstance(self.sampler, EpisodeSampler):  # in prediction Lightning puts another in its place
+            if position is not None and position["epoch"] == self.sampler.epoch:
+                self._served = position["batches"]
+            self.sampler.skipped = self._served * (self.batch_size or 1)
+        for batch in super().__iter__():
+            self._served += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and how many of its batches were served."""
+        return {"epoch": getattr(self.sampler, "epoch", 0), "batches": self._served}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where the state was taken, if the next epoch served is its epoch."""
+        self._restored = dict(state)
 
 
 def episode_loader(
@@ -81,9 +113,9 @@ def episode_loader(
     fresh: bool,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[Episode]:
+) -> EpisodeLoader:
     """Return a loader of batches ``[tasks_per_batch, ...]``; arguments as in `EpisodeSampler` and `DataLoader`."""
-    return DataLoader(
+    return EpisodeLoader(
         dataset,
         batch_size=tasks_per_batch,
         sampler=EpisodeSampler(dataset, fresh),

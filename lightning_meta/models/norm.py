@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class TaskBatchNorm2d(nn.Module):
     """Batch normalization by the statistics of the batch at hand, in training and evaluation alike.
 
-    Scaling and shifting are written out, which keeps the layer right and fast under ``torch.func`` in every
-    precision; `torch.nn.BatchNorm2d` is right under `MetaLearner` too, but not in mixed precision.
+    In mixed precision scaling and shifting are written out, because `torch.nn.BatchNorm2d` cannot run there under
+    ``torch.func``.
 
     Args:
         num_features: The number of channels.
@@ -27,6 +27,8 @@ class TaskBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``[examples, channels, height, width]``."""
+        if x.dtype == self.weight.dtype:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         normal = F.batch_norm(x, None, None, training=True, eps=self.eps)
         return torch.addcmul(self.bias[:, None, None].to(x.dtype), normal, self.weight[:, None, None].to(x.dtype))
 

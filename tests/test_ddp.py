@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.ddp_script import LEARNERS, STEPS, TASKS_PER_STEP
+
+SCRIPT = str(Path(__file__).parent / "ddp_script.py")
+# Their random numbers differ from process to process, as they should.
+RANDOM = {"amortized", "abml"}
+
+
+def run(folder, devices, names, launcher=()):
+    folder.mkdir()
+    command = [sys.executable, *launcher, SCRIPT, str(devices), str(folder), *names]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return {name: [torch.load(folder / f"{name}_{rank}.pt") for rank in range(devices)] for name in names}
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("ddp") / "one", 1, LEARNERS)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("ddp") / "two", 2, LEARNERS)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_processes_end_with_the_same_parameters(two_processes, name):
+    first, second = two_processes[name]
+    for key, value in first["state"].items():
+        assert torch.isfinite(value).all()
+        assert torch.equal(value, second["state"][key]), key
+
+
+@pytest.mark.parametrize("name", LEARNERS.keys() - RANDOM)
+def test_two_processes_train_as_one_with_the_union_of_their_tasks(one_process, two_processes, name):
+    (alone,), (first, second) = one_process[name], two_processes[name]
+    for key, value in alone["state"].items():
+        torch.testing.assert_close(first["state"][key], value, rtol=1e-6, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+    assert set(first["seen"].tolist()).isdisjoint(second["seen"].tolist())
+    together = torch.cat([first["seen"], second["seen"]])
+    assert len(together) == TASKS_PER_STEP * STEPS
+    torch.testing.assert_close(together.sort().values, alone["seen"].sort().values)
+
+
+@pytest.mark.parametrize("name", LEARNERS.keys() - RANDOM)
+def test_metrics_and_intervals_are_over_all_processes_tasks(one_process, two_processes, name):
+    (alone,), both = one_process[name], two_processes[name]
+    assert "val/mse_ci95" in alone["metrics"]
+    for process in both:
+        assert process["metrics"].keys() == alone["metrics"].keys()
+        for key, value in alone["metrics"].items():
+            assert process["metrics"][key] == pytest.approx(value, rel=1e-5), key
+
+
+def test_torchrun_starts_the_same_training(tmp_path, one_process):
+    both = run(tmp_path / "torchrun", 2, ["maml"], ("-m", "torch.distributed.run", "--nproc-per-node=2"))
+    for key, value in one_process["maml"][0]["state"].items():
+        for process in both["maml"]:
+            torch.testing.assert_close(process["state"][key], value, rtol=1e-6, atol=1e-9)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from lightning_meta import MAML, MLP, SinusoidDataModule
+from lightning_meta.cli import main as command_line
+from tests.ddp_script import LEARNERS
+
+EPOCHS, BATCHES = 2, 5
+
+
+def fit(name, folder, ckpt_path=None, workers=0, dropout=False):
+    L.seed_everything(0 if ckpt_path is None else 7, verbose=False)
+    learner = LEARNERS[name]() if not dropout else MAML(nn.Sequential(MLP(hidden=[6]), nn.Dropout(0.2)), nn.MSELoss())
+    data = SinusoidDataModule(shots=4, tasks_per_batch=2, train_tasks=2 * BATCHES, val_tasks=3, num_workers=workers)
+    every_step = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    L.Trainer(
+        accelerator="cpu",
+        max_epochs=EPOCHS,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[every_step],
+    ).fit(learner, data, ckpt_path=ckpt_path)
+    return {key: value.clone() for key, value in learner.state_dict().items()}
+
+
+def assert_resumes(name, folder, steps, **options):
+    whole = fit(name, folder / "whole", **options)
+    for step in steps:
+        resumed = fit(name, folder / f"from_{step}", folder / "whole" / f"step={step}.ckpt", **options)
+        for key, value in whole.items():
+            assert torch.equal(resumed[key], value), f"{key} after resuming at step {step}"
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_resuming_at_any_step_ends_where_an_uninterrupted_run_does(tmp_path, name):
+    assert_resumes(name, tmp_path, [3, BATCHES, BATCHES + 4])
+
+
+def test_random_numbers_and_workers_resume_too(tmp_path):
+    assert_resumes("maml", tmp_path / "dropout", [2, 7], dropout=True)
+    assert_resumes("maml", tmp_path / "workers", [2, 7], workers=1)
+
+
+KILLED = """
+import sys
+from tests.test_resume import fit
+fit(sys.argv[1], sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(6))
+def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, attempt):
+    name = random.Random(attempt).choice(list(LEARNERS))
+    whole = fit(name, tmp_path / "whole")
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, name, str(killed)], cwd=Path(__file__).parent.parent)
+    while not list(killed.glob("*.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    time.sleep(random.Random(attempt).uniform(0, 0.2))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    newest = max(killed.glob("*.ckpt"), key=lambda path: int(path.stem.removeprefix("step=")))
+    resumed = fit(name, tmp_path / "resumed", newest)
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
+
+
+def test_checkpoints_of_others_and_broken_ones_are_refused(tmp_path):
+    fit("maml", tmp_path)
+    whole = tmp_path / "step=3.ckpt"
+    truncated = tmp_path / "truncated.ckpt"
+    truncated.write_bytes(whole.read_bytes()[:-1000])
+    arguments = ["--model=MAML", "--model.model=MLP", "--data=SinusoidDataModule", f"--ckpt_path={truncated}"]
+    with pytest.raises(RuntimeError, match="truncated.ckpt cannot be read"):
+        command_line(["fit", "--trainer.logger=false", *arguments])
+    foreign = tmp_path / "foreign.ckpt"
+    content = torch.load(whole)
+    del content["meta_learner_arguments"]
+    torch.save(content, foreign)
+    with pytest.raises(ValueError, match="not saved by a MetaLearner"):
+        fit("maml", tmp_path / "again", foreign)
+    fit("maml", tmp_path / "again", whole)
