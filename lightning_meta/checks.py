@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_meta.batch_statistics import check_normalization
@@ -121,6 +121,8 @@ def _check_set(name: str, x: Any, y: Any, mask: Tensor | None) -> int:
 def _check_targets(name: str, target: Any, learner: MetaLearner, inputs: Any, leading: int) -> None:
     if not isinstance(target, Tensor):
         return
+    if isinstance(learner.loss_fn, nn.BCEWithLogitsLoss) and not target.is_floating_point():
+        raise ValueError(f"{name} is {target.dtype} and {learner.loss_fn} needs real numbers: use {name}.float()")
     if needs_same_shape(learner.loss_fn):
         expected = learner.output_shape(inputs)
         if target.shape[leading:] != expected:

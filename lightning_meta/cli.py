@@ -40,7 +40,7 @@ class MetaLearningCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Leave the arguments as given: Lightning would let the checkpoint's override the user's, silently."""
-        check_checkpoint(self.config[self.subcommand].get("ckpt_path"))
+        check_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
 
     def after_predict(self) -> None:
         """Save the outputs, a tensor ``[tasks, query, ...]`` per batch."""

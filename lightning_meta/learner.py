@@ -204,10 +204,20 @@ class MetaLearner(L.LightningModule, ABC):
         return functional_call(self.model, {**parameters, **self._dropped_buffers}, (x,))  # type: ignore[dict-item]
 
     def output_shape(self, x: Any) -> torch.Size:
-        """The shape of the model's output for one example, found by one call on inputs ``[examples, ...]``."""
+        """The shape of the model's output for one example, found by one call on inputs ``[examples, ...]``.
+
+        Raises:
+            ValueError: If the model cannot take them.
+        """
         if self._output_shape is None:
-            with torch.no_grad(), self.keeping_random_state():
-                self._output_shape = self.call_model({}, x).shape[1:]
+            try:
+                with torch.no_grad(), self.keeping_random_state():
+                    self._output_shape = self.call_model({}, x).shape[1:]
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                shapes = ", ".join(f"{tuple(leaf.shape)} {leaf.dtype}" for leaf in tree_leaves(x))
+                raise ValueError(f"model cannot take one task's inputs, {shapes}: {error}") from error
         return self._output_shape
 
     def loss(self, output: Tensor, target: Any, mask: Tensor | None = None) -> Tensor:

@@ -48,6 +48,7 @@ def test_tiny_tasks_run_on_one_thread_unless_the_user_maps_them(chunk, expected)
 @pytest.mark.usefixtures("_two_threads")
 def test_threads_are_restored_after_an_error():
     learner = MAML(MLP(), nn.MSELoss())
+    learner.output_shape(torch.zeros(1, 1))
     learner.call_model = lambda parameters, x: x @ torch.zeros(7, 7)
     with pytest.raises(RuntimeError):
         learner.training_step(batch(), 0)
