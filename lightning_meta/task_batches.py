@@ -18,8 +18,8 @@ _CONVOLVED_AT_ONCE = 8 * 30 * 28 * 28
 # Fewer tasks at once are slower than one after another.
 _WORTH_VECTORIZING = 4
 
-# Input elements times parameters, about the multiplications of one call. Below, more threads gain a tenth at best, and on
-# a machine that has other work, or many cores, waiting for each other costs them several times that.
+# Input elements times parameters, about the multiplications of one call. Below, more threads gain a tenth at best, and
+# on a machine that has other work, or many cores, waiting for each other costs them several times that.
 _TINY = 1e6
 
 
