@@ -1,4 +1,4 @@
-"""How a training step's time and memory grow with tasks, inner steps, ways and filters, and where the time goes.
+"""How a training step's time grows with tasks, inner steps, ways and filters, and where the time goes.
 
 Run as ``python scaling.py``. Exponents are slopes of least-squares lines through the logarithms.
 """

@@ -34,7 +34,7 @@ from lightning_meta.metrics.uncertainty import auroc, uncertainty_metrics
 from lightning_meta.predictive import Samples, mean_output, predict
 from lightning_meta.surrogate import surrogate_loss
 from lightning_meta.task import InnerStep, MetaParameters, TaskResult, merge_results, run_through
-from lightning_meta.task_mapping import TaskMapping
+from lightning_meta.task_mapping import TaskMapping, is_out_of_memory
 
 SchedulerInterval = Literal["epoch", "step"]
 
@@ -75,8 +75,8 @@ class MetaLearner(L.LightningModule, ABC):
             for models that cannot be; None lets the library choose, and a single CPU thread where the work is
             tiny.
         compile: Whether to compile what training computes, by `torch.compile`: several times faster for small
-            models, after about a minute at the first step. Evaluation is not compiled. Where there is no compiler, or
-            the model cannot be compiled, a warning says so and training goes on without.
+            models, after half a minute or more at the first step. Evaluation is not compiled. Where there is no
+            compiler, or the model cannot be compiled, a warning says so and training goes on without.
         batch_statistics: What batch normalization uses, in training and evaluation alike. "batch": the
             statistics of the set at hand, so queries see each other (transductive, as in the MAML paper).
             "support": as "batch" in training; in evaluation each query is normalized together with the
@@ -213,9 +213,9 @@ class MetaLearner(L.LightningModule, ABC):
             try:
                 with torch.no_grad(), self.keeping_random_state():
                     self._output_shape = self.call_model({}, x).shape[1:]
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
                 shapes = ", ".join(f"{tuple(leaf.shape)} {leaf.dtype}" for leaf in tree_leaves(x))
                 raise ValueError(f"model cannot take one task's inputs, {shapes}: {error}") from error
         return self._output_shape
@@ -253,8 +253,9 @@ class MetaLearner(L.LightningModule, ABC):
     def on_fit_start(self) -> None:
         """Refuse trainer settings with which training would go wrong; settle where random numbers come from."""
         checks.check_trainer(self)
-        if self._random_seed is None:
+        if self._random_seed is None or self.trainer.ckpt_path is None:
             self._random_seed = torch.initial_seed()
+        self._random_seed = self.trainer.strategy.broadcast(self._random_seed)
 
     def validation_step(self, batch: Episode, batch_idx: int) -> dict[str, Any]:
         """Adapt to each task and record its metrics; returns the fields of the report, for callbacks."""
@@ -311,7 +312,8 @@ class MetaLearner(L.LightningModule, ABC):
         """Raise a ValueError if the checkpoint was trained with another loss or inner optimizer, given as objects."""
         if "meta_learner_arguments" not in checkpoint:
             raise ValueError("the checkpoint was not saved by a MetaLearner: load its weights into the model instead")
-        self._random_seed = checkpoint.get("meta_learner_random_seed")
+        if self._trainer is not None:  # a run that goes on, rather than one that starts from trained weights
+            self._random_seed = checkpoint.get("meta_learner_random_seed")
         for name, trained in checkpoint["meta_learner_arguments"].items():
             own = self._described_arguments.get(name, "the default")
             if trained != own:
@@ -442,7 +444,7 @@ class MetaLearner(L.LightningModule, ABC):
         self.log_dict({f"{stage}/{n}": v for n, v in values.items() if n not in shown})
 
     def _steps_taken(self) -> int:
-        return 0 if self._trainer is None else self._trainer.fit_loop.total_batch_idx
+        return 0 if self._trainer is None else self._trainer.fit_loop.epoch_loop.batch_progress.total.completed
 
     @contextmanager
     def _draws_of(self, step: int) -> Iterator[None]:

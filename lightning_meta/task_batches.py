@@ -37,7 +37,7 @@ def fastest_chunk_size(model: nn.Module, batch: Episode) -> int:
 
 
 def is_tiny(model: nn.Module, batch: Episode) -> bool:
-    """Whether a batch is so little work that a second CPU thread would cost more than it does."""
+    """Whether a batch is so little work that a second CPU thread can cost more than it gains."""
     inputs = tree_leaves((batch.support_x, batch.query_x))
     if inputs[0].device.type != "cpu" or _convolves(model):
         return False

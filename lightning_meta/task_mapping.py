@@ -40,6 +40,11 @@ _OUT_OF_MEMORY = (
 )
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's or the host's memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 class TaskMapping:
     """Applies a learner's per-task functions to batches, as its ``task_chunk_size`` and ``compile`` say.
 
@@ -54,6 +59,7 @@ class TaskMapping:
         self._compile = compile_training
         self._own_gradient = own_gradient
         self._compiled: Callable[..., Any] | None = None
+        self._warned = self._worked = False
         self._dependent_examples: bool | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,14 +95,18 @@ class TaskMapping:
             options: dict[str, Any] | None = {"cpp_wrapper": True} if on_cpu else None
             self._compiled = torch.compile(self._summed_gradients, fullgraph=True, options=options)
         try:
-            return self._compiled(meta, piece)
+            results = self._compiled(meta, piece)
+            self._worked = True
+            return results
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # compilers fail in many ways
             result = self._eagerly(meta, piece)  # raises by itself if the model is at fault
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            rank_zero_warn(f"compile=True: the step cannot be compiled and runs as it is; the reason: {reason}")
-            self._compile = False
+            if not self._warned:
+                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                rank_zero_warn(f"compile=True: the step cannot be compiled and runs as it is; the reason: {reason}")
+            self._warned = True
+            self._compile = self._worked  # else batches of many shapes may have met the compiler's limit
             return result
 
     def _eagerly(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
@@ -107,6 +117,8 @@ class TaskMapping:
         with torch.enable_grad():
             leaves = {name: p.detach().requires_grad_() for name, p in meta.items()}
             loss, result = self._learner.task_loss(leaves, piece.select(0))
+            if not loss.requires_grad:  # a loss that depends on no parameter
+                loss = loss + 0 * sum(p.sum() for p in leaves.values())
             slopes = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         return dict(zip(leaves, slopes, strict=True)), tree_map(lambda leaf: leaf.detach()[None], result)
 
@@ -136,13 +148,15 @@ class TaskMapping:
         """Whether padding could leak into an example's output, found by leaving the other examples out once."""
         if self._dependent_examples is None:
             learner = self._learner
-            self._dependent_examples = couples_examples(learner.model, learner.batch_statistics)
-            first = tree_map(lambda leaf: leaf[0], batch.support_x)
-            alone = tree_map(lambda leaf: leaf[:1], first)
-            with torch.no_grad(), learner.keeping_random_state():
-                among, by_itself = learner.call_model({}, first)[:1], learner.call_model({}, alone)
-            self._dependent_examples |= not torch.allclose(among, by_itself, rtol=1e-3, atol=1e-5)
+            self._dependent_examples = couples_examples(learner.model, learner.batch_statistics) or self._leaks(batch)
         return self._dependent_examples
+
+    def _leaks(self, batch: Episode) -> bool:
+        first = tree_map(lambda leaf: leaf[0], batch.support_x)
+        alone = tree_map(lambda leaf: leaf[:1], first)
+        with torch.no_grad(), self._learner.keeping_random_state():
+            among, by_itself = self._learner.call_model({}, first)[:1], self._learner.call_model({}, alone)
+        return not torch.allclose(among, by_itself, rtol=1e-3, atol=1e-5)
 
     @contextmanager
     def _prepared(self, batch: Episode) -> Iterator[None]:
@@ -156,8 +170,10 @@ class TaskMapping:
             with differentiable_attention():
                 yield
         except RuntimeError as error:
-            out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-            error.add_note(_OUT_OF_MEMORY if out_of_memory else _CANNOT_VECTORIZE)
+            if is_out_of_memory(error):
+                error.add_note(_OUT_OF_MEMORY)
+            elif self._learner.task_chunk_size != 1:
+                error.add_note(_CANNOT_VECTORIZE)
             raise
         finally:
             if chosen != threads:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lightning_meta import MAML, Episode, collate_episodes
+from lightning_meta.inner.update_rules import UpdateRule
 from tests.reference import assert_same, loop_meta_gradient, meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -51,6 +52,42 @@ def test_checkpointing_serves_labels_and_masks():
     tasks = [Episode(torch.randn(n, 3), torch.arange(n) % 2, torch.randn(4, 3), torch.arange(4) % 2) for n in (3, 5)]
     found = meta_gradient(MAML(model, inner_lr=0.3, inner_steps=5, checkpoint_inner_loop=True), collate_episodes(tasks))
     expected = meta_gradient(MAML(model, inner_lr=0.3, inner_steps=5), collate_episodes(tasks))
+    assert_same(found[1], expected[1])
+
+
+@pytest.mark.parametrize(("checkpointed", "calls"), [(False, 10), (True, 19)])
+def test_the_steps_inside_a_piece_are_computed_again(checkpointed, calls):
+    count = 0
+
+    class Counting(nn.Linear):
+        def forward(self, x):
+            nonlocal count
+            count += 1
+            return super().forward(x)
+
+    learner = MAML(Counting(3, 2), nn.MSELoss(), 0.1, 9, checkpoint_inner_loop=checkpointed)
+    learner.output_shape(torch.zeros(1, 3))
+    count = 0
+    learner.training_step(batch(), 0)
+    assert count == calls
+
+
+class Counter(UpdateRule):
+    """Gradient descent that counts its steps in an integer."""
+
+    def init(self, parameters):
+        return torch.zeros((), dtype=torch.int64)
+
+    def update(self, parameters, gradients, state, rates, step):
+        return {name: p - rates[name] * gradients[name] / (1 + state) for name, p in parameters.items()}, state + 1
+
+
+def test_an_update_rules_state_may_hold_integers():
+    model, tasks = mlp(), batch()
+    found = meta_gradient(
+        MAML(model, nn.MSELoss(), 0.1, 5, checkpoint_inner_loop=True, inner_optimizer=Counter()), tasks
+    )
+    expected = meta_gradient(MAML(model, nn.MSELoss(), 0.1, 5, inner_optimizer=Counter()), tasks)
     assert_same(found[1], expected[1])
 
 

@@ -10,7 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta import ABML, ANIL, MAML, MLP, BayesianMAML, Conv4, Episode, ImplicitMAML, MetaSGD, Reptile
+from lightning_meta import (
+    ABML,
+    ANIL,
+    MAML,
+    MLP,
+    AmortizedMAML,
+    BayesianMAML,
+    Conv4,
+    Episode,
+    ImplicitMAML,
+    MetaSGD,
+    Reptile,
+)
 from tests.reference import assert_same, loop_meta_gradient, meta_gradient
 
 pytestmark = [
@@ -61,8 +73,17 @@ def test_the_models_own_errors_are_not_taken_for_the_compilers(batch):
             return super().forward(x) @ torch.ones(7, 7)
 
     learner = MAML(Broken(hidden=[4]), lambda output, target: output.mean(), compile=True)
-    with pytest.raises(RuntimeError, match="mat1 and mat2|size|shape"):
+    with pytest.raises(RuntimeError, match="mat1 and mat2|size|shape") as caught:
         meta_gradient(learner, batch)
+    assert type(caught.value) is RuntimeError
+
+
+def test_what_cannot_be_compiled_is_refused():
+    for wrong in ({"checkpoint_inner_loop": True}, {"first_order_epochs": 1}, {"multi_step_loss_epochs": 1}):
+        with pytest.raises(ValueError, match="compile=True"):
+            MAML(MLP(), nn.MSELoss(), compile=True, **wrong)
+    with pytest.raises(ValueError, match="compile=True"):
+        AmortizedMAML(MLP(), nn.MSELoss(), compile=True)
 
 
 @pytest.mark.slow
@@ -92,6 +113,7 @@ def test_compiled_learners_have_the_same_gradient(cls, batch):
         expected = meta_gradient(learner, batch)
         torch.manual_seed(1)
         found = meta_gradient(compiled, batch)
+    assert compiled._mapping._worked
     torch.testing.assert_close(found[0], expected[0])
     for name, slope in expected[1].items():
         torch.testing.assert_close(found[1][name], slope, rtol=1e-6, atol=1e-8)

@@ -13,16 +13,22 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from lightning_meta import MAML, MLP, SinusoidDataModule
+from lightning_meta import ABML, MAML, MLP, SinusoidDataModule
 from lightning_meta.cli import main as command_line
 from tests.ddp_script import LEARNERS
 
 EPOCHS, BATCHES = 2, 5
 
 
-def fit(name, folder, ckpt_path=None, workers=0, dropout=False):
-    L.seed_everything(0 if ckpt_path is None else 7, verbose=False)
-    learner = LEARNERS[name]() if not dropout else MAML(nn.Sequential(MLP(hidden=[6]), nn.Dropout(0.2)), nn.MSELoss())
+def dropout():
+    return MAML(nn.Sequential(MLP(hidden=[6]), nn.Dropout(0.2)), nn.MSELoss())
+
+
+def fit(learner, folder, ckpt_path=None, workers=0, callbacks=(), seed=0):
+    """Train a learner, or the one of a name or a function, and return what it has learned."""
+    L.seed_everything(seed if ckpt_path is None else 7, verbose=False)
+    if not isinstance(learner, L.LightningModule):
+        learner = LEARNERS[learner]() if isinstance(learner, str) else learner()
     data = SinusoidDataModule(shots=4, tasks_per_batch=2, train_tasks=2 * BATCHES, val_tasks=3, num_workers=workers)
     every_step = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     L.Trainer(
@@ -31,7 +37,7 @@ def fit(name, folder, ckpt_path=None, workers=0, dropout=False):
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[every_step],
+        callbacks=[every_step, *callbacks],
     ).fit(learner, data, ckpt_path=ckpt_path)
     return {key: value.clone() for key, value in learner.state_dict().items()}
 
@@ -50,8 +56,35 @@ def test_resuming_at_any_step_ends_where_an_uninterrupted_run_does(tmp_path, nam
 
 
 def test_random_numbers_and_workers_resume_too(tmp_path):
-    assert_resumes("maml", tmp_path / "dropout", [2, 7], dropout=True)
+    assert_resumes(dropout, tmp_path / "dropout", [2, 7])
     assert_resumes("maml", tmp_path / "workers", [2, 7], workers=1)
+
+
+def test_a_checkpoint_saved_inside_a_step_repeats_that_step(tmp_path):
+    whole = fit("abml", tmp_path / "whole")
+
+    class Failing(L.Callback):
+        def on_before_backward(self, trainer, pl_module, loss):
+            if trainer.global_step == BATCHES + 2:
+                trainer.save_checkpoint(tmp_path / "failed.ckpt")
+                raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        fit("abml", tmp_path / "failing", callbacks=[Failing()])
+    resumed = fit("abml", tmp_path / "resumed", tmp_path / "failed.ckpt")
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
+
+
+def test_training_on_from_trained_weights_follows_the_new_seed(tmp_path):
+    fit("abml", tmp_path / "first")
+
+    def again(seed):
+        loaded = ABML.load_from_checkpoint(tmp_path / "first" / "step=10.ckpt")
+        return fit(loaded, tmp_path / str(time.monotonic_ns()), seed=seed)
+
+    one, other, same = again(1), again(2), again(1)
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
 
 
 KILLED = """

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta import MAML, MLP, Conv4, Episode
+from lightning_meta import MAML, MLP, Conv4, Episode, collate_episodes
 from lightning_meta.task_batches import is_tiny
 
 
@@ -53,6 +53,20 @@ def test_threads_are_restored_after_an_error():
     with pytest.raises(RuntimeError):
         learner.training_step(batch(), 0)
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_a_loss_without_parameters_has_no_gradient(chunk):
+    learner = MAML(MLP(), lambda output, target: target.mean(), task_chunk_size=chunk)
+    learner.training_step(batch(), 0).backward()
+    assert all(not p.grad.any() for p in learner.parameters())
+
+
+def test_ragged_tasks_may_meet_batch_normalization_of_features():
+    tasks = [Episode(torch.randn(n, 2), torch.randn(n, 1), torch.randn(3, 2), torch.randn(3, 1)) for n in (4, 5)]
+    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    loss = MAML(model, nn.MSELoss()).training_step(collate_episodes(tasks), 0)
+    assert torch.isfinite(loss)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no more"), None])

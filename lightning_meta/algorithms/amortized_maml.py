@@ -95,7 +95,7 @@ class AmortizedMAML(BayesianLearner):
         lr_scheduler: Makes the outer schedule.
         lr_scheduler_interval: How often it steps.
         task_chunk_size: Tasks vectorized at once.
-        compile: Whether to compile the training step.
+        compile: Must be False: this learner cannot be compiled.
         batch_statistics: What batch normalization uses.
         log_step_metrics: Whether to log metrics after every step.
 
@@ -147,6 +147,8 @@ class AmortizedMAML(BayesianLearner):
             batch_statistics=batch_statistics,
             log_step_metrics=log_step_metrics,
         )
+        if compile:
+            raise ValueError("compile=True: AmortizedMAML listens to its head by a hook, which cannot be compiled")
         arguments.check_count("num_samples", num_samples)
         arguments.check_count("eval_num_samples", eval_num_samples)
         arguments.check_count("head_samples", head_samples)

@@ -119,6 +119,11 @@ class MAML(MetaLearner):
         )
         arguments.check_count("first_order_epochs", first_order_epochs, least=0)
         arguments.check_count("multi_step_loss_epochs", multi_step_loss_epochs, least=0)
+        if compile and (checkpoint_inner_loop or first_order_epochs or multi_step_loss_epochs):
+            raise ValueError(
+                "compile=True cannot compile what checkpoint_inner_loop=True computes again, and would compile anew in "
+                "each of first_order_epochs and multi_step_loss_epochs: leave compile False, or the others out"
+            )
         if checkpoint_inner_loop and (multi_step_loss_epochs or first_order):
             raise ValueError(
                 "checkpoint_inner_loop=True saves nothing where the inner steps are not differentiated "

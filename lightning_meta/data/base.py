@@ -8,7 +8,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from lightning_meta import arguments
-from lightning_meta.data.episodes import EpisodeDataset, Split, episode_loader
+from lightning_meta.data.episodes import EpisodeDataset, EpisodeLoader, Split, episode_loader
 from lightning_meta.episode import Episode
 
 
@@ -60,7 +60,11 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """Batches of training tasks, fresh ones each epoch."""
-        return self._loader("train")
+        loader = self._loader("train")
+        trainer = self.trainer
+        if trainer is not None:
+            loader.position = lambda: trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return loader
 
     def val_dataloader(self) -> DataLoader[Episode] | list[DataLoader[Episode]]:
         """Batches of the validation tasks; no loader where there are none."""
@@ -74,7 +78,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
         """Batches of the test tasks."""
         return self._loader("test")
 
-    def _loader(self, split: Split) -> DataLoader[Episode]:
+    def _loader(self, split: Split) -> EpisodeLoader:
         return episode_loader(
             self.episodes(split),
             self.tasks_per_batch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -71,7 +71,7 @@ class EpisodeSampler(DistributedSampler[int]):
     def _indices(self) -> range:
         started = dist.is_available() and dist.is_initialized()
         processes, own = (dist.get_world_size(), dist.get_rank()) if started else (1, 0)
-        if self.num_tasks < processes:
+        if self.num_tasks < processes and not self.fresh:
             raise ValueError(f"{self.num_tasks} tasks cannot be shared by {processes} processes: make more tasks")
         tasks = -(-self.num_tasks // processes) * processes if self.fresh else self.num_tasks
         start = self.epoch * tasks if self.fresh else 0
@@ -79,32 +79,22 @@ class EpisodeSampler(DistributedSampler[int]):
 
 
 class EpisodeLoader(DataLoader[Episode]):
-    """A loader that a checkpoint in the middle of an epoch can put back to where it was.
+    """A loader that a run resumed in the middle of an epoch finds where it was."""
 
-    Lightning saves and restores ``state_dict`` and counts the batches that were trained on.
-    """
+    position: Callable[[], int] = staticmethod(lambda: 0)
+    """Says how many of the epoch's batches are behind."""
 
-    _served = 0
-    _restored: dict[str, int] | None = None
-
-    def __iter__(self) -> Any:  # a generator, so that workers start after Lightning has set the epoch
-        position, self._restored = self._restored, None
-        self._served = 0
+    def __iter__(self) -> Any:  # a generator, so that nothing starts before Lightning has set epoch and position
         if isinstance(self.sampler, EpisodeSampler):  # in prediction Lightning puts another in its place
-            if position is not None and position["epoch"] == self.sampler.epoch:
-                self._served = position["batches"]
-            self.sampler.skipped = self._served * (self.batch_size or 1)
-        for batch in super().__iter__():
-            self._served += 1
-            yield batch
+            self.sampler.skipped = self.position() * (self.batch_size or 1)
+        yield from super().__iter__()
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and how many of its batches were served."""
-        return {"epoch": getattr(self.sampler, "epoch", 0), "batches": self._served}
+        """Return nothing; by this method Lightning knows that the loader can be resumed."""
+        return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where the state was taken, if the next epoch served is its epoch."""
-        self._restored = dict(state)
+        """Do nothing: the trainer's own progress gives the position."""
 
 
 def episode_loader(

@@ -21,7 +21,7 @@ def checkpoint(function: Callable[..., Any], *arguments: Any) -> Any:
     The derivative can be taken once, not twice.
 
     Args:
-        function: A pure function from pytrees to a pytree of floating-point tensors. It must take all tensors that it
+        function: A pure function from pytrees to a pytree of tensors. It must take all tensors that it
             uses as arguments, and may draw random numbers, the same when it is computed again.
         *arguments: Pytrees of tensors and None.
     """
@@ -53,6 +53,7 @@ class _Recomputed(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.function = inputs[0]
         ctx.save_for_backward(*inputs[1:])
+        ctx.smooth_results = [i for i, result in enumerate(output) if result.is_floating_point()]
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
@@ -63,14 +64,15 @@ class _Recomputed(torch.autograd.Function):
             filled = list(tensors)
             for i, value in zip(smooth, values, strict=True):
                 filled[i] = value
-            return ctx.function(*filled)
+            results = ctx.function(*filled)
+            return tuple(results[i] for i in ctx.smooth_results)
 
         devices = [tensors[0].device] if tensors[0].device.type == "cuda" else []
         # torch.func records its backward passes, to be differentiated again; that would keep what is to be forgotten.
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             _set_random_state(ctx.function.random_state, tensors[0])
             pull_back = vjp(of_smooth, *[tensors[i] for i in smooth])[1]
-            found = pull_back(slopes)
+            found = pull_back(tuple(slopes[i] for i in ctx.smooth_results))
         gradients: list[Tensor | None] = [None] * len(tensors)
         for i, gradient in zip(smooth, found, strict=True):
             gradients[i] = gradient
