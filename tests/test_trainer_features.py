@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_meta import MAML, MLP, SinusoidDataModule
 from tests.ddp_script import LEARNERS
+from tests.test_ddp import RANDOM
 
 
 def data(tasks_per_batch=2, train_tasks=8, **options):
@@ -62,6 +63,17 @@ def test_every_learner_trains_with_every_option(name, options, tmp_path):
     _, after = fit(learner, default_root_dir=tmp_path, **options)
     assert all(torch.isfinite(value).all() for value in after.values())
     assert any(not torch.equal(after[key], value.to(after[key])) for key, value in before.items())
+
+
+@pytest.mark.parametrize("name", sorted(LEARNERS.keys() - RANDOM))
+@pytest.mark.parametrize(("precision", "tolerance"), [("64-true", 1e-4), ("bf16-mixed", 0.05)])
+def test_losses_in_other_precisions_are_close(name, precision, tolerance):
+    def loss(precision):
+        torch.manual_seed(0)
+        trainer, _ = fit(LEARNERS[name](), max_epochs=1, precision=precision)
+        return float(trainer.callback_metrics["val/loss"])
+
+    assert loss(precision) == pytest.approx(loss("32-true"), rel=tolerance)
 
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit")
