@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,12 +74,6 @@ def check_finite_gradient(gradients: list[Tensor], learner: MetaLearner) -> None
             f"the meta-gradient is not finite, though all losses are ({_rates(learner)}): lower the rate, take fewer "
             "inner steps, or train first-order"
         )
-
-
-def check_checkpoint(path: Any) -> None:
-    """Raise a RuntimeError for a local checkpoint file that is not whole: the end of the archive is its directory."""
-    if path is not None and Path(path).is_file() and not zipfile.is_zipfile(path):
-        raise RuntimeError(f"{path} cannot be read: it was cut short or is no checkpoint; take an earlier one")
 
 
 def check_trainer(learner: MetaLearner) -> None:

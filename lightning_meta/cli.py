@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_info
 
 import lightning_meta.algorithms
 import lightning_meta.models  # noqa: F401 (imported so that short names resolve)
-from lightning_meta.checks import check_checkpoint
 from lightning_meta.data import TaskDataModule
 from lightning_meta.learner import MetaLearner
 
@@ -40,7 +39,6 @@ class MetaLearningCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Leave the arguments as given: Lightning would let the checkpoint's override the user's, silently."""
-        check_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
 
     def after_predict(self) -> None:
         """Save the outputs, a tensor ``[tasks, query, ...]`` per batch."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
@@ -26,6 +27,7 @@ from lightning_meta.batch_statistics import (
     dropped_buffers,
     set_statistics_mode,
 )
+from lightning_meta.checkpoint_io import CheckedCheckpointIO
 from lightning_meta.episode import Episode, Support
 from lightning_meta.hyperparameters import keep_hyperparameters
 from lightning_meta.losses import LossFunction, likelihood_of, masked_mean
@@ -249,6 +251,11 @@ class MetaLearner(L.LightningModule, ABC):
             told = {f"train/{name}": values.float().mean() for name, values in result.diagnostics.items()}
             self.log_dict(told, batch_size=batch.num_tasks)
         return loss
+
+    def setup(self, stage: str) -> None:
+        """Read checkpoints with an error that says what is wrong with them, unless the user reads them otherwise."""
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = CheckedCheckpointIO()
 
     def on_fit_start(self) -> None:
         """Refuse trainer settings with which training would go wrong; settle where random numbers come from."""

@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_meta import ABML, MAML, MLP, SinusoidDataModule
-from lightning_meta.cli import main as command_line
 from tests.ddp_script import LEARNERS
 
 EPOCHS, BATCHES = 2, 5
@@ -117,9 +116,8 @@ def test_checkpoints_of_others_and_broken_ones_are_refused(tmp_path):
     whole = tmp_path / "step=3.ckpt"
     truncated = tmp_path / "truncated.ckpt"
     truncated.write_bytes(whole.read_bytes()[:-1000])
-    arguments = ["--model=MAML", "--model.model=MLP", "--data=SinusoidDataModule", f"--ckpt_path={truncated}"]
     with pytest.raises(RuntimeError, match="truncated.ckpt cannot be read"):
-        command_line(["fit", "--trainer.logger=false", *arguments])
+        fit("maml", tmp_path / "again", truncated)
     foreign = tmp_path / "foreign.ckpt"
     content = torch.load(whole)
     del content["meta_learner_arguments"]
