@@ -46,6 +46,7 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+        # On the function, because torch.func hands every other argument over as a copy.
         function.random_state = _random_state(tensors[0])  # type: ignore[attr-defined]
         return function(*tensors)
 
