@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_meta import SinusoidDataModule
+from lightning_meta.data import episodes
 from tests.ddp_script import LEARNERS, STEPS, TASKS_PER_STEP
 
 SCRIPT = str(Path(__file__).parent / "ddp_script.py")
@@ -59,6 +61,16 @@ def test_metrics_and_intervals_are_over_all_processes_tasks(one_process, two_pro
         assert process["metrics"].keys() == alone["metrics"].keys()
         for key, value in alone["metrics"].items():
             assert process["metrics"][key] == pytest.approx(value, rel=1e-5), key
+
+
+def test_evaluation_needs_a_task_for_every_process(monkeypatch):
+    monkeypatch.setattr(episodes.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(episodes.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(episodes.dist, "get_rank", lambda: 1)
+    data = SinusoidDataModule(train_tasks=1, val_tasks=1)
+    with pytest.raises(ValueError, match="1 tasks cannot be shared by 2 processes"):
+        list(data.val_dataloader().sampler)
+    assert list(data.train_dataloader().sampler) == [1]  # training rounds up
 
 
 def test_torchrun_starts_the_same_training(tmp_path, one_process):

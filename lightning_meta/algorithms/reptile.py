@@ -65,7 +65,8 @@ class Reptile(MetaLearner):
             to the next, as by the authors, in checkpoints and evaluation too.
         inner_batch_size: Examples in an inner step of training, drawn without replacement until all had their
             turn; None: all at once.
-        eval_inner_batch_size: The same for evaluation, which then depends on the state of torch's random generator.
+        eval_inner_batch_size: The same for evaluation, with the same draws in every
+            evaluation by a trainer; elsewhere they depend on the state of torch's random generator.
         optimizer: Makes the outer optimizer.
         lr_scheduler: Makes the outer schedule.
         lr_scheduler_interval: How often it steps.
