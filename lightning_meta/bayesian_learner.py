@@ -46,7 +46,7 @@ class BayesianLearner(MetaLearner):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:

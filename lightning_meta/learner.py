@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -76,9 +76,15 @@ class MetaLearner(L.LightningModule, ABC):
         task_chunk_size: How many tasks are vectorized at once; 1 takes one after another, without vectorizing,
             for models that cannot be; None lets the library choose, and a single CPU thread where the work is
             tiny.
-        compile: Whether to compile what training computes, by `torch.compile`: several times faster for small
-            models, after half a minute or more at the first step. Evaluation is not compiled. Where there is no
-            compiler, or the model cannot be compiled, a warning says so and training goes on without.
+        compile: How to run what training computes for a piece of a batch. None: Python runs it, until ten alike
+            pieces have been seen; then its tensor operations are recorded once and repeated from then on, without
+            Python and autograd in between: about twice as fast for small models. What the recording rests on is
+            compared in every step (shapes, plain attributes of the modules, buffers, frozen parameters), and
+            where it cannot be (hooks, objects of other kinds, per-task functions that a subclass overrides),
+            nothing is recorded. What ``forward`` prints is printed no more. True: the recording is made at once
+            and compiled by `torch.compile`, which takes half a minute, and is several times as fast again for
+            small models; where there is no compiler, a warning says so. False: Python runs every step.
+            Evaluation is neither recorded nor compiled.
         batch_statistics: What batch normalization uses, in training and evaluation alike. "batch": the
             statistics of the set at hand, so queries see each other (transductive, as in the MAML paper).
             "support": as "batch" in training; in evaluation each query is normalized together with the
@@ -108,7 +114,7 @@ class MetaLearner(L.LightningModule, ABC):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:
@@ -194,6 +200,10 @@ class MetaLearner(L.LightningModule, ABC):
 
     def after_batch(self, result: TaskResult) -> None:
         """Called with the report of each training batch ``[tasks, ...]``, to keep what tasks pass on to later ones."""
+
+    def training_phase(self) -> Hashable:
+        """What per-task functions in training depend on that changes with the trainer's progress."""
+        return None
 
     # ---- What per-task functions call. ----------------------------------------------------------------------
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from lightning_meta.attention import differentiable_attention
 from lightning_meta.batch_statistics import couples_examples
 from lightning_meta.episode import Episode
 from lightning_meta.losses import splits_by_example
+from lightning_meta.recording import Recorder, python_state
 from lightning_meta.task import MetaParameters, TaskResult
 from lightning_meta.task_batches import (
     fastest_chunk_size,
@@ -50,21 +50,17 @@ class TaskMapping:
 
     Args:
         learner: The learner.
-        compile_training: Whether to compile what training computes for a piece of a batch.
+        compile_training: Whether to compile what training computes for a piece of a batch; None: to record it.
         own_gradient: Whether the learner computes its meta-gradient itself, rather than by differentiating a meta-loss.
     """
 
-    def __init__(self, learner: MetaLearner, compile_training: bool, own_gradient: bool) -> None:
+    def __init__(self, learner: MetaLearner, compile_training: bool | None, own_gradient: bool) -> None:
         self._learner = learner
-        self._compile = compile_training
         self._own_gradient = own_gradient
-        self._compiled: Callable[..., Any] | None = None
-        self._warned = self._worked = False
+        self._train: Callable[..., Any] = self._eagerly
+        if compile_training is not False:
+            self._train = Recorder(self._summed_gradients, self._eagerly, self._state, compiled=bool(compile_training))
         self._dependent_examples: bool | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Compiled code is left out of copies and pickles; they compile their own."""
-        return {**self.__dict__, "_compiled": None}
 
     def gradients(
         self, meta: MetaParameters, batch: Episode
@@ -86,28 +82,8 @@ class TaskMapping:
         with self._prepared(batch):
             return [(indices, self._apply(function, meta, piece)) for indices, piece in self._pieces(batch)]
 
-    def _train(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
-        if not self._compile:
-            return self._eagerly(meta, piece)
-        if self._compiled is None:
-            # On a CPU, calling small kernels from Python would take a tenth of the time.
-            on_cpu = tree_leaves(piece.support_x)[0].device.type == "cpu"
-            options: dict[str, Any] | None = {"cpp_wrapper": True} if on_cpu else None
-            self._compiled = torch.compile(self._summed_gradients, fullgraph=True, options=options)
-        try:
-            results = self._compiled(meta, piece)
-            self._worked = True
-            return results
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # compilers fail in many ways
-            result = self._eagerly(meta, piece)  # raises by itself if the model is at fault
-            if not self._warned:
-                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                rank_zero_warn(f"compile=True: the step cannot be compiled and runs as it is; the reason: {reason}")
-            self._warned = True
-            self._compile = self._worked  # else batches of many shapes may have met the compiler's limit
-            return result
+    def _state(self) -> Hashable | None:
+        return python_state(self._learner)
 
     def _eagerly(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
         if piece.num_tasks > 1 or self._own_gradient:

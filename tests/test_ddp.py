@@ -42,7 +42,7 @@ def test_processes_end_with_the_same_parameters(two_processes, name):
         assert torch.equal(value, second["state"][key]), key
 
 
-@pytest.mark.parametrize("name", LEARNERS.keys() - RANDOM)
+@pytest.mark.parametrize("name", sorted(LEARNERS.keys() - RANDOM))
 def test_two_processes_train_as_one_with_the_union_of_their_tasks(one_process, two_processes, name):
     (alone,), (first, second) = one_process[name], two_processes[name]
     for key, value in alone["state"].items():
@@ -53,7 +53,7 @@ def test_two_processes_train_as_one_with_the_union_of_their_tasks(one_process, t
     torch.testing.assert_close(together.sort().values, alone["seen"].sort().values)
 
 
-@pytest.mark.parametrize("name", LEARNERS.keys() - RANDOM)
+@pytest.mark.parametrize("name", sorted(LEARNERS.keys() - RANDOM))
 def test_metrics_and_intervals_are_over_all_processes_tasks(one_process, two_processes, name):
     (alone,), both = one_process[name], two_processes[name]
     assert "val/mse_ci95" in alone["metrics"]

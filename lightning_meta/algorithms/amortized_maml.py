@@ -95,7 +95,7 @@ class AmortizedMAML(BayesianLearner):
         lr_scheduler: Makes the outer schedule.
         lr_scheduler_interval: How often it steps.
         task_chunk_size: Tasks vectorized at once.
-        compile: Must be False: this learner cannot be compiled.
+        compile: Whether to compile the training step; None: record it.
         batch_statistics: What batch normalization uses.
         log_step_metrics: Whether to log metrics after every step.
 
@@ -127,7 +127,7 @@ class AmortizedMAML(BayesianLearner):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:
@@ -147,8 +147,6 @@ class AmortizedMAML(BayesianLearner):
             batch_statistics=batch_statistics,
             log_step_metrics=log_step_metrics,
         )
-        if compile:
-            raise ValueError("compile=True: AmortizedMAML listens to its head by a hook, which cannot be compiled")
         arguments.check_count("num_samples", num_samples)
         arguments.check_count("eval_num_samples", eval_num_samples)
         arguments.check_count("head_samples", head_samples)

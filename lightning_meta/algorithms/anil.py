@@ -32,7 +32,7 @@ class ANIL(MAML):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:
@@ -69,7 +69,7 @@ class BOIL(MAML):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:

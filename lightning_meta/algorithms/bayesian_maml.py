@@ -76,7 +76,7 @@ class BayesianMAML(BayesianLearner):
         lr_scheduler: Makes the outer schedule.
         lr_scheduler_interval: How often it steps.
         task_chunk_size: Tasks vectorized at once; 1 also takes one particle after another.
-        compile: Whether to compile the training step.
+        compile: Whether to compile the training step; None: record it.
         batch_statistics: What batch normalization uses.
         log_step_metrics: Whether to log metrics after every step.
 
@@ -106,7 +106,7 @@ class BayesianMAML(BayesianLearner):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:

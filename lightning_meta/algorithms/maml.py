@@ -73,7 +73,7 @@ class MAML(MetaLearner):
         lr_scheduler: Makes the outer schedule.
         lr_scheduler_interval: How often it steps.
         task_chunk_size: Tasks vectorized at once.
-        compile: Whether to compile the training step.
+        compile: Whether to compile the training step; None: record it.
         batch_statistics: What batch normalization uses.
         log_step_metrics: Whether to log metrics after every step.
 
@@ -100,7 +100,7 @@ class MAML(MetaLearner):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:
@@ -114,7 +114,8 @@ class MAML(MetaLearner):
             lr_scheduler=lr_scheduler,
             lr_scheduler_interval=lr_scheduler_interval,
             task_chunk_size=task_chunk_size,
-            compile=compile,
+            # A recording would draw other random numbers where it computes again.
+            compile=False if checkpoint_inner_loop else compile,
             batch_statistics=batch_statistics,
             log_step_metrics=log_step_metrics,
         )
@@ -162,6 +163,10 @@ class MAML(MetaLearner):
         states, losses = zip(*loop, strict=True)
         weighted = [(weight, state) for weight, state in zip(weights, states, strict=True) if weight > 0]
         return self._query_result(meta, task, weighted, torch.stack(losses[1:]))
+
+    def training_phase(self) -> tuple[bool, int]:
+        """Whether training is first-order still, and the epoch of the multi-step loss."""
+        return self.current_epoch < self.first_order_epochs, min(self.current_epoch, self.multi_step_loss_epochs)
 
     def _query_result(
         self,

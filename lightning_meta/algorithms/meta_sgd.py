@@ -33,7 +33,7 @@ class MetaSGD(MAML):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_meta.models.batch_norm import batch_norm
+
 
 class TaskBatchNorm2d(nn.Module):
     """Batch normalization by the statistics of the batch at hand, in training and evaluation alike.
@@ -28,7 +30,7 @@ class TaskBatchNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``[examples, channels, height, width]``."""
         if x.dtype == self.weight.dtype:
-            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            return batch_norm(x, self.weight, self.bias, self.eps)
         normal = F.batch_norm(x, None, None, training=True, eps=self.eps)
         return torch.addcmul(self.bias[:, None, None].to(x.dtype), normal, self.weight[:, None, None].to(x.dtype))
 

@@ -1,0 +1,64 @@
+"""A recorded function: the tensor operations of one call, with Python, autograd and vectorization resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from lightning_meta.recording.compiling import Compiled
+from lightning_meta.recording.simplify import draws_random_numbers, simplify
+
+
+class Recording:
+    """What a function computed, to be repeated for other values of the same shapes.
+
+    What cannot be recorded is an operation whose result Python branches on.
+
+    Args:
+        function: A pure function of pytrees of tensors and None.
+        arguments: Arguments such as it will be called with.
+        compiled: Whether to compile the recorded operations.
+
+    Raises:
+        Exception: Whatever says that the function cannot be recorded.
+    """
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], compiled: bool) -> None:
+        leaves, form = tree_flatten(arguments)
+        tensors = [leaf for leaf in leaves if leaf is not None]
+
+        def flat(*tensors: Tensor) -> list[Any]:
+            rest = iter(tensors)
+            filled = [leaf if leaf is None else next(rest) for leaf in leaves]
+            results, self._form = tree_flatten(function(*tree_unflatten(filled, form)))
+            return results
+
+        with torch.no_grad():
+            graph = make_fx(flat, tracing_mode=_tracing_mode(tensors), _allow_non_fake_inputs=True)(*tensors)
+        torch.clear_autocast_cache()
+        simplify(graph)
+        self.draws = draws_random_numbers(graph)
+        # `forward`, because a module's own call looks for hooks.
+        self._run: Callable[..., Any] = graph.forward
+        if compiled:
+            self._run = Compiled(graph, graph.forward, all(tensor.device.type == "cpu" for tensor in tensors))
+
+    def __call__(self, tensors: list[Tensor]) -> Any:
+        """Repeat the operations. Autocast must be off: they contain its conversions.
+
+        Args:
+            tensors: The arguments' leaves that are not None.
+        """
+        with torch.no_grad():
+            return tree_unflatten(self._run(*tensors), self._form)
+
+
+def _tracing_mode(tensors: list[Tensor]) -> Literal["real", "fake"]:
+    """Without arithmetic, except in low precision, where torch's rules for results' types are not its kernels'."""
+    low = any(t.is_floating_point() and t.dtype.itemsize < 4 for t in tensors)
+    return "real" if low or torch.is_autocast_enabled(tensors[0].device.type) else "fake"

@@ -1,0 +1,376 @@
+"""What training computes may be recorded and repeated, with the same results, as long as nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+
+import pytest
+import torch
+from torch import nn
+from torch.func import grad, vmap
+
+from lightning_meta import (
+    ABML,
+    ANIL,
+    BOIL,
+    MAML,
+    MLP,
+    AmortizedMAML,
+    BayesianMAML,
+    Conv4,
+    Episode,
+    ImplicitMAML,
+    MetaSGD,
+    Reptile,
+    collate_episodes,
+)
+from lightning_meta.recording import recorder
+from lightning_meta.recording.graph import Recording
+from tests.reference import assert_same, loop_meta_gradient, meta_gradient
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+LEARNERS = [MAML, ANIL, BOIL, MetaSGD, Reptile, ImplicitMAML, BayesianMAML, AmortizedMAML, ABML]
+
+
+@pytest.fixture(autouse=True)
+def _recorded_at_once(monkeypatch):
+    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 0)
+
+
+@pytest.fixture
+def batch():
+    return make_batch()
+
+
+def make_batch(tasks=4):
+    return Episode(*[torch.randn(tasks, size, 1) for size in (5, 5, 6, 6)])
+
+
+def recordings(learner):
+    return learner._mapping._train.recordings()
+
+
+def check(learner, model, batch, lr=0.1, steps=1, first_order=False):
+    """The recording step and one that repeats it have the loop's gradient."""
+    expected = loop_meta_gradient(model, learner.loss_fn, batch, lr, steps, first_order)
+    for _ in range(2):
+        loss, gradient = meta_gradient(learner, batch)
+        torch.testing.assert_close(loss, expected[0])
+        assert_same(gradient, expected[1])
+
+
+def change_parameters(model):
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.1).add_(0.01)
+
+
+@pytest.mark.parametrize(
+    "norm", [lambda: nn.BatchNorm1d(6), lambda: nn.LayerNorm(6), lambda: nn.GroupNorm(2, 6), nn.Identity]
+)
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+def test_recorded_maml_has_the_loops_gradient_also_for_new_parameters_and_tasks(norm, chunk):
+    model = nn.Sequential(nn.Linear(1, 6), norm(), nn.Tanh(), nn.Linear(6, 1))
+    learner = MAML(model, nn.MSELoss(), inner_lr=0.1, inner_steps=2, task_chunk_size=chunk)
+    check(learner, model, make_batch(), steps=2)
+    change_parameters(model)
+    check(learner, model, make_batch(), steps=2)
+    check(learner, model, make_batch(3), steps=2)
+    sizes = 1 if chunk == 1 else 2
+    assert len(recordings(learner)) == sizes
+
+
+def test_recorded_images_have_the_loops_gradient():
+    model, labels = Conv4(5, filters=4), torch.arange(5).expand(4, 5)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        batch = Episode(torch.rand(4, 5, 1, 28, 28), labels, torch.rand(4, 5, 1, 28, 28), labels)
+        learner = MAML(model, inner_lr=0.1)
+        check(learner, model, batch)
+        assert len(recordings(learner)) == 1
+
+
+@pytest.mark.parametrize("cls", LEARNERS)
+def test_every_learner_repeats_its_step_draws_included(cls, batch):
+    options = {"inner_lr": 0.05, "inner_steps": 2}
+    recorded, plain = (cls(MLP(hidden=[6]), nn.MSELoss(), compile=choice, **options) for choice in (None, False))
+    for _ in range(3):
+        plain.load_state_dict(recorded.state_dict())
+        found, expected = [], []
+        for learner, results in ((recorded, found), (plain, expected)):
+            torch.manual_seed(1)
+            results += meta_gradient(learner, batch)
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-10, atol=1e-12)
+        assert_same(found[1], expected[1])
+        change_parameters(recorded)
+        batch = make_batch()
+    assert len(recordings(recorded)) == 1
+    assert not hasattr(plain._mapping._train, "recordings")
+
+
+def test_dropout_draws_what_it_would_and_anew_in_every_step(batch):
+    model = nn.Sequential(nn.Linear(1, 20), nn.Dropout(0.5), nn.Linear(20, 1))
+    learners = [MAML(model, nn.MSELoss(), compile=choice).train() for choice in (None, False)]
+    losses = []
+    for learner in learners:
+        torch.manual_seed(1)
+        losses.append([float(meta_gradient(learner, batch)[0]) for _ in range(4)])
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 4
+    learners[0].eval()
+    assert float(meta_gradient(learners[0], batch)[0]) == float(meta_gradient(learners[1].eval(), batch)[0])
+
+
+def test_ragged_tasks_with_masks():
+    model = nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 1))
+    tasks = [Episode(*[torch.randn(size, 1) for size in (n, n, 6, 6)]) for n in (3, 5, 4)]
+    learner = MAML(model, nn.MSELoss(), inner_lr=0.1)
+    alone = [loop_meta_gradient(model, nn.MSELoss(), collate_episodes([task]), 0.1, 1)[1] for task in tasks]
+    expected = {name: sum(gradient[name] for gradient in alone) / 3 for name in alone[0]}
+    for _ in range(2):
+        assert_same(meta_gradient(learner, collate_episodes(tasks))[1], expected)
+    assert recordings(learner)
+
+
+def test_mixed_precision_has_a_recording_of_its_own(batch):
+    model = MLP(hidden=[16]).float()
+    batch = Episode(*[leaf.float() for leaf in batch[:4]])
+    learner, plain = (MAML(model, nn.MSELoss(), inner_lr=0.1, compile=choice) for choice in (None, False))
+    full = meta_gradient(learner, batch)[1]
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            found, expected = meta_gradient(learner, batch)[1], meta_gradient(plain, batch)[1]
+        assert_same(found, expected)
+        assert any(not torch.equal(found[name], full[name]) for name in full)
+        assert_same(meta_gradient(learner, batch)[1], full)
+    assert len(recordings(learner)) == 2
+
+
+class Scaled(nn.Module):
+    """A model with a frozen parameter, a buffer, a tensor and a number of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(1, 4), nn.Linear(4, 1)
+        self.head.weight.requires_grad_(False)
+        self.register_buffer("scale", torch.ones(4))
+        self.shift, self.power = torch.zeros(()), 1
+
+    def forward(self, x):
+        return self.head((self.inner(x).tanh() * self.scale + self.shift) ** self.power)
+
+
+def test_recordings_follow_buffers_frozen_parameters_and_attributes(batch):
+    model = Scaled()
+    learner = MAML(model, nn.MSELoss(), inner_lr=0.1)
+    check(learner, model, batch)
+    model.scale.mul_(2)
+    check(learner, model, batch)
+    model.head.weight.add_(1)
+    check(learner, model, batch)
+    model.shift = torch.ones(())
+    check(learner, model, batch)
+    model.power = 2
+    check(learner, model, batch)
+    model.scale = torch.full((4,), 3.0)
+    check(learner, model, batch)
+    assert len(recordings(learner)) == 6
+
+
+def test_recordings_follow_the_learners_own_settings(batch):
+    model = MLP(hidden=[4])
+    learner = MAML(model, nn.MSELoss(), inner_lr=0.1)
+    check(learner, model, batch)
+    learner.inner_steps = 2
+    check(learner, model, batch, steps=2)
+    learner.first_order = True
+    check(learner, model, batch, steps=2, first_order=True)
+    learner.loss_fn = nn.L1Loss()
+    check(learner, model, batch, steps=2, first_order=True)
+
+
+def test_recordings_follow_the_epochs_of_maml_plus_plus(batch, monkeypatch):
+    model = MLP(hidden=[4])
+    learner = MAML(model, nn.MSELoss(), inner_lr=0.1, inner_steps=2, first_order_epochs=1)
+    check(learner, model, batch, steps=2, first_order=True)
+    monkeypatch.setattr(MAML, "current_epoch", 1)
+    check(learner, model, batch, steps=2)
+    assert len(recordings(learner)) == 2
+    multi = MAML(model, nn.MSELoss(), inner_lr=0.1, inner_steps=2, multi_step_loss_epochs=2)
+    plain = MAML(model, nn.MSELoss(), inner_lr=0.1, inner_steps=2, multi_step_loss_epochs=2, compile=False)
+    losses = set()
+    for epoch in (0, 1, 2, 3):
+        monkeypatch.setattr(MAML, "current_epoch", epoch)
+        for _ in range(2):
+            loss, gradient = meta_gradient(multi, batch)
+            assert_same(gradient, meta_gradient(plain, batch)[1])
+        losses.add(float(loss))
+    assert len(losses) == len(recordings(multi)) == 3
+
+
+FACTOR = 1.0
+
+
+class ByOuterVariables(MLP):
+    shift = 0.0
+
+    def forward(self, x):
+        return super().forward(x) * FACTOR + self.shift
+
+
+def scaled_loss(output, target):
+    return FACTOR * nn.functional.mse_loss(output, target)
+
+
+def test_recordings_follow_global_variables_and_class_attributes(batch, monkeypatch):
+    for learner in (MAML(ByOuterVariables(hidden=[4]), nn.MSELoss(), inner_lr=0.1), MAML(MLP(), scaled_loss)):
+        with monkeypatch.context() as changes:
+            check(learner, learner.model, batch, lr=learner.inner_lr)
+            changes.setitem(globals(), "FACTOR", 2.0)
+            check(learner, learner.model, batch, lr=learner.inner_lr)
+            changes.setattr(ByOuterVariables, "shift", 3.0)
+            check(learner, learner.model, batch, lr=learner.inner_lr)
+        assert len(recordings(learner)) >= 2
+    for power in (1, 2):  # two functions with one code
+        learner.loss_fn = lambda output, target, power=power: ((output - target).abs() ** power).mean()
+        check(learner, learner.model, batch, lr=learner.inner_lr)
+
+
+class Counting(MLP):
+    def forward(self, x):
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().forward(x) * self.calls
+
+
+class RandomInPython(MLP):
+    def forward(self, x):
+        return super().forward(x) * random.random()
+
+
+class Opaque(MLP):
+    def __init__(self):
+        super().__init__(hidden=[4])
+        self.state = iter([])
+
+
+class Branching(MLP):
+    def forward(self, x):
+        output = super().forward(x)
+        return output if output.sum() > 0 else -output
+
+
+def test_what_may_change_unseen_is_not_recorded(batch):
+    hooked = MLP(hidden=[4])
+    hooked.register_forward_hook(lambda module, inputs, output: output * 2)
+    for model in (Counting(hidden=[4]), RandomInPython(hidden=[4]), Opaque(), hooked):
+        learner = MAML(model, nn.MSELoss())
+        for _ in range(3):
+            meta_gradient(learner, batch)
+        assert recordings(learner) == []
+
+
+def test_models_that_branch_on_values_are_not_recorded(batch):
+    model = Branching(hidden=[4])
+    learner = MAML(model, nn.MSELoss(), inner_lr=0.1, task_chunk_size=1)
+    check(learner, model, batch)
+    assert recordings(learner) == []
+
+
+def test_subclasses_that_redefine_per_task_functions_are_not_recorded(batch):
+    class Halved(MAML):
+        factor = 0.5
+
+        def task_loss(self, meta, task):
+            loss, result = super().task_loss(meta, task)
+            return self.factor * loss, result
+
+    class Logging(MAML):
+        def training_step(self, batch, batch_idx):
+            self.seen = batch_idx
+            return super().training_step(batch, batch_idx)
+
+    model = MLP(hidden=[4])
+    halved, logging, plain = (cls(model, nn.MSELoss(), inner_lr=0.1) for cls in (Halved, Logging, MAML))
+    expected = meta_gradient(plain, batch)[1]
+    for factor in (0.5, 0.25):
+        Halved.factor = factor
+        assert_same(meta_gradient(halved, batch)[1], {name: factor * slope for name, slope in expected.items()})
+    assert recordings(halved) == []
+    check(logging, model, batch)
+    assert len(recordings(logging)) == 1
+
+
+def test_a_recording_that_differs_is_found_out(batch, monkeypatch):
+    true_call = Recording.__call__
+
+    def wrong(self, tensors):
+        gradients, result = true_call(self, tensors)
+        return {name: 1.1 * gradient for name, gradient in gradients.items()}, result
+
+    monkeypatch.setattr(Recording, "__call__", wrong)
+    model = MLP(hidden=[4])
+    learner = MAML(model, nn.MSELoss(), inner_lr=0.1)
+    with pytest.warns(UserWarning, match="differs from the step itself"):
+        meta_gradient(learner, batch)
+    check(learner, model, batch)
+    assert recordings(learner) == []
+
+
+def test_recording_waits_for_enough_alike_steps(batch, monkeypatch):
+    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 2)
+    learner = MAML(MLP(hidden=[4]), nn.MSELoss())
+    for expected in (0, 0, 1, 1):
+        meta_gradient(learner, batch)
+        assert len(recordings(learner)) == expected
+    for tasks in range(1, 30):  # ever new shapes push the oldest out
+        learner.training_step(make_batch(tasks), 0)
+    assert len(learner._mapping._train._kinds) == recorder._MOST_KINDS
+
+
+def test_copies_record_for_themselves(batch):
+    model = MLP(hidden=[4])
+    learner = MAML(model, nn.MSELoss(), inner_lr=0.1)
+    check(learner, model, batch)
+    for copied in (copy.deepcopy(learner), pickle.loads(pickle.dumps(learner))):
+        assert recordings(copied) == []
+        change_parameters(copied.model)
+        check(copied, copied.model, batch)
+        assert len(recordings(copied)) == 1
+
+
+def test_simplified_graphs_have_fewer_operations_and_the_same_bits(monkeypatch):
+    weight, x = torch.randn(6, 6), torch.randn(4, 5, 6)
+
+    def function(weight, x):
+        def loss(weight, x):
+            return (torch.nn.functional.linear(x, weight).relu()[1:].T.reshape(3, -1) ** 2).sum()
+
+        return vmap(grad(loss), in_dims=(None, 0))(weight, x)
+
+    def recording():
+        made = Recording(function, (weight, x), compiled=False)
+        return made([weight, x]), sum(node.op == "call_function" for node in made._run.__self__.graph.nodes)
+
+    simplified, fewer = recording()
+    monkeypatch.setattr("lightning_meta.recording.graph.simplify", lambda graph: None)
+    exact, more = recording()
+    assert torch.equal(simplified, exact)
+    torch.testing.assert_close(exact, function(weight, x))
+    assert fewer < 0.8 * more
+
+
+def test_draws_without_use_stay(batch):
+    def function(x):
+        torch.randn(3)
+        return x * torch.randn(())
+
+    recorded = Recording(function, (torch.ones(()),), compiled=False)
+    results = []
+    for call in (lambda: function(torch.ones(())), lambda: recorded([torch.ones(())])):
+        torch.manual_seed(3)
+        results.append(float(call()))
+    assert results[0] == results[1]
+    assert recorded.draws
