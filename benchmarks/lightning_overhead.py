@@ -27,7 +27,7 @@ STEPS, REPEATS = 300, 5
 def learner_and_data() -> tuple[MAML, SinusoidDataModule]:
     """The tiniest step there is, so that what surrounds it is measured well."""
     data = SinusoidDataModule(shots=1, query_shots=1, tasks_per_batch=1, train_tasks=STEPS, val_tasks=1)
-    return MAML(MLP(hidden=[2]), nn.MSELoss()), data
+    return MAML(MLP(hidden=[2]), nn.MSELoss(), compile=False), data
 
 
 def in_a_plain_loop() -> float:
@@ -68,6 +68,7 @@ def under_lightning(**options: bool) -> float:
 def main() -> None:
     """Print the difference, and its share of Omniglot's default step."""
     warnings.simplefilter("ignore")
+    timing.record_at_once()
     torch.set_num_threads(1)
     plain, whole, bare = [], [], []
     for _ in range(REPEATS):
@@ -79,7 +80,7 @@ def main() -> None:
     def step() -> None:
         learner.training_step(batch, 0).backward()
 
-    step()
+    step()  # records
     default = timing.alternating_medians({"": step}, 5)[""]
     for name, times in (("all defaults", whole), ("no progress bar, logger, checkpoints", bare)):
         added = statistics.median(a - b for a, b in zip(times, plain, strict=True))

@@ -1,10 +1,14 @@
-"""How a training step's time grows with tasks, inner steps, ways and filters, and where the time goes.
+"""How a training step's time and memory grow with tasks, inner steps, ways and filters, and where the time goes.
 
-Run as ``python scaling.py``. Exponents are slopes of least-squares lines through the logarithms.
+Run as ``python scaling.py``. Exponents are slopes of least-squares lines through the logarithms. Memory is the peak of
+resident memory that a repeated step adds, in a process of its own for every figure.
 """
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -40,14 +44,41 @@ def sinusoid_step(tasks: int = 25, steps: int = 5, hidden: int = 40) -> Callable
     return step_of(MAML(MLP(hidden=[hidden, hidden]), nn.MSELoss(), inner_steps=steps), sinusoids(tasks))
 
 
-def table(title: str, make: Callable[..., Callable[[], None]], grid: dict[str, tuple[int, ...]]) -> None:
-    """Print times along each axis, the others at their defaults, and the exponent."""
+KINDS: dict[str, tuple[Callable[..., Callable[[], None]], dict[str, tuple[int, ...]]]] = {
+    "images": (image_step, IMAGES),
+    "sinusoids": (sinusoid_step, SINUSOIDS),
+}
+
+
+def table(title: str, kind: str) -> None:
+    """Print times and memory along each axis, the others at their defaults, and the exponents."""
+    make, grid = KINDS[kind]
     print(title)
     for axis, sizes in grid.items():
         times = timing.alternating_medians({str(size): make(**{axis: size}) for size in sizes}, 5)
-        exponent = np.polyfit(np.log(sizes), np.log(list(times.values())), 1)[0]
-        cells = "  ".join(f"{size}: {1e3 * t:.1f} ms" for size, t in times.items())
-        print(f"  {axis:8s} exponent {exponent:4.2f}   {cells}", flush=True)
+        row(axis, "time", sizes, [1e3 * seconds for seconds in times.values()], "ms")
+        peaks = [
+            float(subprocess.check_output([sys.executable, __file__, kind, axis, str(size)], text=True))
+            for size in sizes
+        ]
+        row(axis, "memory", sizes, peaks, "MiB")
+
+
+def row(axis: str, what: str, sizes: tuple[int, ...], values: list[float], unit: str) -> None:
+    """Print the values along one axis, and the exponent."""
+    exponent = np.polyfit(np.log(sizes), np.log(values), 1)[0]
+    cells = "  ".join(f"{size}: {value:.1f} {unit}" for size, value in zip(sizes, values, strict=True))
+    print(f"  {axis:8s} {what:7s} exponent {exponent:4.2f}   {cells}", flush=True)
+
+
+def peak_mebibytes(kind: str, axis: str, size: int) -> float:
+    """What a repeated step adds to this process's resident memory."""
+    step = KINDS[kind][0](**{axis: size})
+    step()
+    ctypes.CDLL(None).malloc_trim(0)
+    peak = timing.AddedPeak()
+    step()
+    return peak.mebibytes()
 
 
 def where_time_goes(title: str, step: Callable[[], None], rows: int = 10) -> None:
@@ -65,11 +96,15 @@ def where_time_goes(title: str, step: Callable[[], None], rows: int = 10) -> Non
 def main() -> None:
     """Print both tables and both profiles."""
     title = "Conv4-64, 5-way 1-shot, 8 tasks, 1 inner step, but for the axis named"
-    table(f"{title} ({torch.get_num_threads()} threads)", image_step, IMAGES)
-    table("MLP 1-40-40-1, 10 shots, 25 tasks, 5 inner steps, but for the axis named", sinusoid_step, SINUSOIDS)
+    table(f"{title} ({torch.get_num_threads()} threads)", "images")
+    table("MLP 1-40-40-1, 10 shots, 25 tasks, 5 inner steps, but for the axis named", "sinusoids")
     where_time_goes("Conv4-64, 16 tasks", image_step(tasks=16))
     where_time_goes("MLP, 25 tasks, 5 inner steps", sinusoid_step())
 
 
 if __name__ == "__main__":
-    main()
+    timing.record_at_once()
+    if len(sys.argv) > 1:
+        print(peak_mebibytes(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    else:
+        main()

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from lightning_meta.recording import recorder
+
 
 def alternating_medians(
     functions: Mapping[str, Callable[[], Any]], repeats: int, seconds: float = 0.2
@@ -37,6 +39,28 @@ def alternating_medians(
                 function()
             times[name].append((time.perf_counter() - start) / calls[name])
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def record_at_once() -> None:
+    """Let learners record their first step, so that what is measured is a training under way."""
+    recorder.ALIKE_BEFORE_RECORDING = 0
+
+
+class AddedPeak:
+    """How far resident memory rises above where it is now, in MiB; on Linux."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+        self._before = self._status("VmRSS")
+
+    def mebibytes(self) -> float:
+        """The rise so far."""
+        return (self._status("VmHWM") - self._before) / 1024
+
+    @staticmethod
+    def _status(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith(name)))
 
 
 @contextmanager

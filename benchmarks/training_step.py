@@ -135,6 +135,7 @@ def image_rows(
 
 def main() -> None:
     """Print the grid; with ``--quick`` the default configurations alone."""
+    timing.record_at_once()
     quick = "--quick" in sys.argv[1:]
     print("Sinusoids, MLP 1-40-40-1, 10 shots, 10 queries: time of a training step, times ours in brackets")
     sinusoid_rows([(5, 25)] if quick else [(k, t) for k in (1, 5) for t in (4, 16, 25, 32)], repeats=7)
