@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from lightning_meta.attention import differentiable_attention
 from lightning_meta.batch_statistics import couples_examples
 from lightning_meta.episode import Episode
+from lightning_meta.host_memory import keep_freed_memory
 from lightning_meta.losses import splits_by_example
 from lightning_meta.recording import Recorder, python_state
 from lightning_meta.task import MetaParameters, TaskResult
@@ -137,6 +138,7 @@ class TaskMapping:
     @contextmanager
     def _prepared(self, batch: Episode) -> Iterator[None]:
         """Around per-task functions: attention that can be differentiated, fitting threads, advice in errors."""
+        keep_freed_memory()
         threads = torch.get_num_threads()
         tiny = threads > 1 and self._learner.task_chunk_size is None and is_tiny(self._learner.model, batch)
         chosen = 1 if tiny else threads
