@@ -21,7 +21,10 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def learn2learn_step(model: nn.Module, loss_fn: LossFunction, batch: Episode, inner_lr: float, steps: int) -> Step:
-    """learn2learn 0.2.0: ``clone``, ``adapt``, and one backward through all tasks."""
+    """learn2learn 0.2.0: ``clone``, ``adapt``, and a backward after each task, as its own Omniglot example does.
+
+    One backward through the tasks' sum takes 7 to 20 % longer for convolutions, and as long for the sinusoids.
+    """
     with contextlib.redirect_stderr(io.StringIO()):  # gym's advice to move on
         import learn2learn
 
@@ -30,14 +33,15 @@ def learn2learn_step(model: nn.Module, loss_fn: LossFunction, batch: Episode, in
 
     def step() -> tuple[float, list[Tensor]]:
         maml.zero_grad()
-        total = torch.zeros(())
+        value = 0.0
         for task in tasks:
             learner = maml.clone()
             for _ in range(steps):
                 learner.adapt(loss_fn(learner(task.support_x), task.support_y))
-            total = total + loss_fn(learner(task.query_x), task.query_y) / len(tasks)
-        total.backward()
-        return float(total.detach()), [p.grad for p in model.parameters()]
+            loss = loss_fn(learner(task.query_x), task.query_y) / len(tasks)
+            loss.backward()
+            value += float(loss.detach())
+        return value, [p.grad for p in model.parameters()]
 
     return step
 

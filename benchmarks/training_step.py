@@ -2,7 +2,7 @@
 
 Run as ``python training_step.py [--quick]`` in the environment that ``install_peers.sh`` makes. Ours is the whole
 ``training_step`` and ``backward`` of the LightningModule, its checks included. A peer's time is set beside ours only
-after its loss and gradient have been found equal.
+after its loss and gradient have been found equal, on images in float64.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def sinusoids(tasks: int) -> Episode:
     return next(iter(data.train_dataloader()))
 
 
-def images(tasks: int, ways: int) -> Episode:
+def images(tasks: int, ways: int, dtype: torch.dtype = torch.float32) -> Episode:
     """Random 28 × 28 images as 1-shot tasks with 5 queries a class."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(ways)
     support, query = labels.expand(tasks, ways), labels.repeat(5).expand(tasks, 5 * ways)
-    support_x, query_x = (torch.rand(*y.shape, 1, 28, 28, generator=generator) for y in (support, query))
+    support_x, query_x = (torch.rand(*y.shape, 1, 28, 28, generator=generator).to(dtype) for y in (support, query))
     return Episode(support_x, support, query_x, query)
 
 
@@ -43,7 +43,7 @@ def plain_conv4(model: Conv4) -> tuple[nn.Module, list[str]]:
     for i in range(4):
         layers += [model.convolutions[i], nn.BatchNorm2d(model.filters, track_running_stats=False), nn.ReLU()]
         names += [f"{part}.{i}.{kind}" for part in ("convolutions", "norms") for kind in ("weight", "bias")]
-    plain = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.head)
+    plain = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.head).to(model.head.weight)
     own = dict(model.named_parameters())
     names += ["head.weight", "head.bias"]
     plain.load_state_dict(dict(zip(plain.state_dict(), [own[name] for name in names], strict=True)))
@@ -63,24 +63,27 @@ def our_step(learner: MAML, batch: Episode, names: Iterable[str]) -> peers.Step:
     return step
 
 
-def agrees(step: peers.Step, reference: tuple[float, list[Tensor]]) -> bool:
-    """Whether a step's loss and gradient are the reference's, to a thousandth of the largest slope."""
-    loss, gradient = step()
-    largest = max(float(slope.abs().max()) for slope in reference[1])
-    worst = max(float((a - b).abs().max()) for a, b in zip(gradient, reference[1], strict=True))
-    return abs(loss - reference[0]) <= 1e-4 * abs(reference[0]) and worst <= 1e-3 * largest
+def agreeing(steps: dict[str, peers.Step], of_loss: float, of_slopes: float) -> set[str]:
+    """Names of the steps whose loss and gradient are the first one's, to these parts of the loss and largest slope."""
+    names = set()
+    reference: tuple[float, list[Tensor]] | None = None
+    for name, step in steps.items():
+        loss, gradient = step()
+        reference = reference or (loss, [slope.clone() for slope in gradient])
+        largest = max(float(slope.abs().max()) for slope in reference[1])
+        worst = max(float((a - b).abs().max()) for a, b in zip(gradient, reference[1], strict=True))
+        if abs(loss - reference[0]) <= of_loss * abs(reference[0]) and worst <= of_slopes * largest:
+            names.add(name)
+    return names
 
 
-def row(label: str, steps: dict[str, peers.Step], repeats: int) -> None:
-    """Time all that agree with the first, and print a line."""
+def row(label: str, steps: dict[str, peers.Step], same: set[str], repeats: int) -> None:
+    """Time the steps found the same, the first among them, and print a line."""
     first = next(iter(steps))
-    loss, gradient = steps[first]()
-    reference = loss, [slope.clone() for slope in gradient]
-    same = {name: step for name, step in steps.items() if agrees(step, reference)}
-    times = timing.alternating_medians(same, repeats)
+    times = timing.alternating_medians({name: steps[name] for name in steps if name in same}, repeats)
     cells = []
     for name in steps:
-        if name not in times:
+        if name not in same:
             cells.append(f"{name} DIFFERS, no ratio")
         elif name == first:
             cells.append(f"{name} {1e3 * times[name]:8.2f} ms")
@@ -103,34 +106,50 @@ def sinusoid_rows(grid: Iterable[tuple[int, int]], repeats: int) -> None:
         torch.compiler.reset()
         for count in sorted({everything, 1}, reverse=True):
             with timing.threads(count):
-                row(f"{tasks:2d} tasks, {inner_steps} steps, {count} threads", ours | theirs, repeats)
+                steps = ours | theirs
+                row(f"{tasks:2d} tasks, {inner_steps} steps, {count} threads", steps, agreeing(steps, 1e-4, 1e-3), repeats)
+
+
+def image_steps(
+    inner_steps: int, tasks: int, ways: int, others: Iterable[str], dtype: torch.dtype
+) -> dict[str, peers.Step]:
+    """A training step of Conv4 with 64 filters and strides, ours first.
+
+    The inner rate is 0.5, and for several steps 0.05: with more, rounding alone makes gradients differ.
+    """
+    torch.manual_seed(0)
+    batch, model, loss_fn = images(tasks, ways, dtype), Conv4(ways).to(dtype), nn.CrossEntropyLoss()
+    rate = 0.5 if inner_steps == 1 else 0.05
+    plain, names = plain_conv4(model)
+    ours = {"ours": our_step(MAML(model, loss_fn, inner_lr=rate, inner_steps=inner_steps), batch, names)}
+    return ours | {name: peers.PEERS[name](plain, loss_fn, batch, rate, inner_steps) for name in others}
 
 
 def image_rows(
     grid: Iterable[tuple[int, int, int]], others: Callable[[int, int, int], tuple[str, ...]], n: int
 ) -> None:
-    """Conv4 with 64 filters and strides, 1-shot, with the machine's arithmetic floor.
+    """Conv4's rows, with the machine's arithmetic floor.
 
-    The inner rate is 0.5, and for several steps 0.05: with more, rounding alone makes gradients differ.
+    Gradients are compared in float64: in float32 one activation that lands on the other side of zero moves them by
+    more than a thousandth, in either library. JAX, which has no float64 as configured, is compared in float32.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     rate = timing.matrix_rate()
     print(f"the machine multiplies matrices at {rate / 1e9:.0f} GFLOP/s")
     for inner_steps, tasks, ways in grid:
-        batch, model, loss_fn = images(tasks, ways), Conv4(ways), nn.CrossEntropyLoss()
-        rate_inside = 0.5 if inner_steps == 1 else 0.05
-        plain, names = plain_conv4(model)
-        steps: dict[str, peers.Step] = {
-            "ours": our_step(MAML(model, loss_fn, inner_lr=rate_inside, inner_steps=inner_steps), batch, names)
-        }
         chosen = others(inner_steps, tasks, ways)
-        steps |= {name: peers.PEERS[name](plain, loss_fn, batch, rate_inside, inner_steps) for name in chosen}
+        with_torch = [name for name in chosen if name != "JAX"]
+        same = agreeing(image_steps(inner_steps, tasks, ways, with_torch, torch.float64), 1e-12, 1e-9)
+        steps = image_steps(inner_steps, tasks, ways, chosen, torch.float32)
+        same &= agreeing({name: step for name, step in steps.items() if name != "JAX"}, 1e-4, float("inf"))
+        if "JAX" in steps:
+            same |= agreeing({name: steps[name] for name in ("ours", "JAX")}, 1e-4, 1e-3)
         counter = FlopCounterMode(display=False)
         with counter:
-            peers.learn2learn_step(plain, loss_fn, batch, rate_inside, inner_steps)()
+            steps["learn2learn"]()
         label = f"{ways:2d}-way, {tasks:2d} tasks, {inner_steps} steps"
-        row(f"{label}, floor {1e3 * counter.get_total_flops() / rate:5.0f} ms", steps, n)
+        row(f"{label}, floor {1e3 * counter.get_total_flops() / rate:5.0f} ms", steps, same, n)
 
 
 def main() -> None:
