@@ -107,7 +107,12 @@ def sinusoid_rows(grid: Iterable[tuple[int, int]], repeats: int) -> None:
         for count in sorted({everything, 1}, reverse=True):
             with timing.threads(count):
                 steps = ours | theirs
-                row(f"{tasks:2d} tasks, {inner_steps} steps, {count} threads", steps, agreeing(steps, 1e-4, 1e-3), repeats)
+                row(
+                    f"{tasks:2d} tasks, {inner_steps} steps, {count} threads",
+                    steps,
+                    agreeing(steps, 1e-4, 1e-3),
+                    repeats,
+                )
 
 
 def image_steps(
