@@ -55,7 +55,8 @@ def our_step(learner: MAML, batch: Episode, names: Iterable[str]) -> peers.Step:
     parameters = dict(learner.model.named_parameters())
 
     def step() -> tuple[float, list[Tensor]]:
-        learner.zero_grad()
+        for parameter in parameters.values():
+            parameter.grad = None
         loss = learner.training_step(batch, 0)
         loss.backward()
         return float(loss.detach()), [parameters[name].grad for name in names]

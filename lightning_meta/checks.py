@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,13 +49,23 @@ def check_support(support: Support, learner: MetaLearner) -> None:
     _check_targets("support_y", support.y, learner, support.x, leading=1)
 
 
-def check_finite(result: TaskResult, learner: MetaLearner) -> None:
-    """Raise a FloatingPointError that tells in which task and inner step a loss stopped being finite."""
+def check_finite(result: TaskResult, learner: MetaLearner, gradients: Collection[Tensor] = ()) -> None:
+    """Raise a FloatingPointError that tells in which task and inner step a loss, or else a gradient, is not finite."""
+    if torch.cat([part.flatten() for part in (result.loss, result.support_losses, *gradients)]).sum().isfinite():
+        return
     losses = torch.cat([result.support_losses, result.loss[:, None]], dim=1)
     broken = ~torch.isfinite(losses)
-    if not broken.any():
-        return
-    task, step = (int(i) for i in broken.nonzero()[0])
+    if broken.any():
+        task, step = (int(i) for i in broken.nonzero()[0])
+        raise FloatingPointError(_where_broken(losses, task, step, learner))
+    if not all(gradient.isfinite().all() for gradient in gradients):
+        raise FloatingPointError(
+            f"the meta-gradient is not finite, though all losses are ({_rates(learner)}): lower the rate, take fewer "
+            "inner steps, or train first-order"
+        )
+
+
+def _where_broken(losses: Tensor, task: int, step: int, learner: MetaLearner) -> str:
     steps = losses.shape[1] - 1
     where = (
         f"before inner step {step + 1} of {steps}" if step < steps else f"on the query set after {steps} inner steps"
@@ -62,18 +73,8 @@ def check_finite(result: TaskResult, learner: MetaLearner) -> None:
     cure = "check its inputs and targets" if step == 0 else "lower the rate, or take fewer inner steps"
     if not all(torch.isfinite(p).all() for p in learner.parameters()):
         cure = "the learner's parameters are not finite themselves, go back to an earlier checkpoint"
-    raise FloatingPointError(
-        f"task {task} of the batch has a loss of {float(losses[task, step])} {where} ({_rates(learner)}): {cure}"
-    )
-
-
-def check_finite_gradient(gradients: list[Tensor], learner: MetaLearner) -> None:
-    """Raise a FloatingPointError if the meta-gradient overflowed where the losses did not."""
-    if not torch.isfinite(torch.stack([gradient.sum() for gradient in gradients]).sum()):
-        raise FloatingPointError(
-            f"the meta-gradient is not finite, though all losses are ({_rates(learner)}): lower the rate, take fewer "
-            "inner steps, or train first-order"
-        )
+    loss = float(losses[task, step])
+    return f"task {task} of the batch has a loss of {loss} {where} ({_rates(learner)}): {cure}"
 
 
 def check_trainer(learner: MetaLearner) -> None:

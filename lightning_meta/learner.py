@@ -249,10 +249,9 @@ class MetaLearner(L.LightningModule, ABC):
         with self._draws_of(self._steps_taken()):
             totals, results = self._mapping.gradients(meta, batch)
         result = merge_results(results, _query_size(batch))
-        checks.check_finite(result, self)
-        gradients = [totals[name] / batch.num_tasks for name in trainable]
-        checks.check_finite_gradient(gradients, self)
-        loss = surrogate_loss(result.loss.mean(), list(trainable.values()), gradients)
+        checks.check_finite(result, self, totals.values())
+        sums = [totals[name] for name in trainable]
+        loss = surrogate_loss(result.loss.mean(), list(trainable.values()), sums, 1 / batch.num_tasks)
         self.after_batch(result)
         if self._trainer is not None:
             metrics = self.task_metrics(result.outputs[:, -1], batch.query_y, batch.query_mask)

@@ -14,26 +14,28 @@ import torch
 from torch import Tensor
 
 
-def surrogate_loss(value: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """Return a scalar equal to ``value`` whose backward gives ``gradients`` to ``parameters``.
+def surrogate_loss(
+    value: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor], scale: float = 1.0
+) -> Tensor:
+    """Return a scalar equal to ``value`` whose backward gives ``scale * gradients`` to ``parameters``.
 
     Args:
         value: The meta-loss, a scalar.
         parameters: The tensors that ``backward`` reaches.
         gradients: One gradient per parameter, of the parameter's shape; scaled by the incoming gradient, so
             that accumulation and loss scaling stay exact.
+        scale: A factor for all.
     """
-    return _Surrogate.apply(value.detach(), len(parameters), *parameters, *gradients)
+    return _Surrogate.apply(value.detach(), gradients, scale, *parameters)
 
 
 class _Surrogate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, count: int, *parameters_then_gradients: Tensor) -> Tensor:
-        ctx.count = count
-        ctx.save_for_backward(*parameters_then_gradients[count:])
+    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor], scale: float, *parameters: Tensor) -> Tensor:
+        ctx.gradients, ctx.scale = gradients, scale
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = [grad_output * gradient for gradient in ctx.saved_tensors]
-        return (None, None, *gradients, *[None] * ctx.count)
+        factor = grad_output * ctx.scale
+        return None, None, None, *[gradient * factor for gradient in ctx.gradients]

@@ -29,10 +29,10 @@ def fastest_chunk_size(model: nn.Module, batch: Episode) -> int:
     All of them, except for convolutions on a CPU, which take pieces of a size that was measured to be fast.
     """
     inputs = tree_leaves((batch.support_x, batch.query_x))
-    if inputs[0].device.type != "cpu" or not _convolves(model):
+    fitting = _CONVOLVED_AT_ONCE * batch.num_tasks // sum(leaf.numel() for leaf in inputs)
+    all_fit = fitting >= max(batch.num_tasks, _WORTH_VECTORIZING)
+    if all_fit or inputs[0].device.type != "cpu" or not _convolves(model):
         return batch.num_tasks
-    elements = sum(leaf[0].numel() for leaf in inputs)
-    fitting = _CONVOLVED_AT_ONCE // elements
     return min(batch.num_tasks, fitting) if fitting >= _WORTH_VECTORIZING else 1
 
 

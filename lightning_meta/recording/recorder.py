@@ -73,11 +73,12 @@ class Recorder:
         self._state = state
         self._compiled = compiled
         self._kinds: dict[Hashable, _Kind] = {}
+        self._latest: tuple[Hashable, _Kind] | None = None
         self._traced: Compiled | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What was recorded and compiled is left out."""
-        return {**self.__dict__, "_kinds": {}, "_traced": None}
+        return {**self.__dict__, "_kinds": {}, "_latest": None, "_traced": None}
 
     def __call__(self, *arguments: Any) -> Any:
         """Return the function's result."""
@@ -88,10 +89,7 @@ class Recorder:
         tensors = [leaf for leaf in leaves if leaf is not None]
         autocast = _autocast(tensors[0].device.type)
         key = (state, autocast, *map(_signature, leaves))
-        kind = self._kinds.pop(key) if key in self._kinds else _Kind(form)
-        self._kinds[key] = kind  # the latest comes last
-        if len(self._kinds) > _MOST_KINDS:
-            del self._kinds[next(iter(self._kinds))]
+        kind = self._kind(key, form)
         if kind.refused or kind.form != form:
             return self._unrecorded(*arguments)
         if kind.recording is not None:
@@ -105,6 +103,17 @@ class Recorder:
     def recordings(self) -> list[Recording]:
         """The recordings in use."""
         return [kind.recording for kind in self._kinds.values() if kind.recording is not None]
+
+    def _kind(self, key: Hashable, form: TreeSpec) -> _Kind:
+        # Training repeats itself, and comparing long keys is faster than hashing them.
+        if self._latest is not None and self._latest[0] == key:
+            return self._latest[1]
+        kind = self._kinds.pop(key, None) or _Kind(form)
+        self._kinds[key] = kind  # the latest comes last
+        if len(self._kinds) > _MOST_KINDS:
+            del self._kinds[next(iter(self._kinds))]
+        self._latest = key, kind
+        return kind
 
     def _record(self, kind: _Kind, arguments: tuple[Any, ...], tensors: list[Tensor], autocast: _Autocast) -> Any:
         """Record and compare with the function itself; return the function's result."""
