@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,30 +18,42 @@ _CONVOLVED_AT_ONCE = 8 * 30 * 28 * 28
 # Fewer tasks at once are slower than one after another.
 _WORTH_VECTORIZING = 4
 
-# Input elements times parameters, about the multiplications of one call. Below, more threads gain a tenth at best, and
-# on a machine that has other work, or many cores, waiting for each other costs them several times that.
-_TINY = 1e6
+# Input elements times parameters, about the multiplications of one call. Below, operations on more threads gain
+# nothing, and on a machine that has other work, or many cores, waiting for each other costs them several times that.
+_TINY = 2.5e6
 
 
-def fastest_chunk_size(model: nn.Module, batch: Episode) -> int:
+class ModelSize(NamedTuple):
+    """What there is to know about a model before tasks are cut into pieces."""
+
+    parameters: int
+    convolves: bool
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelSize:
+        """Measure a model."""
+        convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
+        return cls(sum(p.numel() for p in model.parameters()), convolves)
+
+
+def fastest_chunk_size(model: ModelSize, batch: Episode) -> int:
     """How many tasks to vectorize at once where the user leaves it to the library.
 
     All of them, except for convolutions on a CPU, which take pieces of a size that was measured to be fast.
     """
     inputs = tree_leaves((batch.support_x, batch.query_x))
-    fitting = _CONVOLVED_AT_ONCE * batch.num_tasks // sum(leaf.numel() for leaf in inputs)
-    all_fit = fitting >= max(batch.num_tasks, _WORTH_VECTORIZING)
-    if all_fit or inputs[0].device.type != "cpu" or not _convolves(model):
+    if inputs[0].device.type != "cpu" or not model.convolves:
         return batch.num_tasks
+    fitting = _CONVOLVED_AT_ONCE // sum(leaf[0].numel() for leaf in inputs)
     return min(batch.num_tasks, fitting) if fitting >= _WORTH_VECTORIZING else 1
 
 
-def is_tiny(model: nn.Module, batch: Episode) -> bool:
+def is_tiny(model: ModelSize, batch: Episode) -> bool:
     """Whether a batch is so little work that a second CPU thread can cost more than it gains."""
     inputs = tree_leaves((batch.support_x, batch.query_x))
-    if inputs[0].device.type != "cpu" or _convolves(model):
+    if inputs[0].device.type != "cpu" or model.convolves:
         return False
-    return sum(leaf.numel() for leaf in inputs) * sum(p.numel() for p in model.parameters()) < _TINY
+    return sum(leaf.numel() for leaf in inputs) * model.parameters < _TINY
 
 
 def split_by_chunk(batch: Episode, chunk_size: int) -> Iterator[tuple[Tensor, Episode]]:
@@ -70,10 +82,6 @@ def fill_padding(batch: Episode) -> Episode:
     support_x, support_y = _fill((batch.support_x, batch.support_y), batch.support_mask)
     query_x, query_y = _fill((batch.query_x, batch.query_y), batch.query_mask)
     return batch._replace(support_x=support_x, support_y=support_y, query_x=query_x, query_y=query_y)
-
-
-def _convolves(model: nn.Module) -> bool:
-    return any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
 
 
 def _lengths(x: Any, mask: Tensor | None) -> Tensor:

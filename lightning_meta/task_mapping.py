@@ -19,6 +19,7 @@ from lightning_meta.losses import splits_by_example
 from lightning_meta.recording import Recorder, python_state
 from lightning_meta.task import MetaParameters, TaskResult
 from lightning_meta.task_batches import (
+    ModelSize,
     fastest_chunk_size,
     fill_padding,
     is_tiny,
@@ -57,11 +58,14 @@ class TaskMapping:
 
     def __init__(self, learner: MetaLearner, compile_training: bool | None, own_gradient: bool) -> None:
         self._learner = learner
+        self._model_size = ModelSize.of(learner.model)
         self._own_gradient = own_gradient
         self._train: Callable[..., Any] = self._eagerly
         if compile_training is not False:
-            self._train = Recorder(self._summed_gradients, self._eagerly, self._state, compiled=bool(compile_training))
+            compiled = bool(compile_training)
+            self._train = Recorder(self._summed_gradients, self._eagerly, self._state, compiled, self._idle_threads)
         self._dependent_examples: bool | None = None
+        self._threads = 1
 
     def gradients(
         self, meta: MetaParameters, batch: Episode
@@ -82,6 +86,10 @@ class TaskMapping:
         """Apply a function of one task to each; return pieces of the results with the tasks' indices."""
         with self._prepared(batch):
             return [(indices, self._apply(function, meta, piece)) for indices, piece in self._pieces(batch)]
+
+    def _idle_threads(self) -> int:
+        """How many threads there are for tasks, where the operations of each use one."""
+        return self._threads
 
     def _state(self) -> Hashable | None:
         return python_state(self._learner)
@@ -113,7 +121,7 @@ class TaskMapping:
 
     def _pieces(self, batch: Episode) -> Iterator[tuple[Tensor, Episode]]:
         learner = self._learner
-        chunk_size = learner.task_chunk_size or fastest_chunk_size(learner.model, batch)
+        chunk_size = learner.task_chunk_size or fastest_chunk_size(self._model_size, batch)
         if batch.support_mask is None and batch.query_mask is None:
             return split_by_chunk(batch, chunk_size)
         unmasked = learner.whole_tasks or not splits_by_example(learner.loss_fn) or self._examples_depend(batch)
@@ -140,8 +148,8 @@ class TaskMapping:
         """Around per-task functions: attention that can be differentiated, fitting threads, advice in errors."""
         keep_freed_memory()
         threads = torch.get_num_threads()
-        tiny = threads > 1 and self._learner.task_chunk_size is None and is_tiny(self._learner.model, batch)
-        chosen = 1 if tiny else threads
+        tiny = threads > 1 and self._learner.task_chunk_size is None and is_tiny(self._model_size, batch)
+        chosen, self._threads = (1, threads) if tiny else (threads, 1)
         try:
             if chosen != threads:
                 torch.set_num_threads(chosen)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_meta import MAML, MLP, Conv4, Episode, collate_episodes
-from lightning_meta.task_batches import is_tiny
+from lightning_meta.task_batches import ModelSize, is_tiny
 
 
 def batch(tasks=4, features=1):
@@ -21,9 +21,9 @@ def _two_threads():
 
 
 def test_tiny_work_is_told_from_work_that_needs_all_threads():
-    assert is_tiny(MLP(), batch(25))
-    assert not is_tiny(MLP(in_features=784, hidden=[512, 512]), batch(25, 784))
-    assert not is_tiny(Conv4(), Episode(*[torch.zeros(1, 1, 1, 28, 28)] * 4))
+    assert is_tiny(ModelSize.of(MLP()), batch(25))
+    assert not is_tiny(ModelSize.of(MLP(in_features=784, hidden=[512, 512])), batch(25, 784))
+    assert not is_tiny(ModelSize.of(Conv4()), Episode(*[torch.zeros(1, 1, 1, 28, 28)] * 4))
 
 
 @pytest.mark.usefixtures("_two_threads")

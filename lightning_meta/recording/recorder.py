@@ -14,8 +14,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
-from lightning_meta.recording.compiling import Compiled
+from lightning_meta.recording.compiling import Compiled, compiled_function
 from lightning_meta.recording.graph import Recording
+from lightning_meta.recording.parallel import ParallelRecording, in_parts
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class _Kind:
     def __init__(self, form: TreeSpec) -> None:
         self.form = form
         self.calls = 0
-        self.recording: Recording | None = None
+        self.recording: Recording | ParallelRecording | None = None
         self.refused = False
 
 
@@ -55,10 +56,12 @@ class Recorder:
     A recording's first result is compared with the function's own. Copies and pickles record anew.
 
     Args:
-        function: A pure function of pytrees of tensors and None.
+        function: A pure function of two pytrees of tensors and None: what the tasks share, and the tasks. Returns what
+            is summed over tasks and what is stacked.
         plain: What to call where nothing is recorded; computes the same.
         state: Returns a key for all else that the function reads, or None where that cannot be told.
         compiled: Whether to record at the first call and compile the recording; and what cannot be recorded, too.
+        threads: Returns how many threads a compiled recording may share the tasks out among.
     """
 
     def __init__(
@@ -67,11 +70,13 @@ class Recorder:
         plain: Callable[..., Any],
         state: Callable[[], Hashable | None],
         compiled: bool,
+        threads: Callable[[], int],
     ) -> None:
         self._function = function
         self._plain = plain
         self._state = state
         self._compiled = compiled
+        self._threads = threads
         self._kinds: dict[Hashable, _Kind] = {}
         self._latest: tuple[Hashable, _Kind] | None = None
         self._traced: Compiled | None = None
@@ -80,15 +85,16 @@ class Recorder:
         """What was recorded and compiled is left out."""
         return {**self.__dict__, "_kinds": {}, "_latest": None, "_traced": None}
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, shared: Any, tasks: Any) -> Any:
         """Return the function's result."""
+        arguments = shared, tasks
         state = self._state()
         if state is None:
             return self._unrecorded(*arguments)
         leaves, form = tree_flatten(arguments)
         tensors = [leaf for leaf in leaves if leaf is not None]
         autocast = _autocast(tensors[0].device.type)
-        key = (state, autocast, *map(_signature, leaves))
+        key = (state, autocast, self._threads(), *map(_signature, leaves))
         kind = self._kind(key, form)
         if kind.refused or kind.form != form:
             return self._unrecorded(*arguments)
@@ -100,7 +106,7 @@ class Recorder:
             return self._plain(*arguments)
         return self._record(kind, arguments, tensors, autocast)
 
-    def recordings(self) -> list[Recording]:
+    def recordings(self) -> list[Recording | ParallelRecording]:
         """The recordings in use."""
         return [kind.recording for kind in self._kinds.values() if kind.recording is not None]
 
@@ -115,13 +121,16 @@ class Recorder:
         self._latest = key, kind
         return kind
 
-    def _record(self, kind: _Kind, arguments: tuple[Any, ...], tensors: list[Tensor], autocast: _Autocast) -> Any:
+    def _record(self, kind: _Kind, arguments: tuple[Any, Any], tensors: list[Tensor], autocast: _Autocast) -> Any:
         """Record and compare with the function itself; return the function's result."""
         on_gpu = [tensors[0].device] if tensors[0].device.type == "cuda" else []
         try:
             before = self._state(), _python_generators()
             with torch.random.fork_rng(devices=on_gpu):
+                recording: Recording | ParallelRecording
                 recording = Recording(self._function, arguments, compiled=self._compiled)
+                if self._compiled:
+                    recording = in_parts(recording, self._function, arguments, self._threads())
             with torch.random.fork_rng(devices=on_gpu), autocast.off():
                 found = recording(tensors)
             if (self._state(), _python_generators()) != before:
@@ -145,8 +154,7 @@ class Recorder:
         if not self._compiled:
             return self._plain(*arguments)
         if self._traced is None:
-            on_cpu = all(leaf.device.type == "cpu" for leaf in tree_leaves(arguments) if leaf is not None)
-            self._traced = Compiled(self._function, self._plain, on_cpu)
+            self._traced = compiled_function(self._function, self._plain)
         return self._traced(*arguments)
 
 

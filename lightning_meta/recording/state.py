@@ -28,6 +28,7 @@ _PLAIN = (
     type,
     types.BuiltinFunctionType,
 )
+_PLAINEST = frozenset({type(None), bool, int, float, str})  # found at once
 _MODULES_OWN = frozenset(vars(nn.Module()))
 _HOOKS = tuple(name for name in _MODULES_OWN if name.endswith("_hooks"))
 
@@ -116,18 +117,17 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 def _module_state(module: nn.Module) -> Hashable:
     attributes = vars(module)
-    if any(attributes[name] for name in _HOOKS):
+    if any(map(attributes.__getitem__, _HOOKS)):
         raise _UnknownError
-    kind: Hashable = _Identity(type(module))
-    own = [(name, _state(value)) for name, value in attributes.items() if name not in _MODULES_OWN]
+    own = [(name, _state(attributes[name])) for name in sorted(attributes.keys() - _MODULES_OWN)]
     held = [_state(p) for p in module._parameters.values() if p is None or not p.requires_grad]
     buffers = [_state(buffer) for buffer in module._buffers.values()]
     parts = [_module_state(part) for part in module._modules.values() if part is not None]
-    return kind, module.training, *own, *held, *buffers, *parts, *_current(_class_names(type(module)))  # type: ignore[arg-type]
+    return type(module), module.training, *own, *held, *buffers, *parts, *_current(_class_names(type(module)))  # type: ignore[arg-type]
 
 
 def _state(value: Any) -> Hashable:
-    if isinstance(value, _PLAIN):
+    if type(value) in _PLAINEST or isinstance(value, _PLAIN):
         return value
     if isinstance(value, nn.Parameter) and value.requires_grad:
         return _Identity(value)
