@@ -103,6 +103,9 @@ class MetaLearner(L.LightningModule, ABC):
     whole_tasks = False
     """Whether per-task functions take no masks, so that padding is cut off instead."""
 
+    draws = False
+    """Whether training draws random numbers, besides dropout; then threads may not take them in any order."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -323,6 +326,7 @@ class MetaLearner(L.LightningModule, ABC):
         """Note which loss and inner optimizer were trained, so that others cannot take their place unnoticed."""
         checkpoint["meta_learner_arguments"] = self._described_arguments
         checkpoint["meta_learner_random_seed"] = self._random_seed
+        checkpoint["meta_learner_calls"] = self._mapping.calls()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise a ValueError if the checkpoint was trained with another loss or inner optimizer, given as objects."""
@@ -330,6 +334,7 @@ class MetaLearner(L.LightningModule, ABC):
             raise ValueError("the checkpoint was not saved by a MetaLearner: load its weights into the model instead")
         if self._trainer is not None:  # a run that goes on, rather than one that starts from trained weights
             self._random_seed = checkpoint.get("meta_learner_random_seed")
+            self._mapping.resume(checkpoint.get("meta_learner_calls"))
         for name, trained in checkpoint["meta_learner_arguments"].items():
             own = self._described_arguments.get(name, "the default")
             if trained != own:

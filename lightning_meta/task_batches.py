@@ -11,16 +11,20 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_meta.episode import Episode
 
-# What two CPU cores convolve fastest at once: 8 tasks of 30 images of 28 × 28 pixels. Twice as much takes up to three
-# times as long a task, because oneDNN falls back to a slow kernel and the work leaves the cache.
+# What a CPU convolves fastest at once: 8 tasks of 30 images of 28 × 28 pixels. Twice as much takes up to three times as
+# long a task, because oneDNN falls back to a slow kernel and the work leaves the cache.
 _CONVOLVED_AT_ONCE = 8 * 30 * 28 * 28
 
 # Fewer tasks at once are slower than one after another.
 _WORTH_VECTORIZING = 4
 
-# Input elements times parameters, about the multiplications of one call. Below, operations on more threads gain
-# nothing, and on a machine that has other work, or many cores, waiting for each other costs them several times that.
+# Multiplications of one call of the model on a batch. Below, operations on more threads gain nothing, and on a machine
+# that has other work, or many cores, waiting for each other costs them several times that.
 _TINY = 2.5e6
+
+# Multiplications times inner steps that take a core a quarter of a millisecond, several times as long as to hand them
+# to another.
+_WORTH_A_THREAD = 1e6
 
 
 class ModelSize(NamedTuple):
@@ -28,32 +32,75 @@ class ModelSize(NamedTuple):
 
     parameters: int
     convolves: bool
+    drops: bool
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelSize:
         """Measure a model."""
-        convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
-        return cls(sum(p.numel() for p in model.parameters()), convolves)
+        convolves, drops = (
+            any(isinstance(module, kind) for module in model.modules())
+            for kind in (nn.modules.conv._ConvNd, nn.modules.dropout._DropoutNd)
+        )
+        return cls(sum(p.numel() for p in model.parameters()), convolves, drops)
 
 
-def fastest_chunk_size(model: ModelSize, batch: Episode) -> int:
+def fastest_chunk_size(model: ModelSize, batch: Episode, workers: int = 1) -> int:
     """How many tasks to vectorize at once where the user leaves it to the library.
 
     All of them, except for convolutions on a CPU, which take pieces of a size that was measured to be fast.
+
+    Args:
+        model: The model's size.
+        batch: The tasks.
+        workers: How many threads take pieces at the same time.
     """
-    inputs = tree_leaves((batch.support_x, batch.query_x))
-    if inputs[0].device.type != "cpu" or not model.convolves:
-        return batch.num_tasks
-    fitting = _CONVOLVED_AT_ONCE // sum(leaf[0].numel() for leaf in inputs)
-    return min(batch.num_tasks, fitting) if fitting >= _WORTH_VECTORIZING else 1
+    share = -(-batch.num_tasks // workers)
+    if not model.convolves or not _on_cpu(batch):
+        return share
+    fitting = _fitting(batch)
+    return min(share, fitting) if fitting >= _WORTH_VECTORIZING else 1
+
+
+def fastest_workers(model: ModelSize, batch: Episode, threads: int, steps: int, compiled: bool) -> int:
+    """Among how many threads to share recorded tasks out, rather than give each operation all threads.
+
+    Convolutions of few-shot tasks scale badly inside an operation, and tiny ones not at all. Without compilation tiny
+    operations are bound by Python, which has one thread. Tasks too large for a cache stay one after another, to bound
+    the memory too.
+
+    Args:
+        model: The model's size.
+        batch: The tasks.
+        threads: How many there are.
+        steps: Inner steps of a task.
+        compiled: Whether the recordings are compiled.
+    """
+    if not _on_cpu(batch):
+        return 1
+    if model.convolves:
+        return min(threads, batch.num_tasks) if _fitting(batch) else 1
+    if not compiled or not is_tiny(model, batch):
+        return 1
+    return max(1, min(threads, batch.num_tasks, int(_multiplications(model, batch) * steps / _WORTH_A_THREAD)))
 
 
 def is_tiny(model: ModelSize, batch: Episode) -> bool:
-    """Whether a batch is so little work that a second CPU thread can cost more than it gains."""
-    inputs = tree_leaves((batch.support_x, batch.query_x))
-    if inputs[0].device.type != "cpu" or model.convolves:
-        return False
-    return sum(leaf.numel() for leaf in inputs) * model.parameters < _TINY
+    """Whether a batch is so little work that a second CPU thread can cost an operation more than it gains."""
+    return _on_cpu(batch) and not model.convolves and _multiplications(model, batch) < _TINY
+
+
+def _on_cpu(batch: Episode) -> bool:
+    return tree_leaves(batch.support_x)[0].device.type == "cpu"
+
+
+def _multiplications(model: ModelSize, batch: Episode) -> int:
+    """About how many one call of the model makes: input elements times parameters."""
+    return sum(leaf.numel() for leaf in tree_leaves((batch.support_x, batch.query_x))) * model.parameters
+
+
+def _fitting(batch: Episode) -> int:
+    """How many tasks of images fit in what is fast to convolve at once."""
+    return _CONVOLVED_AT_ONCE // sum(leaf[0].numel() for leaf in tree_leaves((batch.support_x, batch.query_x)))
 
 
 def split_by_chunk(batch: Episode, chunk_size: int) -> Iterator[tuple[Tensor, Episode]]:

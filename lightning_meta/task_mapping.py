@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from lightning_meta.task import MetaParameters, TaskResult
 from lightning_meta.task_batches import (
     ModelSize,
     fastest_chunk_size,
+    fastest_workers,
     fill_padding,
     is_tiny,
     split_by_chunk,
@@ -60,25 +62,43 @@ class TaskMapping:
         self._learner = learner
         self._model_size = ModelSize.of(learner.model)
         self._own_gradient = own_gradient
-        self._train: Callable[..., Any] = self._eagerly
+        self._compiled = bool(compile_training)
+        self._recorder: Recorder | None = None
         if compile_training is not False:
-            compiled = bool(compile_training)
-            self._train = Recorder(self._summed_gradients, self._eagerly, self._state, compiled, self._idle_threads)
+            self._recorder = Recorder(self._summed_gradients, self._eagerly, self._state, self._compiled)
         self._dependent_examples: bool | None = None
-        self._threads = 1
+        self._earlier: tuple[str, dict[str, int]] | None = None
+
+    def calls(self) -> tuple[str, dict[str, int]] | None:
+        """What a resumed training needs to know: the training phase, and the calls in it; plain, for checkpoints."""
+        if self._recorder is None or self._earlier is not None:
+            return self._earlier
+        return repr(self._learner.training_phase()), self._recorder.calls()
+
+    def resume(self, calls: tuple[str, dict[str, int]] | None) -> None:
+        """Go on as the mapping whose ``calls()`` these are, if the next batch is of the same phase."""
+        self._earlier = calls
 
     def gradients(
         self, meta: MetaParameters, batch: Episode
     ) -> tuple[dict[str, Tensor], list[tuple[Tensor, TaskResult]]]:
         """Return the sum over tasks of their meta-gradients, and pieces of the tasks' reports with their indices."""
-        totals: dict[str, Tensor] = {}
-        results = []
+        if self._earlier is not None and self._recorder is not None:
+            phase, calls = self._earlier
+            if phase == repr(self._learner.training_phase()):
+                self._recorder.resume(calls)
+            self._earlier = None
+        state = None if self._recorder is None else self._state()
+        workers = 1 if state is None else self._workers(batch)
         with self._prepared(batch):
-            for indices, piece in self._pieces(batch):
-                sums, result = self._train(meta, piece)
-                totals = {name: totals[name] + part for name, part in sums.items()} if totals else sums
-                results.append((indices, result))
-        return totals, results
+            indices, pieces = zip(*self._pieces(batch, workers), strict=True)
+            if self._recorder is None:
+                results = [self._eagerly(meta, piece) for piece in pieces]
+            else:
+                results = self._recorder(state, meta, pieces, workers)
+        sums, reports = zip(*results, strict=True)
+        totals = {name: functools.reduce(torch.add, [part[name] for part in sums]) for name in meta}
+        return totals, list(zip(indices, reports, strict=True))
 
     def map(
         self, function: Callable[[MetaParameters, Episode], TaskResult], meta: MetaParameters, batch: Episode
@@ -87,9 +107,12 @@ class TaskMapping:
         with self._prepared(batch):
             return [(indices, self._apply(function, meta, piece)) for indices, piece in self._pieces(batch)]
 
-    def _idle_threads(self) -> int:
-        """How many threads there are for tasks, where the operations of each use one."""
-        return self._threads
+    def _workers(self, batch: Episode) -> int:
+        """How many threads take pieces of the batch at the same time."""
+        learner = self._learner
+        if learner.task_chunk_size is not None or learner.draws or self._model_size.drops:
+            return 1
+        return fastest_workers(self._model_size, batch, torch.get_num_threads(), learner.inner_steps, self._compiled)
 
     def _state(self) -> Hashable | None:
         return python_state(self._learner)
@@ -119,9 +142,9 @@ class TaskMapping:
         in_dims = tree_map(lambda leaf: None if leaf is None else 0, piece)
         return vmap(function, in_dims=(None, in_dims), randomness="different")(meta, piece)
 
-    def _pieces(self, batch: Episode) -> Iterator[tuple[Tensor, Episode]]:
+    def _pieces(self, batch: Episode, workers: int = 1) -> Iterator[tuple[Tensor, Episode]]:
         learner = self._learner
-        chunk_size = learner.task_chunk_size or fastest_chunk_size(self._model_size, batch)
+        chunk_size = learner.task_chunk_size or fastest_chunk_size(self._model_size, batch, workers)
         if batch.support_mask is None and batch.query_mask is None:
             return split_by_chunk(batch, chunk_size)
         unmasked = learner.whole_tasks or not splits_by_example(learner.loss_fn) or self._examples_depend(batch)
@@ -148,11 +171,10 @@ class TaskMapping:
         """Around per-task functions: attention that can be differentiated, fitting threads, advice in errors."""
         keep_freed_memory()
         threads = torch.get_num_threads()
-        tiny = threads > 1 and self._learner.task_chunk_size is None and is_tiny(self._model_size, batch)
-        chosen, self._threads = (1, threads) if tiny else (threads, 1)
+        tiny = self._learner.task_chunk_size is None and is_tiny(self._model_size, batch)
         try:
-            if chosen != threads:
-                torch.set_num_threads(chosen)
+            if tiny:
+                torch.set_num_threads(1)
             with differentiable_attention():
                 yield
         except RuntimeError as error:
@@ -162,5 +184,5 @@ class TaskMapping:
                 error.add_note(_CANNOT_VECTORIZE)
             raise
         finally:
-            if chosen != threads:
+            if tiny:
                 torch.set_num_threads(threads)

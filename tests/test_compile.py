@@ -111,8 +111,8 @@ def test_a_subclass_that_cannot_be_recorded_is_compiled_as_it_is(batch):
     learner = Halved(model, nn.MSELoss(), inner_lr=0.1, compile=True)
     expected = loop_meta_gradient(model, nn.MSELoss(), batch, 0.1, 1)[1]
     assert_same(meta_gradient(learner, batch)[1], {name: 0.5 * slope for name, slope in expected.items()})
-    assert learner._mapping._train.recordings() == []
-    assert learner._mapping._train._traced.worked
+    assert learner._mapping._recorder.recordings() == []
+    assert learner._mapping._recorder._traced.worked
 
 
 @pytest.mark.slow
@@ -129,7 +129,7 @@ def test_compiled_learners_have_the_same_gradient(cls, batch):
         meta_gradient(compiled, batch)  # the first call is the uncompiled step's, for comparison
         torch.manual_seed(1)
         found = meta_gradient(compiled, batch)
-    (recording,) = compiled._mapping._train.recordings()
+    (recording,) = compiled._mapping._recorder.recordings()
     assert recording._run.worked
     torch.testing.assert_close(found[0], expected[0])
     for name, slope in expected[1].items():

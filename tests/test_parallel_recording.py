@@ -1,17 +1,32 @@
-"""Compiled recordings that share tasks out among threads; most tests leave out the compiler, which takes seconds."""
+"""Recordings that share tasks out among threads; most tests leave out the compiler, which takes seconds."""
 
 from __future__ import annotations
 
 import multiprocessing
 import threading
+import time
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from lightning_meta import ANIL, MAML, MLP, AmortizedMAML, Episode, ImplicitMAML, MetaSGD, Reptile, collate_episodes
-from lightning_meta.recording import graph, parallel
+from lightning_meta import (
+    ANIL,
+    MAML,
+    MLP,
+    AmortizedMAML,
+    Conv4,
+    Episode,
+    ImplicitMAML,
+    MetaSGD,
+    Reptile,
+    collate_episodes,
+    task_batches,
+)
+from lightning_meta.recording import graph, parallel, recorder
+from lightning_meta.task import merge_results
 from tests.reference import assert_same, loop_meta_gradient, meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -22,16 +37,18 @@ def threads(monkeypatch):
     """Counts recorded calls by thread, with three threads for however little work."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    monkeypatch.setattr(parallel, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(task_batches, "_WORTH_A_THREAD", 1e-9)
     calls = Counter()
-    run = graph.Recording.run
+    run = graph.Recording.__call__
 
     def counted(self, tensors):
-        calls[threading.current_thread().name] += 1
-        assert torch.get_num_threads() == 1  # else every thread would start more
+        name = threading.current_thread().name
+        calls[name] += 1
+        if name.startswith("lightning_meta"):
+            assert torch.get_num_threads() == 1  # else every thread would start more
         return run(self, tensors)
 
-    monkeypatch.setattr(graph.Recording, "run", counted)
+    monkeypatch.setattr(graph.Recording, "__call__", counted)
     yield calls
     torch.set_num_threads(before)
 
@@ -45,9 +62,14 @@ def make_batch(tasks=5):
     return Episode(*[torch.randn(tasks, size, 1) for size in (5, 5, 6, 6)])
 
 
+def make_images(tasks=5):
+    labels = torch.arange(3).expand(tasks, 3)
+    return Episode(torch.rand(tasks, 3, 1, 28, 28), labels, torch.rand(tasks, 3, 1, 28, 28), labels)
+
+
 def check(learner, model, batch):
-    for _ in range(3):  # records, compiles alone, shares out
-        expected = loop_meta_gradient(model, nn.MSELoss(), batch, 0.1, 2)
+    for _ in range(3):  # the first records
+        expected = loop_meta_gradient(model, learner.loss_fn, batch, 0.1, 2)
         loss, gradient = meta_gradient(learner, batch)
         torch.testing.assert_close(loss, expected[0])
         assert_same(gradient, expected[1])
@@ -92,11 +114,10 @@ def test_every_learner_reports_its_tasks_in_order(cls, threads):
     torch.testing.assert_close(found[0], expected[0])
     for name, slope in expected[1].items():
         torch.testing.assert_close(found[1][name], slope, rtol=1e-6, atol=1e-8)
-    reports = [
-        learner._mapping.gradients({n: p.detach() for n, p in learner.named_parameters()}, batch)[1][0][1]
-        for learner in (plain, shared)
-    ]
-    if not any(recording.draws for recording in shared._mapping._train.recordings()):
+    metas = [{name: p.detach() for name, p in learner.named_parameters()} for learner in (plain, shared)]
+    pieces = [learner._mapping.gradients(meta, batch)[1] for learner, meta in zip((plain, shared), metas, strict=True)]
+    reports = [merge_results(results, 6) for results in pieces]
+    if not any(recording.draws for recording in shared._mapping._recorder.recordings()):
         assert len(threads) == 3
         torch.testing.assert_close(reports[1].outputs, reports[0].outputs)
         torch.testing.assert_close(reports[1].loss, reports[0].loss)
@@ -119,20 +140,66 @@ def test_with_one_thread_nothing_is_shared_out(threads):
     assert set(threads) == {threading.current_thread().name}
 
 
-def test_matrix_operations_are_counted_as_by_hand():
-    x, weight = torch.randn(3, 4), torch.randn(4, 5)
-    recording = graph.Recording(lambda weight, x: torch.tanh(x @ weight), (weight, x), compiled=False)
-    assert recording.matrix_operations() == 2 * 3 * 4 * 5
+@pytest.mark.parametrize("tasks", [2, 4, 5, 7])
+def test_images_shared_out_have_the_loops_gradient(tasks, threads, monkeypatch):
+    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 0)
+    model = Conv4(3, filters=4)
+    check(MAML(model, inner_lr=0.1, inner_steps=2), model, make_images(tasks))
+    assert sum(name.startswith("lightning_meta") for name in threads) == min(tasks, 3) - 1
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("case", ["drawing", "mapped by the user", "overridden", "too large", "minibatches"])
+def test_images_stay_in_one_thread_where_they_must(case, threads, monkeypatch):
+    class Halved(MAML):
+        def task_loss(self, meta, task):
+            loss, result = super().task_loss(meta, task)
+            return 0.5 * loss, result
+
+    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 0)
+    model = Conv4(3, filters=4)
+    if case == "drawing":
+        model.head = nn.Sequential(nn.Dropout(0.1), model.head)
+    if case == "too large":
+        monkeypatch.setattr(task_batches, "_CONVOLVED_AT_ONCE", 6 * 28 * 28 - 1)
+    cls = {"overridden": Halved, "minibatches": partial(Reptile, inner_batch_size=2)}.get(case, MAML)
+    learner = cls(model, task_chunk_size=2 if case == "mapped by the user" else None)
+    monkeypatch.setattr(parallel, "_pool", None)
+    for _ in range(3):
+        meta_gradient(learner, make_images())
+    assert torch.get_num_threads() == 3
+
+
+def test_an_error_in_any_thread_is_raised_when_all_are_done():
+    done = []
+
+    def fails():
+        raise torch.OutOfMemoryError("no more")
+
+    def works():
+        time.sleep(0.1)
+        done.append(True)
+
+    for calls in ([fails, works, works], [works, works, fails]):
+        done.clear()
+        with pytest.raises(torch.OutOfMemoryError):
+            parallel.share_out(calls, 3)
+        assert len(done) == 2
+
+
+def test_results_come_in_the_order_of_the_calls():
+    calls = [partial(int, i) for i in range(7)]
+    assert parallel.share_out(calls, 3) == list(range(7))
 
 
 def _in_a_fork(results):
-    results.put(parallel._threads(1).submit(int).result(timeout=60))
+    results.put(parallel._pool(1).submit(int).result(timeout=60))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="the system cannot fork")
 def test_a_forked_process_has_threads_of_its_own():
-    parallel._threads(1).submit(int).result()
+    parallel._pool(1).submit(int).result()
     context = multiprocessing.get_context("fork")
     results = context.SimpleQueue()
     process = context.Process(target=_in_a_fork, args=(results,))
@@ -150,5 +217,4 @@ def test_compiled_tasks_shared_out_have_the_loops_gradient(threads):
     learner = MAML(model, nn.MSELoss(), inner_lr=0.1, inner_steps=2, compile=True)
     check(learner, model, make_batch())
     assert len(threads) == 3
-    (recording,) = learner._mapping._train.recordings()
-    assert all(part._run.worked for _, part in recording._parts)
+    assert all(recording._run.worked for recording in learner._mapping._recorder.recordings())

@@ -50,7 +50,7 @@ def make_batch(tasks=4):
 
 
 def recordings(learner):
-    return learner._mapping._train.recordings()
+    return learner._mapping._recorder.recordings()
 
 
 def check(learner, model, batch, lr=0.1, steps=1, first_order=False):
@@ -108,7 +108,7 @@ def test_every_learner_repeats_its_step_draws_included(cls, batch):
         change_parameters(recorded)
         batch = make_batch()
     assert len(recordings(recorded)) == 1
-    assert not hasattr(plain._mapping._train, "recordings")
+    assert plain._mapping._recorder is None
 
 
 def test_dropout_draws_what_it_would_and_anew_in_every_step(batch):
@@ -327,7 +327,8 @@ def test_recording_waits_for_enough_alike_steps(batch, monkeypatch):
         assert len(recordings(learner)) == expected
     for tasks in range(1, 30):  # ever new shapes push the oldest out
         learner.training_step(make_batch(tasks), 0)
-    assert len(learner._mapping._train._kinds) == recorder._MOST_KINDS
+    assert len(recordings(learner)) == 0
+    assert len(learner._mapping._recorder.calls()) == recorder._MOST_KINDS
 
 
 def test_copies_record_for_themselves(batch):

@@ -12,8 +12,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.utils.data import TensorDataset
 
-from lightning_meta import ABML, MAML, MLP, SinusoidDataModule
+from lightning_meta import ABML, MAML, MLP, Conv4, EpisodicDataModule, SinusoidDataModule
+from lightning_meta.recording import recorder
 from tests.ddp_script import LEARNERS
 
 EPOCHS, BATCHES = 2, 5
@@ -23,12 +25,33 @@ def dropout():
     return MAML(nn.Sequential(MLP(hidden=[6]), nn.Dropout(0.2)), nn.MSELoss())
 
 
+def images():
+    return MAML(Conv4(2, filters=4), inner_lr=0.2)
+
+
+def image_data():
+    classes = TensorDataset(torch.rand(24, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 4)
+    return EpisodicDataModule(
+        train=classes,
+        val=classes,
+        ways=2,
+        shots=1,
+        query_shots=2,
+        tasks_per_batch=3,
+        train_tasks=3 * BATCHES,
+        val_tasks=3,
+    )
+
+
 def fit(learner, folder, ckpt_path=None, workers=0, callbacks=(), seed=0):
     """Train a learner, or the one of a name or a function, and return what it has learned."""
     L.seed_everything(seed if ckpt_path is None else 7, verbose=False)
     if not isinstance(learner, L.LightningModule):
         learner = LEARNERS[learner]() if isinstance(learner, str) else learner()
-    data = SinusoidDataModule(shots=4, tasks_per_batch=2, train_tasks=2 * BATCHES, val_tasks=3, num_workers=workers)
+    if isinstance(learner.model, Conv4):
+        data = image_data()
+    else:
+        data = SinusoidDataModule(shots=4, tasks_per_batch=2, train_tasks=2 * BATCHES, val_tasks=3, num_workers=workers)
     every_step = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     L.Trainer(
         accelerator="cpu",
@@ -57,6 +80,13 @@ def test_resuming_at_any_step_ends_where_an_uninterrupted_run_does(tmp_path, nam
 def test_random_numbers_and_workers_resume_too(tmp_path):
     assert_resumes(dropout, tmp_path / "dropout", [2, 7])
     assert_resumes("maml", tmp_path / "workers", [2, 7], workers=1)
+
+
+@pytest.mark.parametrize("learner", ["maml", "abml", images])
+def test_what_was_recorded_is_recorded_again(tmp_path, monkeypatch, learner):
+    """Recordings of images round otherwise than Python's steps."""
+    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 2)
+    assert_resumes(learner, tmp_path, [2, BATCHES + 1])
 
 
 def test_a_checkpoint_saved_inside_a_step_repeats_that_step(tmp_path):

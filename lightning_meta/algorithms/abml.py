@@ -78,6 +78,8 @@ class ABML(BayesianLearner):
         TypeError: If the model has layers that cannot run per task.
     """
 
+    draws = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -106,6 +106,7 @@ class AmortizedMAML(BayesianLearner):
     """
 
     whole_tasks = True
+    draws = True
 
     def __init__(
         self,

@@ -119,6 +119,7 @@ class Reptile(MetaLearner):
         self.inner_optimizer = update_rule(inner_optimizer)
         self.inner_batch_size = inner_batch_size
         self.eval_inner_batch_size = eval_inner_batch_size
+        self.draws = inner_batch_size is not None
         self.whole_tasks = inner_batch_size is not None or eval_inner_batch_size is not None
         trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         self.kept_state = KeptState(self.inner_optimizer.init(trainable)) if inner_state == "kept" else None

@@ -8,9 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.node import map_arg
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.flop_counter import flop_registry
 
 from lightning_meta.recording.compiling import compiled_graph
 from lightning_meta.recording.simplify import draws_random_numbers, simplify
@@ -37,7 +35,7 @@ class Recording:
         def flat(*tensors: Tensor) -> list[Any]:
             rest = iter(tensors)
             filled = [leaf if leaf is None else next(rest) for leaf in leaves]
-            results, self.form = tree_flatten(function(*tree_unflatten(filled, form)))
+            results, self._form = tree_flatten(function(*tree_unflatten(filled, form)))
             return results
 
         with torch.no_grad():
@@ -57,21 +55,9 @@ class Recording:
         Args:
             tensors: The arguments' leaves that are not None.
         """
-        return tree_unflatten(self.run(tensors), self.form)
-
-    def run(self, tensors: list[Tensor]) -> list[Any]:
-        """As a call, but returns the result's leaves, of which `form` makes the result."""
         with torch.no_grad():
-            return self._run(*tensors)
-
-    def matrix_operations(self) -> int:
-        """Floating-point operations in matrix products, which are most of all."""
-        total = 0
-        for node in self._graph.graph.nodes:
-            if node.op == "call_function" and node.target.overloadpacket in flop_registry:
-                arguments = map_arg(node.args, lambda argument: argument.meta["val"])
-                total += flop_registry[node.target.overloadpacket](*arguments, out_val=node.meta["val"])
-        return total
+            leaves = self._run(*tensors)
+        return tree_unflatten(leaves, self._form)
 
 
 def _tracing_mode(tensors: list[Tensor]) -> Literal["real", "fake"]:

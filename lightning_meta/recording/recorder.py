@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
 from lightning_meta.recording.compiling import Compiled, compiled_function
 from lightning_meta.recording.graph import Recording
-from lightning_meta.recording.parallel import ParallelRecording, in_parts
+from lightning_meta.recording.parallel import fewer_threads, share_out
 
 _log = logging.getLogger(__name__)
 
@@ -33,11 +33,28 @@ _TOLERANCE = 1e-2
 class _Kind:
     """Calls that are alike: how many there were, and their recording once there is one."""
 
-    def __init__(self, form: TreeSpec) -> None:
-        self.form = form
-        self.calls = 0
-        self.recording: Recording | ParallelRecording | None = None
+    def __init__(self, calls: int) -> None:
+        self.form: Any = None
+        self.calls = calls
+        self.recording: Recording | None = None
         self.refused = False
+
+
+class _Call(NamedTuple):
+    """A call: what it is like, its arguments, and their leaves that are not None."""
+
+    kind: _Kind
+    arguments: tuple[Any, Any]
+    tensors: list[Tensor]
+
+    def repeats_in_any_order(self) -> bool:
+        """Whether it only repeats a recording, which draws no random numbers."""
+        return self.kind.recording is not None and not self.kind.recording.draws
+
+    def repeat(self) -> Any:
+        """Repeat the recording."""
+        assert self.kind.recording is not None
+        return self.kind.recording(self.tensors)
 
 
 class _Autocast(NamedTuple):
@@ -56,12 +73,10 @@ class Recorder:
     A recording's first result is compared with the function's own. Copies and pickles record anew.
 
     Args:
-        function: A pure function of two pytrees of tensors and None: what the tasks share, and the tasks. Returns what
-            is summed over tasks and what is stacked.
+        function: A pure function of two pytrees of tensors and None: what all tasks share, and some tasks.
         plain: What to call where nothing is recorded; computes the same.
         state: Returns a key for all else that the function reads, or None where that cannot be told.
         compiled: Whether to record at the first call and compile the recording; and what cannot be recorded, too.
-        threads: Returns how many threads a compiled recording may share the tasks out among.
     """
 
     def __init__(
@@ -70,69 +85,104 @@ class Recorder:
         plain: Callable[..., Any],
         state: Callable[[], Hashable | None],
         compiled: bool,
-        threads: Callable[[], int],
     ) -> None:
         self._function = function
         self._plain = plain
         self._state = state
         self._compiled = compiled
-        self._threads = threads
-        self._kinds: dict[Hashable, _Kind] = {}
-        self._latest: tuple[Hashable, _Kind] | None = None
+        self._kinds: dict[Hashable, dict[Hashable, _Kind]] = {}
+        self._latest: tuple[Hashable, dict[Hashable, _Kind]] | None = None
         self._traced: Compiled | None = None
+        self._earlier: Mapping[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """What was recorded and compiled is left out."""
         return {**self.__dict__, "_kinds": {}, "_latest": None, "_traced": None}
 
-    def __call__(self, shared: Any, tasks: Any) -> Any:
-        """Return the function's result."""
-        arguments = shared, tasks
-        state = self._state()
+    def __call__(self, state: Hashable | None, shared: Any, pieces: Sequence[Any], workers: int) -> list[Any]:
+        """Return the function's result for each piece of the tasks.
+
+        Args:
+            state: What ``state()`` is.
+            shared: What all tasks share.
+            pieces: The tasks, some at a time.
+            workers: How many threads may repeat recordings at the same time.
+        """
         if state is None:
-            return self._unrecorded(*arguments)
-        leaves, form = tree_flatten(arguments)
-        tensors = [leaf for leaf in leaves if leaf is not None]
-        autocast = _autocast(tensors[0].device.type)
-        key = (state, autocast, self._threads(), *map(_signature, leaves))
-        kind = self._kind(key, form)
-        if kind.refused or kind.form != form:
-            return self._unrecorded(*arguments)
+            return [self._unrecorded(shared, piece) for piece in pieces]
+        leaves, form = tree_flatten(shared)
+        autocast = _autocast(leaves[0].device.type)
+        kinds = self._kinds_with((state, autocast, *map(_signature, leaves)))
+        calls = [self._call(kinds, shared, leaves, form, piece) for piece in pieces]
+        for call in calls:
+            if self._was_recorded(call.kind):
+                with _keeping_random_state(call):
+                    self._record(call, autocast, workers)
+        if all(call.repeats_in_any_order() for call in calls):
+            with autocast.off():
+                return share_out([call.repeat for call in calls], workers)
+        return [self._alone(call, autocast, workers) for call in calls]
+
+    def calls(self) -> dict[str, int]:
+        """Numbers of calls by kind, up to their recording, for another recorder to `resume`."""
+        return {} if self._latest is None else {repr(key): kind.calls for key, kind in self._latest[1].items()}
+
+    def resume(self, calls: Mapping[str, int]) -> None:
+        """Go on where another recorder had made these calls, and record at once what it had recorded.
+
+        A recording may round otherwise than the function: so a resumed training goes on to the last bit.
+        """
+        self._kinds, self._latest, self._earlier = {}, None, calls
+
+    def recordings(self) -> list[Recording]:
+        """The recordings in use."""
+        kinds = [kind for alike in self._kinds.values() for kind in alike.values()]
+        return [kind.recording for kind in kinds if kind.recording is not None]
+
+    def _kinds_with(self, key: Hashable) -> dict[Hashable, _Kind]:
+        # Training repeats itself, and comparing long keys is faster than hashing them.
+        if self._latest is None or self._latest[0] != key:
+            if self._latest is not None:
+                self._earlier = {}
+            self._latest = key, _latest_of(self._kinds, key, dict)
+        return self._latest[1]
+
+    def _call(self, kinds: dict[Hashable, _Kind], shared: Any, leaves: list[Any], form: TreeSpec, piece: Any) -> _Call:
+        own_leaves, own_form = tree_flatten(piece)
+        key = tuple(map(_signature, own_leaves))
+        kind = _latest_of(kinds, key, lambda: _Kind(self._earlier.get(repr(key), 0)))
+        kind.form = kind.form or (form, own_form)
+        if kind.form != (form, own_form):
+            kind = _Kind(0)
+            kind.refused = True
+        return _Call(kind, (shared, piece), [leaf for leaf in (*leaves, *own_leaves) if leaf is not None])
+
+    def _alone(self, call: _Call, autocast: _Autocast, workers: int) -> Any:
+        kind = call.kind
         if kind.recording is not None:
             with autocast.off():
-                return kind.recording(tensors)
+                return call.repeat()
+        if kind.refused:
+            return self._unrecorded(*call.arguments)
         kind.calls += 1
-        if kind.calls <= ALIKE_BEFORE_RECORDING and not self._compiled:
-            return self._plain(*arguments)
-        return self._record(kind, arguments, tensors, autocast)
+        if not self._was_recorded(kind):
+            return self._plain(*call.arguments)
+        return self._record(call, autocast, workers)
 
-    def recordings(self) -> list[Recording | ParallelRecording]:
-        """The recordings in use."""
-        return [kind.recording for kind in self._kinds.values() if kind.recording is not None]
+    def _was_recorded(self, kind: _Kind) -> bool:
+        """Whether there were calls enough for a recording that does not exist yet."""
+        least = 0 if self._compiled else ALIKE_BEFORE_RECORDING
+        return kind.recording is None and not kind.refused and kind.calls > least
 
-    def _kind(self, key: Hashable, form: TreeSpec) -> _Kind:
-        # Training repeats itself, and comparing long keys is faster than hashing them.
-        if self._latest is not None and self._latest[0] == key:
-            return self._latest[1]
-        kind = self._kinds.pop(key, None) or _Kind(form)
-        self._kinds[key] = kind  # the latest comes last
-        if len(self._kinds) > _MOST_KINDS:
-            del self._kinds[next(iter(self._kinds))]
-        self._latest = key, kind
-        return kind
-
-    def _record(self, kind: _Kind, arguments: tuple[Any, Any], tensors: list[Tensor], autocast: _Autocast) -> Any:
+    def _record(self, call: _Call, autocast: _Autocast, workers: int) -> Any:
         """Record and compare with the function itself; return the function's result."""
-        on_gpu = [tensors[0].device] if tensors[0].device.type == "cuda" else []
+        kind, arguments, tensors = call
         try:
             before = self._state(), _python_generators()
-            with torch.random.fork_rng(devices=on_gpu):
-                recording: Recording | ParallelRecording
+            with _keeping_random_state(call):
                 recording = Recording(self._function, arguments, compiled=self._compiled)
-                if self._compiled:
-                    recording = in_parts(recording, self._function, arguments, self._threads())
-            with torch.random.fork_rng(devices=on_gpu), autocast.off():
-                found = recording(tensors)
+            with _keeping_random_state(call), autocast.off(), fewer_threads(workers):
+                found = recording(tensors)  # compiled now, for that many threads
             if (self._state(), _python_generators()) != before:
                 raise RuntimeError("the model changes its attributes, or draws random numbers outside of torch")
         except Exception as error:  # what cannot be recorded, for whatever reason, still runs
@@ -156,6 +206,19 @@ class Recorder:
         if self._traced is None:
             self._traced = compiled_function(self._function, self._plain)
         return self._traced(*arguments)
+
+
+def _latest_of(known: dict[Hashable, Any], key: Hashable, make: Callable[[], Any]) -> Any:
+    """The value of a key, now the latest; the oldest is forgotten where there are too many."""
+    value = known[key] = known.pop(key, None) or make()
+    if len(known) > _MOST_KINDS:
+        del known[next(iter(known))]
+    return value
+
+
+def _keeping_random_state(call: _Call) -> AbstractContextManager[None]:
+    device = call.tensors[0].device
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _signature(leaf: Tensor | None) -> Hashable:
