@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from lightning_meta.batch_statistics import check_normalization
 from lightning_meta.episode import Episode, Support
 from lightning_meta.losses import needs_same_shape, takes_class_labels
 from lightning_meta.task import TaskResult
+from lightning_meta.trees import leaves_of
 
 if TYPE_CHECKING:
     from lightning_meta.learner import MetaLearner
@@ -37,21 +39,21 @@ def check_batch(batch: Any, learner: MetaLearner) -> None:
     query = _check_set("query", batch.query_x, batch.query_y, batch.query_mask)
     if support != query:
         raise ValueError(f"support_x holds {support} tasks and query_x {query}; a batch has one of each per task")
-    first_x = tree_map(lambda leaf: leaf[0], batch.support_x)
     for name, target in (("support_y", batch.support_y), ("query_y", batch.query_y)):
-        _check_targets(name, target, learner, first_x, leading=2)
+        _check_targets(name, target, learner, batch.support_x, leading=2)
 
 
 def check_support(support: Support, learner: MetaLearner) -> None:
     """Raise a ValueError unless the learner can adapt to this one task."""
     batched = tree_map(lambda leaf: None if leaf is None else leaf[None], support)
     _check_set("support", batched.x, batched.y, batched.mask)
-    _check_targets("support_y", support.y, learner, support.x, leading=1)
+    _check_targets("support_y", support.y, learner, batched.x, leading=1)
 
 
 def check_finite(result: TaskResult, learner: MetaLearner, gradients: Collection[Tensor] = ()) -> None:
     """Raise a FloatingPointError that tells in which task and inner step a loss, or else a gradient, is not finite."""
-    if torch.cat([part.flatten() for part in (result.loss, result.support_losses, *gradients)]).sum().isfinite():
+    numbers = [part.flatten() for part in (result.loss, result.support_losses, *gradients)]
+    if math.isfinite(torch.cat(numbers).sum()):
         return
     losses = torch.cat([result.support_losses, result.loss[:, None]], dim=1)
     broken = ~torch.isfinite(losses)
@@ -96,7 +98,7 @@ def _rates(learner: MetaLearner) -> str:
 
 
 def _check_set(name: str, x: Any, y: Any, mask: Tensor | None) -> int:
-    shapes = [tuple(leaf.shape) for leaf in tree_leaves((x, y))]
+    shapes = [tuple(leaf.shape) for leaf in leaves_of((x, y))]
     if any(len(shape) < 2 or shape[:2] != shapes[0][:2] for shape in shapes):
         raise ValueError(f"{name}_x and {name}_y must share their leading [tasks, {name}] sizes, got shapes {shapes}")
     if 0 in shapes[0][:2]:

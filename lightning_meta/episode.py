@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_meta.trees import leaves_of, map_leaves
+
 
 class Support(NamedTuple):
     """A support set: inputs ``[support, ...]``, targets ``[support, ...]``, mask ``[support]`` or None."""
@@ -47,7 +49,7 @@ class Episode(NamedTuple):
     @property
     def num_tasks(self) -> int:
         """The size of the leading task dimension of a batch."""
-        return tree_leaves(self.support_x)[0].shape[0]
+        return leaves_of(self.support_x)[0].shape[0]
 
     @property
     def support(self) -> Support:
@@ -56,7 +58,7 @@ class Episode(NamedTuple):
 
     def select(self, tasks: Any) -> Episode:
         """Index the task dimension: an int gives one task, a slice or an index tensor a smaller batch."""
-        return tree_map(lambda leaf: None if leaf is None else leaf[tasks], self)
+        return map_leaves(lambda leaf: leaf[tasks], self)
 
 
 def collate_episodes(episodes: Sequence[Episode] | Episode) -> Episode:

@@ -37,6 +37,7 @@ from lightning_meta.predictive import Samples, mean_output, predict
 from lightning_meta.surrogate import surrogate_loss
 from lightning_meta.task import InnerStep, MetaParameters, TaskResult, merge_results, run_through
 from lightning_meta.task_mapping import TaskMapping, is_out_of_memory
+from lightning_meta.trees import map_leaves
 
 SchedulerInterval = Literal["epoch", "step"]
 
@@ -219,12 +220,13 @@ class MetaLearner(L.LightningModule, ABC):
         return functional_call(self.model, {**parameters, **self._dropped_buffers}, (x,))  # type: ignore[dict-item]
 
     def output_shape(self, x: Any) -> torch.Size:
-        """The shape of the model's output for one example, found by one call on inputs ``[examples, ...]``.
+        """The shape of the model's output for one example, found by one call on inputs ``[tasks, examples, ...]``.
 
         Raises:
             ValueError: If the model cannot take them.
         """
         if self._output_shape is None:
+            x = map_leaves(lambda leaf: leaf[0], x)
             try:
                 with torch.no_grad(), self.keeping_random_state():
                     self._output_shape = self.call_model({}, x).shape[1:]

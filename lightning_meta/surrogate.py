@@ -37,5 +37,4 @@ class _Surrogate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        factor = grad_output * ctx.scale
-        return None, None, None, *[gradient * factor for gradient in ctx.gradients]
+        return None, None, None, *torch._foreach_mul(ctx.gradients, grad_output * ctx.scale)

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+
+from lightning_meta.trees import map_leaves
 
 MetaParameters = Mapping[str, Tensor]
 
@@ -61,21 +62,27 @@ class TaskResult(NamedTuple):
     carried: Any = ()
 
 
-def merge_results(pieces: list[tuple[Tensor, TaskResult]], query: int) -> TaskResult:
+def merge_results(pieces: list[tuple[Tensor | None, TaskResult]], query: int) -> TaskResult:
     """Put the pieces of a batch together, in the order of its tasks.
 
     Args:
-        pieces: Task indices and the tasks' reports.
+        pieces: Task indices and the tasks' reports; None: the pieces are in order.
         query: The batch's number of queries; shorter outputs are padded with zeros.
     """
     results = [_padded(result, query) for _, result in pieces]
-    if len(pieces) == 1:
+    if len(pieces) == 1 and pieces[0][0] is None:
         return results[0]
-    order = torch.cat([indices for indices, _ in pieces]).argsort()
-    return tree_map(lambda *parts: torch.cat(parts)[order.to(parts[0].device)], *results)
+    together = map_leaves(lambda *parts: torch.cat(parts), *results)
+    indices = [own for own, _ in pieces if own is not None]
+    if not indices:
+        return together
+    order = torch.cat(indices).argsort()
+    return map_leaves(lambda leaf: leaf[order.to(leaf.device)], together)
 
 
 def _padded(result: TaskResult, query: int) -> TaskResult:
+    if result.outputs.shape[2] == query:
+        return result
     return result._replace(
         outputs=_pad(result.outputs, 2, query),
         samples={name: _pad(leaf, 2, query) for name, leaf in result.samples.items()},

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_meta.episode import Episode
+from lightning_meta.trees import leaves_of
 
 # What a CPU convolves fastest at once: 8 tasks of 30 images of 28 × 28 pixels. Twice as much takes up to three times as
 # long a task, because oneDNN falls back to a slow kernel and the work leaves the cache.
@@ -90,26 +91,26 @@ def is_tiny(model: ModelSize, batch: Episode) -> bool:
 
 
 def _on_cpu(batch: Episode) -> bool:
-    return tree_leaves(batch.support_x)[0].device.type == "cpu"
+    return leaves_of(batch.support_x)[0].device.type == "cpu"
 
 
 def _multiplications(model: ModelSize, batch: Episode) -> int:
     """About how many one call of the model makes: input elements times parameters."""
-    return sum(leaf.numel() for leaf in tree_leaves((batch.support_x, batch.query_x))) * model.parameters
+    return sum(leaf.numel() for leaf in leaves_of((batch.support_x, batch.query_x))) * model.parameters
 
 
 def _fitting(batch: Episode) -> int:
     """How many tasks of images fit in what is fast to convolve at once."""
-    return _CONVOLVED_AT_ONCE // sum(leaf[0].numel() for leaf in tree_leaves((batch.support_x, batch.query_x)))
+    return _CONVOLVED_AT_ONCE // sum(leaf[0].numel() for leaf in leaves_of((batch.support_x, batch.query_x)))
 
 
-def split_by_chunk(batch: Episode, chunk_size: int) -> Iterator[tuple[Tensor, Episode]]:
-    """Yield ``(task indices, smaller batch)`` with at most ``chunk_size`` tasks each, masks kept."""
+def split_by_chunk(batch: Episode, chunk_size: int) -> Iterator[tuple[None, Episode]]:
+    """Yield ``(None, smaller batch)`` with at most ``chunk_size`` tasks each, in order, masks kept."""
     if chunk_size >= batch.num_tasks:
-        yield torch.arange(batch.num_tasks), batch
+        yield None, batch
         return
-    for indices in torch.arange(batch.num_tasks).split(chunk_size):
-        yield indices, batch.select(slice(int(indices[0]), int(indices[-1]) + 1))
+    for first in range(0, batch.num_tasks, chunk_size):
+        yield None, batch.select(slice(first, first + chunk_size))
 
 
 def split_by_size(batch: Episode, chunk_size: int) -> Iterator[tuple[Tensor, Episode]]:

@@ -81,7 +81,7 @@ class TaskMapping:
 
     def gradients(
         self, meta: MetaParameters, batch: Episode
-    ) -> tuple[dict[str, Tensor], list[tuple[Tensor, TaskResult]]]:
+    ) -> tuple[dict[str, Tensor], list[tuple[Tensor | None, TaskResult]]]:
         """Return the sum over tasks of their meta-gradients, and pieces of the tasks' reports with their indices."""
         if self._earlier is not None and self._recorder is not None:
             phase, calls = self._earlier
@@ -102,7 +102,7 @@ class TaskMapping:
 
     def map(
         self, function: Callable[[MetaParameters, Episode], TaskResult], meta: MetaParameters, batch: Episode
-    ) -> list[tuple[Tensor, TaskResult]]:
+    ) -> list[tuple[Tensor | None, TaskResult]]:
         """Apply a function of one task to each; return pieces of the results with the tasks' indices."""
         with self._prepared(batch):
             return [(indices, self._apply(function, meta, piece)) for indices, piece in self._pieces(batch)]
@@ -122,7 +122,7 @@ class TaskMapping:
             return self._summed_gradients(meta, piece)
         # One task alone is fastest by an ordinary backward. Of several tasks at once it would be wrong: where vmap
         # takes a normalization's backward apart, ordinary autograd misses second derivatives.
-        with torch.enable_grad():
+        with torch.enable_grad(), differentiable_attention():
             leaves = {name: p.detach().requires_grad_() for name, p in meta.items()}
             loss, result = self._learner.task_loss(leaves, piece.select(0))
             if not loss.requires_grad:  # a loss that depends on no parameter
@@ -136,13 +136,14 @@ class TaskMapping:
 
     def _apply(self, function: Callable[..., Any], meta: MetaParameters, piece: Episode) -> Any:
         """Apply a per-task function to each task of a piece; results get a leading task dimension."""
-        if piece.num_tasks == 1 or self._learner.task_chunk_size == 1:
-            results = [function(meta, piece.select(i)) for i in range(piece.num_tasks)]
-            return tree_map(lambda *leaves: torch.stack(leaves), *results)
-        in_dims = tree_map(lambda leaf: None if leaf is None else 0, piece)
-        return vmap(function, in_dims=(None, in_dims), randomness="different")(meta, piece)
+        with differentiable_attention():
+            if piece.num_tasks == 1 or self._learner.task_chunk_size == 1:
+                results = [function(meta, piece.select(i)) for i in range(piece.num_tasks)]
+                return tree_map(lambda *leaves: torch.stack(leaves), *results)
+            in_dims = tree_map(lambda leaf: None if leaf is None else 0, piece)
+            return vmap(function, in_dims=(None, in_dims), randomness="different")(meta, piece)
 
-    def _pieces(self, batch: Episode, workers: int = 1) -> Iterator[tuple[Tensor, Episode]]:
+    def _pieces(self, batch: Episode, workers: int = 1) -> Iterator[tuple[Tensor | None, Episode]]:
         learner = self._learner
         chunk_size = learner.task_chunk_size or fastest_chunk_size(self._model_size, batch, workers)
         if batch.support_mask is None and batch.query_mask is None:
@@ -168,15 +169,14 @@ class TaskMapping:
 
     @contextmanager
     def _prepared(self, batch: Episode) -> Iterator[None]:
-        """Around per-task functions: attention that can be differentiated, fitting threads, advice in errors."""
+        """Around per-task functions: fitting threads, advice in errors."""
         keep_freed_memory()
         threads = torch.get_num_threads()
         tiny = self._learner.task_chunk_size is None and is_tiny(self._model_size, batch)
         try:
             if tiny:
                 torch.set_num_threads(1)
-            with differentiable_attention():
-                yield
+            yield
         except RuntimeError as error:
             if is_out_of_memory(error):
                 error.add_note(_OUT_OF_MEMORY)

@@ -66,7 +66,7 @@ def test_the_steps_inside_a_piece_are_computed_again(checkpointed, calls):
             return super().forward(x)
 
     learner = MAML(Counting(3, 2), nn.MSELoss(), 0.1, 9, checkpoint_inner_loop=checkpointed)
-    learner.output_shape(torch.zeros(1, 3))
+    learner.output_shape(torch.zeros(1, 1, 3))
     count = 0
     learner.training_step(batch(), 0)
     assert count == calls

@@ -261,7 +261,7 @@ def test_a_users_normalization_in_mixed_precision_works_or_says_how(tmp_path):
 
     settings = {"max_epochs": 1, "precision": "bf16-mixed"}
     with pytest.raises(RuntimeError, match="normalizes in mixed precision.*, set task_chunk_size=1"):
-        trainer(tmp_path, **settings).fit(learner(), data)
+        trainer(tmp_path, **settings).fit(learner(task_chunk_size=2), data)
     runner = trainer(tmp_path, **settings)
     runner.fit(learner(task_chunk_size=1), data)
     assert torch.isfinite(runner.callback_metrics["train/loss"])

@@ -142,7 +142,7 @@ def test_minibatches_go_through_all_examples_before_one_comes_again():
     x = torch.stack([numbers, torch.ones(6)], dim=1)
     task = Episode(x[None, :2], torch.zeros(1, 2, 1), x[None, 2:], torch.zeros(1, 4, 1))
     learner = Reptile(Spy(2, 1), nn.MSELoss(), inner_lr=1e-3, inner_steps=5, inner_batch_size=2, task_chunk_size=1)
-    learner.output_shape(x)
+    learner.output_shape(x[None])
     seen.clear()
     learner.training_step(task, 0)
     batches = seen[:5]

@@ -37,7 +37,7 @@ def test_tiny_tasks_run_on_one_thread_unless_the_user_maps_them(chunk, expected)
             return super().forward(x)
 
     learner = MAML(Noting(), nn.MSELoss(), task_chunk_size=chunk)
-    learner.output_shape(torch.zeros(1, 1))
+    learner.output_shape(torch.zeros(1, 1, 1))
     seen.clear()
     learner.training_step(batch(), 0)
     learner.evaluate(batch())
@@ -48,7 +48,7 @@ def test_tiny_tasks_run_on_one_thread_unless_the_user_maps_them(chunk, expected)
 @pytest.mark.usefixtures("_two_threads")
 def test_threads_are_restored_after_an_error():
     learner = MAML(MLP(), nn.MSELoss())
-    learner.output_shape(torch.zeros(1, 1))
+    learner.output_shape(torch.zeros(1, 1, 1))
     learner.call_model = lambda parameters, x: x @ torch.zeros(7, 7)
     with pytest.raises(RuntimeError):
         learner.training_step(batch(), 0)
@@ -80,7 +80,7 @@ def test_running_out_of_memory_names_the_cure(error):
     model = Greedy()
     model.greedy = False
     learner = MAML(model, nn.MSELoss())
-    learner.output_shape(torch.zeros(1, 1))
+    learner.output_shape(torch.zeros(1, 1, 1))
     model.greedy = True
     with pytest.raises(RuntimeError) as caught:
         learner.training_step(batch(), 0)

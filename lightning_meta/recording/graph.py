@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_meta.recording.compiling import compiled_graph
 from lightning_meta.recording.simplify import draws_random_numbers, simplify
+from lightning_meta.trees import put_together, take_apart
 
 
 class Recording:
@@ -29,13 +29,15 @@ class Recording:
     """
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], compiled: bool) -> None:
-        leaves, form = tree_flatten(arguments)
+        leaves: list[Any] = []
+        form = take_apart(arguments, leaves)
         tensors = [leaf for leaf in leaves if leaf is not None]
 
         def flat(*tensors: Tensor) -> list[Any]:
             rest = iter(tensors)
             filled = [leaf if leaf is None else next(rest) for leaf in leaves]
-            results, self._form = tree_flatten(function(*tree_unflatten(filled, form)))
+            results: list[Any] = []
+            self._form = take_apart(function(*put_together(form, iter(filled))), results)
             return results
 
         with torch.no_grad():
@@ -57,7 +59,7 @@ class Recording:
         """
         with torch.no_grad():
             leaves = self._run(*tensors)
-        return tree_unflatten(leaves, self._form)
+        return put_together(self._form, iter(leaves))
 
 
 def _tracing_mode(tensors: list[Tensor]) -> Literal["real", "fake"]:

@@ -6,14 +6,18 @@ another process keeps one of them waiting. These meet once.
 
 from __future__ import annotations
 
-import functools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import torch
+
+# Which share of the calls, their results, and what was raised instead.
+_Outcome = tuple[int, list[Any], BaseException | None]
 
 
 def share_out(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
@@ -26,19 +30,25 @@ def share_out(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
     each = _share(workers)
     used = min(workers, len(calls))
 
-    def some(first: int) -> list[Any]:
+    def some(first: int) -> _Outcome:
         if torch.get_num_threads() != each:
             torch.set_num_threads(each)
-        return [call() for call in calls[first::used]]
-
-    with fewer_threads(workers):
-        others = [_pool(workers - 1).submit(some, worker) for worker in range(1, used)]
         try:
-            shares = [some(0)]
-        finally:
-            wait(others)
-    shares += [other.result() for other in others]
-    return [shares[i % used][i // used] for i in range(len(calls))]
+            return first, [call() for call in calls[first::used]], None
+        except BaseException as error:
+            return first, [], error
+
+    outcomes: SimpleQueue[_Outcome] = SimpleQueue()
+    while len(_others) < used - 1:
+        _others.append(_Worker(f"lightning_meta {len(_others)}"))
+    with fewer_threads(workers):
+        for first in range(1, used):
+            _others[first - 1].jobs.put((partial(some, first), outcomes))
+        done = sorted([some(0), *(outcomes.get() for _ in range(1, used))])
+    for _, _, error in done:
+        if error is not None:
+            raise error
+    return [done[i % used][1][i // used] for i in range(len(calls))]
 
 
 @contextmanager
@@ -59,10 +69,22 @@ def _share(workers: int) -> int:
     return max(1, torch.get_num_threads() // workers)
 
 
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "lightning_meta")
+class _Worker(threading.Thread):
+    """Makes one call after another. An executor's threads do more Python after each, while others wait for it."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self.jobs: SimpleQueue[tuple[Callable[[], _Outcome], SimpleQueue[_Outcome]]] = SimpleQueue()
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            call, outcomes = self.jobs.get()
+            outcomes.put(call())
+            del call, outcomes  # else they stay until the next
+
+
+_others: list[_Worker] = []
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has no such threads
+    os.register_at_fork(after_in_child=_others.clear)  # a forked process has no such threads

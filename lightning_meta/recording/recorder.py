@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
+from torch.utils._pytree import tree_leaves
 
 from lightning_meta.recording.compiling import Compiled, compiled_function
 from lightning_meta.recording.graph import Recording
 from lightning_meta.recording.parallel import fewer_threads, share_out
+from lightning_meta.trees import take_apart
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ class _Kind:
     """Calls that are alike: how many there were, and their recording once there is one."""
 
     def __init__(self, calls: int) -> None:
-        self.form: Any = None
         self.calls = calls
         self.recording: Recording | None = None
         self.refused = False
@@ -110,10 +110,11 @@ class Recorder:
         """
         if state is None:
             return [self._unrecorded(shared, piece) for piece in pieces]
-        leaves, form = tree_flatten(shared)
+        leaves: list[Any] = []
+        form = take_apart(shared, leaves)
         autocast = _autocast(leaves[0].device.type)
-        kinds = self._kinds_with((state, autocast, *map(_signature, leaves)))
-        calls = [self._call(kinds, shared, leaves, form, piece) for piece in pieces]
+        kinds = self._kinds_with((state, autocast, form, *map(_signature, leaves)))
+        calls = [self._call(kinds, shared, leaves, piece) for piece in pieces]
         for call in calls:
             if self._was_recorded(call.kind):
                 with _keeping_random_state(call):
@@ -147,15 +148,11 @@ class Recorder:
             self._latest = key, _latest_of(self._kinds, key, dict)
         return self._latest[1]
 
-    def _call(self, kinds: dict[Hashable, _Kind], shared: Any, leaves: list[Any], form: TreeSpec, piece: Any) -> _Call:
-        own_leaves, own_form = tree_flatten(piece)
-        key = tuple(map(_signature, own_leaves))
+    def _call(self, kinds: dict[Hashable, _Kind], shared: Any, shared_leaves: list[Any], piece: Any) -> _Call:
+        leaves: list[Any] = []
+        key = take_apart(piece, leaves), *map(_signature, leaves)
         kind = _latest_of(kinds, key, lambda: _Kind(self._earlier.get(repr(key), 0)))
-        kind.form = kind.form or (form, own_form)
-        if kind.form != (form, own_form):
-            kind = _Kind(0)
-            kind.refused = True
-        return _Call(kind, (shared, piece), [leaf for leaf in (*leaves, *own_leaves) if leaf is not None])
+        return _Call(kind, (shared, piece), [leaf for leaf in (*shared_leaves, *leaves) if leaf is not None])
 
     def _alone(self, call: _Call, autocast: _Autocast, workers: int) -> Any:
         kind = call.kind

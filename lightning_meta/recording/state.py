@@ -29,8 +29,8 @@ _PLAIN = (
     types.BuiltinFunctionType,
 )
 _PLAINEST = frozenset({type(None), bool, int, float, str})  # found at once
-_MODULES_OWN = frozenset(vars(nn.Module()))
-_HOOKS = tuple(name for name in _MODULES_OWN if name.endswith("_hooks"))
+_NOT_OWN = frozenset(vars(nn.Module())) - {"training"}
+_HOOKS = tuple(name for name in _NOT_OWN if name.endswith("_hooks"))
 
 # What a subclass may override without a recording noticing, because recordings do not contain it.
 _OUTSIDE = frozenset(dir(L.LightningModule)) | {"task_metrics", "after_batch", "query_samples", "training_phase"}
@@ -66,11 +66,13 @@ def python_state(learner: MetaLearner) -> Hashable | None:
         return None
     try:
         read = _read_by_library(type(learner))
-        own = tuple((name, _state(value)) for name, value in vars(learner).items() if name in read)
-        parts = [
-            child for name, child in learner.named_children() if name in ("model", "loss_fn") or _of_library(child)
-        ]
-        return (own, learner.training_phase(), *map(_module_state, parts))
+        own = [(name, _state(value)) for name, value in vars(learner).items() if name in read]
+        modules: list[Any] = []
+        for name, child in learner._modules.items():
+            cls: Any = type(child)
+            if child is not None and (name in ("model", "loss_fn") or _of_library(cls)):
+                _add_module(child, modules)
+        return (learner.training_phase(), *own, *modules)
     except (_UnknownError, RecursionError):
         return None
 
@@ -91,8 +93,9 @@ def _in_library(cls: type) -> bool:
     return cls.__module__.partition(".")[0] == "lightning_meta"
 
 
-def _of_library(value: Any) -> bool:
-    return any(_in_library(cls) for cls in type(value).__mro__)
+@functools.cache
+def _of_library(cls: type) -> bool:
+    return any(map(_in_library, cls.__mro__))
 
 
 @functools.cache
@@ -115,15 +118,31 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _module_state(module: nn.Module) -> Hashable:
+def _add_module(module: nn.Module, state: list[Any]) -> None:
+    """Append what a module and its parts are like. Flat, because this runs in every step."""
     attributes = vars(module)
     if any(map(attributes.__getitem__, _HOOKS)):
         raise _UnknownError
-    own = [(name, _state(attributes[name])) for name in sorted(attributes.keys() - _MODULES_OWN)]
-    held = [_state(p) for p in module._parameters.values() if p is None or not p.requires_grad]
-    buffers = [_state(buffer) for buffer in module._buffers.values()]
-    parts = [_module_state(part) for part in module._modules.values() if part is not None]
-    return type(module), module.training, *own, *held, *buffers, *parts, *_current(_class_names(type(module)))  # type: ignore[arg-type]
+    cls: Any = type(module)
+    state.append(cls)
+    for name, value in attributes.items():
+        if name not in _NOT_OWN:
+            state += (name, value if type(value) in _PLAINEST else _state(value))
+    state += [_state(p) for p in attributes["_parameters"].values() if p is None or not p.requires_grad]
+    state += map(_state, attributes["_buffers"].values())
+    names = _class_names(cls)
+    if names:
+        state += _current(names)
+    for part in attributes["_modules"].values():
+        if part is not None:
+            _add_module(part, state)
+    state.append(None)  # its end
+
+
+def _module_state(module: nn.Module) -> Hashable:
+    state: list[Any] = []
+    _add_module(module, state)
+    return tuple(state)
 
 
 def _state(value: Any) -> Hashable:
@@ -154,7 +173,8 @@ def _contents(value: Any) -> Iterable[Any]:
         return value.__func__, value.__self__
     if isinstance(value, functools.partial):
         return value.func, value.args, value.keywords
-    if _of_library(value):
+    cls: Any = type(value)
+    if _of_library(cls):
         return vars(value).items()
     raise _UnknownError
 

@@ -1,0 +1,85 @@
+"""Dictionaries, tuples and named tuples of tensors, taken apart and put together again.
+
+As `torch.utils._pytree`, which is called for all other kinds and takes several times as long: too long for every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+
+class Form(NamedTuple):
+    """What a tree is without its leaves; hashable. A leaf's form is None.
+
+    Attributes:
+        kind: The type of the outermost.
+        names: A dictionary's keys, or how torch describes a kind that is not known here.
+        parts: The forms of what it holds.
+    """
+
+    kind: type
+    names: Hashable
+    parts: tuple[Any, ...]
+
+
+class _Registered:
+    """A `TreeSpec` that can be hashed."""
+
+    def __init__(self, spec: TreeSpec) -> None:
+        self.spec = spec
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Registered) and self.spec == other.spec
+
+    def __hash__(self) -> int:
+        return hash(repr(self.spec))
+
+
+def take_apart(tree: Any, leaves: list[Any]) -> Form | None:
+    """Append a tree's leaves, None among them, and return its form."""
+    if tree is None or isinstance(tree, Tensor):
+        leaves.append(tree)
+        return None
+    kind = type(tree)
+    if kind is dict:
+        return Form(kind, tuple(tree), tuple([take_apart(part, leaves) for part in tree.values()]))
+    if kind is tuple or kind is list or (isinstance(tree, tuple) and hasattr(tree, "_fields")):
+        return Form(kind, None, tuple([take_apart(part, leaves) for part in tree]))
+    own, spec = tree_flatten(tree)
+    leaves += own
+    return None if spec.is_leaf() else Form(kind, _Registered(spec), ())
+
+
+def put_together(form: Form | None, leaves: Iterator[Any]) -> Any:
+    """Return the tree of a form with the next of these leaves."""
+    if form is None:
+        return next(leaves)
+    kind, names, parts = form
+    if isinstance(names, _Registered):
+        return tree_unflatten([next(leaves) for _ in range(names.spec.num_leaves)], names.spec)
+    values = [put_together(part, leaves) for part in parts]
+    if kind is dict:
+        return dict(zip(names, values, strict=True))  # type: ignore[call-overload]
+    return kind(values) if kind is tuple or kind is list else kind(*values)
+
+
+def leaves_of(tree: Any) -> list[Any]:
+    """Return a tree's leaves but for None."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    leaves: list[Any] = []
+    take_apart(tree, leaves)
+    return [leaf for leaf in leaves if leaf is not None]
+
+
+def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """Return the tree with the function applied to every leaf but None, and to the leaves there in the others."""
+    leaves: list[list[Any]] = [[] for _ in range(1 + len(others))]
+    form, *_ = map(take_apart, (tree, *others), leaves)
+    return put_together(
+        form, iter([None if each[0] is None else function(*each) for each in zip(*leaves, strict=True)])
+    )
