@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.utils._pytree import tree_leaves, tree_map
@@ -75,8 +76,9 @@ class MetaLearner(L.LightningModule, ABC):
         lr_scheduler: Makes the outer schedule from the optimizer.
         lr_scheduler_interval: Whether the schedule steps once an "epoch" or once an outer "step".
         task_chunk_size: How many tasks are vectorized at once; 1 takes one after another, without vectorizing,
-            for models that cannot be; None lets the library choose, and a single CPU thread where the work is
-            tiny.
+            for models that cannot be. None lets the library choose; then a tiny model's operations use a single CPU
+            thread, and recorded pieces of images, or compiled tiny ones, are computed on several threads at the same
+            time, of which each holds a piece in memory.
         compile: How to run what training computes for a piece of a batch. None: Python runs it, until ten alike
             pieces have been seen; then its tensor operations are recorded once and repeated from then on, without
             Python and autograd in between: about twice as fast for small models. What the recording rests on is
@@ -252,7 +254,7 @@ class MetaLearner(L.LightningModule, ABC):
         meta = {name: p.detach() for name, p in trainable.items()}
         checks.check_batch(batch, self)
         with self._draws_of(self._steps_taken()):
-            totals, results = self._mapping.gradients(meta, batch)
+            totals, results = self._mapping.gradients(meta, batch, self._steps_processed())
         result = merge_results(results, _query_size(batch))
         checks.check_finite(result, self, totals.values())
         sums = [totals[name] for name in trainable]
@@ -328,7 +330,7 @@ class MetaLearner(L.LightningModule, ABC):
         """Note which loss and inner optimizer were trained, so that others cannot take their place unnoticed."""
         checkpoint["meta_learner_arguments"] = self._described_arguments
         checkpoint["meta_learner_random_seed"] = self._random_seed
-        checkpoint["meta_learner_calls"] = self._mapping.calls()
+        checkpoint["meta_learner_calls"] = self._mapping.calls(self._steps_processed())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise a ValueError if the checkpoint was trained with another loss or inner optimizer, given as objects."""
@@ -336,7 +338,8 @@ class MetaLearner(L.LightningModule, ABC):
             raise ValueError("the checkpoint was not saved by a MetaLearner: load its weights into the model instead")
         if self._trainer is not None:  # a run that goes on, rather than one that starts from trained weights
             self._random_seed = checkpoint.get("meta_learner_random_seed")
-            self._mapping.resume(checkpoint.get("meta_learner_calls"))
+            if self._trainer.state.fn == TrainerFn.FITTING:
+                self._mapping.resume(checkpoint.get("meta_learner_calls"))
         for name, trained in checkpoint["meta_learner_arguments"].items():
             own = self._described_arguments.get(name, "the default")
             if trained != own:
@@ -468,6 +471,13 @@ class MetaLearner(L.LightningModule, ABC):
 
     def _steps_taken(self) -> int:
         return 0 if self._trainer is None else self._trainer.fit_loop.epoch_loop.batch_progress.total.completed
+
+    def _steps_processed(self) -> int:
+        """The steps whose optimizer step, if they had one, is done."""
+        if self._trainer is None:
+            return 0
+        total: Any = self._trainer.fit_loop.epoch_loop.batch_progress.total
+        return total.processed
 
     @contextmanager
     def _draws_of(self, step: int) -> Iterator[None]:

@@ -27,6 +27,9 @@ _TINY = 2.5e6
 # to another.
 _WORTH_A_THREAD = 1e6
 
+# Each holds a piece in memory, and without compilation all wait for Python between operations.
+_MOST_WORKERS = 8
+
 
 class ModelSize(NamedTuple):
     """What there is to know about a model before tasks are cut into pieces."""
@@ -76,13 +79,14 @@ def fastest_workers(model: ModelSize, batch: Episode, threads: int, steps: int, 
         steps: Inner steps of a task.
         compiled: Whether the recordings are compiled.
     """
-    if not _on_cpu(batch):
+    if model.drops or not _on_cpu(batch):
         return 1
+    most = min(threads, batch.num_tasks, _MOST_WORKERS)
     if model.convolves:
-        return min(threads, batch.num_tasks) if _fitting(batch) else 1
+        return most if _fitting(batch) else 1
     if not compiled or not is_tiny(model, batch):
         return 1
-    return max(1, min(threads, batch.num_tasks, int(_multiplications(model, batch) * steps / _WORTH_A_THREAD)))
+    return max(1, min(most, int(_multiplications(model, batch) * steps / _WORTH_A_THREAD)))
 
 
 def is_tiny(model: ModelSize, batch: Episode) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -67,50 +66,74 @@ class TaskMapping:
         if compile_training is not False:
             self._recorder = Recorder(self._summed_gradients, self._eagerly, self._state, self._compiled)
         self._dependent_examples: bool | None = None
-        self._earlier: tuple[str, dict[str, int]] | None = None
+        self._phase = ""
+        self._before: tuple[int, list[tuple[Hashable, int]]] = -1, []
+        self._resumed: tuple[str, dict[str, int]] | None = None
 
-    def calls(self) -> tuple[str, dict[str, int]] | None:
-        """What a resumed training needs to know: the training phase, and the calls in it; plain, for checkpoints."""
-        if self._recorder is None or self._earlier is not None:
-            return self._earlier
-        return repr(self._learner.training_phase()), self._recorder.calls()
+    def calls(self, step: int) -> tuple[str, dict[str, int]] | None:
+        """What a run resumed at this step must know to record what was recorded: phase of training and calls; plain.
+
+        Under DDP the calls are one process's: where processes have tasks of different sizes, rounding may differ.
+        """
+        if self._recorder is None or self._resumed is not None:
+            return self._resumed
+        begun, counts = self._before
+        # A step that is not done will be repeated.
+        return self._phase, self._recorder.calls(counts if begun == step else self._recorder.counts())
 
     def resume(self, calls: tuple[str, dict[str, int]] | None) -> None:
         """Go on as the mapping whose ``calls()`` these are, if the next batch is of the same phase."""
-        self._earlier = calls
+        self._resumed = calls
 
     def gradients(
-        self, meta: MetaParameters, batch: Episode
+        self, meta: MetaParameters, batch: Episode, step: int = 0
     ) -> tuple[dict[str, Tensor], list[tuple[Tensor | None, TaskResult]]]:
-        """Return the sum over tasks of their meta-gradients, and pieces of the tasks' reports with their indices."""
-        if self._earlier is not None and self._recorder is not None:
-            phase, calls = self._earlier
-            if phase == repr(self._learner.training_phase()):
-                self._recorder.resume(calls)
-            self._earlier = None
+        """Return the sum over tasks of their meta-gradients, and pieces of the tasks' reports with their indices.
+
+        Args:
+            meta: The meta-parameters.
+            batch: The tasks.
+            step: The number of the step, by which ``calls`` tells whether it is done.
+        """
+        totals: dict[str, Tensor] = {}
+        reports = []
         state = None if self._recorder is None else self._state()
+        if self._recorder is not None:
+            self._start(self._recorder, step)
         workers = 1 if state is None else self._workers(batch)
         with self._prepared(batch):
             indices, pieces = zip(*self._pieces(batch, workers), strict=True)
-            if self._recorder is None:
-                results = [self._eagerly(meta, piece) for piece in pieces]
-            else:
-                results = self._recorder(state, meta, pieces, workers)
-        sums, reports = zip(*results, strict=True)
-        totals = {name: functools.reduce(torch.add, [part[name] for part in sums]) for name in meta}
+            for sums, report in self._results(state, meta, pieces, workers):
+                totals = {name: totals[name] + sums[name] for name in meta} if totals else sums
+                reports.append(report)
         return totals, list(zip(indices, reports, strict=True))
+
+    def _start(self, recorder: Recorder, step: int) -> None:
+        phase = repr(self._learner.training_phase())
+        if self._resumed is not None and self._resumed[0] == phase:
+            recorder.resume(self._resumed[1])
+        self._resumed = None
+        self._before = step, recorder.counts() if phase == self._phase else []
+        self._phase = phase
+
+    def _results(
+        self, state: Hashable | None, meta: MetaParameters, pieces: Sequence[Episode], workers: int
+    ) -> Iterator[tuple[dict[str, Tensor], TaskResult]]:
+        if self._recorder is None:
+            return (self._eagerly(meta, piece) for piece in pieces)
+        return self._recorder(state, meta, pieces, workers)
 
     def map(
         self, function: Callable[[MetaParameters, Episode], TaskResult], meta: MetaParameters, batch: Episode
     ) -> list[tuple[Tensor | None, TaskResult]]:
         """Apply a function of one task to each; return pieces of the results with the tasks' indices."""
-        with self._prepared(batch):
+        with self._prepared(batch), differentiable_attention():
             return [(indices, self._apply(function, meta, piece)) for indices, piece in self._pieces(batch)]
 
     def _workers(self, batch: Episode) -> int:
         """How many threads take pieces of the batch at the same time."""
         learner = self._learner
-        if learner.task_chunk_size is not None or learner.draws or self._model_size.drops:
+        if learner.task_chunk_size is not None or learner.draws or not (self._recorder and self._recorder.shares):
             return 1
         return fastest_workers(self._model_size, batch, torch.get_num_threads(), learner.inner_steps, self._compiled)
 
@@ -118,11 +141,15 @@ class TaskMapping:
         return python_state(self._learner)
 
     def _eagerly(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
+        with differentiable_attention():
+            return self._uncompiled(meta, piece)
+
+    def _uncompiled(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
         if piece.num_tasks > 1 or self._own_gradient:
             return self._summed_gradients(meta, piece)
         # One task alone is fastest by an ordinary backward. Of several tasks at once it would be wrong: where vmap
         # takes a normalization's backward apart, ordinary autograd misses second derivatives.
-        with torch.enable_grad(), differentiable_attention():
+        with torch.enable_grad():
             leaves = {name: p.detach().requires_grad_() for name, p in meta.items()}
             loss, result = self._learner.task_loss(leaves, piece.select(0))
             if not loss.requires_grad:  # a loss that depends on no parameter
@@ -136,12 +163,11 @@ class TaskMapping:
 
     def _apply(self, function: Callable[..., Any], meta: MetaParameters, piece: Episode) -> Any:
         """Apply a per-task function to each task of a piece; results get a leading task dimension."""
-        with differentiable_attention():
-            if piece.num_tasks == 1 or self._learner.task_chunk_size == 1:
-                results = [function(meta, piece.select(i)) for i in range(piece.num_tasks)]
-                return tree_map(lambda *leaves: torch.stack(leaves), *results)
-            in_dims = tree_map(lambda leaf: None if leaf is None else 0, piece)
-            return vmap(function, in_dims=(None, in_dims), randomness="different")(meta, piece)
+        if piece.num_tasks == 1 or self._learner.task_chunk_size == 1:
+            results = [function(meta, piece.select(i)) for i in range(piece.num_tasks)]
+            return tree_map(lambda *leaves: torch.stack(leaves), *results)
+        in_dims = tree_map(lambda leaf: None if leaf is None else 0, piece)
+        return vmap(function, in_dims=(None, in_dims), randomness="different")(meta, piece)
 
     def _pieces(self, batch: Episode, workers: int = 1) -> Iterator[tuple[Tensor | None, Episode]]:
         learner = self._learner

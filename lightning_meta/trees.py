@@ -27,7 +27,7 @@ class Form(NamedTuple):
 
 
 class _Registered:
-    """A `TreeSpec` that can be hashed."""
+    """A `TreeSpec` that can be hashed, and printed the same in every process."""
 
     def __init__(self, spec: TreeSpec) -> None:
         self.spec = spec
@@ -36,7 +36,10 @@ class _Registered:
         return isinstance(other, _Registered) and self.spec == other.spec
 
     def __hash__(self) -> int:
-        return hash(repr(self.spec))
+        return hash(repr(self))
+
+    def __repr__(self) -> str:
+        return repr(self.spec)
 
 
 def take_apart(tree: Any, leaves: list[Any]) -> Form | None:
@@ -77,7 +80,7 @@ def leaves_of(tree: Any) -> list[Any]:
 
 
 def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
-    """Return the tree with the function applied to every leaf but None, and to the leaves there in the others."""
+    """Return the tree with the function applied to every leaf but None, and to the leaves of others of its form."""
     leaves: list[list[Any]] = [[] for _ in range(1 + len(others))]
     form, *_ = map(take_apart, (tree, *others), leaves)
     return put_together(

@@ -328,7 +328,7 @@ def test_recording_waits_for_enough_alike_steps(batch, monkeypatch):
     for tasks in range(1, 30):  # ever new shapes push the oldest out
         learner.training_step(make_batch(tasks), 0)
     assert len(recordings(learner)) == 0
-    assert len(learner._mapping._recorder.calls()) == recorder._MOST_KINDS
+    assert len(learner._mapping._recorder.counts()) == recorder._MOST_KINDS
 
 
 def test_copies_record_for_themselves(batch):

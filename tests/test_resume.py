@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from lightning_meta import ABML, MAML, MLP, Conv4, EpisodicDataModule, SinusoidDataModule
+from lightning_meta import ABML, MAML, MLP, Conv4, Episode, EpisodicDataModule, SinusoidDataModule
 from lightning_meta.recording import recorder
 from tests.ddp_script import LEARNERS
 
@@ -89,18 +90,57 @@ def test_what_was_recorded_is_recorded_again(tmp_path, monkeypatch, learner):
     assert_resumes(learner, tmp_path, [2, BATCHES + 1])
 
 
-def test_a_checkpoint_saved_inside_a_step_repeats_that_step(tmp_path):
-    whole = fit("abml", tmp_path / "whole")
+def test_calls_are_remembered_over_two_resumed_runs_and_by_phase():
+    def batch(tasks):
+        return Episode(*[torch.randn(tasks, size, 1) for size in (3, 3, 4, 4)])
+
+    def recorded(learner):
+        return len(learner._mapping._recorder.recordings())
+
+    learners = [MAML(MLP(hidden=[4]), nn.MSELoss()) for _ in range(4)]
+    for _ in range(recorder.ALIKE_BEFORE_RECORDING + 1):
+        learners[0].training_step(batch(3), 0)
+        learners[0].training_step(batch(2), 0)
+    assert recorded(learners[0]) == 2
+    for before, after in itertools.pairwise(learners[:3]):
+        after._mapping.resume(before._mapping.calls(step=1))
+        after.training_step(batch(3), 0)
+        assert recorded(after) == 1
+    learners[2].training_step(batch(2), 0)
+    assert recorded(learners[2]) == 2
+    phase, calls = learners[0]._mapping.calls(step=1)
+    learners[3]._mapping.resume((phase + "another", calls))
+    learners[3].training_step(batch(3), 0)
+    assert recorded(learners[3]) == 0
+
+
+def test_evaluating_a_checkpoint_leaves_recordings_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 2)
+    data = SinusoidDataModule(shots=4, tasks_per_batch=2, train_tasks=8, val_tasks=3)
+    learner = MAML(MLP(hidden=[4]), nn.MSELoss())
+    options = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    trainer = L.Trainer(**options, default_root_dir=tmp_path)
+    trainer.fit(learner, data)
+    (before,) = learner._mapping._recorder.recordings()
+    trainer.validate(learner, data, ckpt_path="best", verbose=False)
+    L.Trainer(**options, default_root_dir=tmp_path / "again").fit(learner, data)
+    assert learner._mapping._recorder.recordings() == [before]
+
+
+@pytest.mark.parametrize(("learner", "step"), [("abml", BATCHES + 2), (images, 2)])
+def test_a_checkpoint_saved_inside_a_step_repeats_that_step(tmp_path, monkeypatch, learner, step):
+    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 2)
+    whole = fit(learner, tmp_path / "whole")
 
     class Failing(L.Callback):
         def on_before_backward(self, trainer, pl_module, loss):
-            if trainer.global_step == BATCHES + 2:
+            if trainer.global_step == step:
                 trainer.save_checkpoint(tmp_path / "failed.ckpt")
                 raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        fit("abml", tmp_path / "failing", callbacks=[Failing()])
-    resumed = fit("abml", tmp_path / "resumed", tmp_path / "failed.ckpt")
+        fit(learner, tmp_path / "failing", callbacks=[Failing()])
+    resumed = fit(learner, tmp_path / "resumed", tmp_path / "failed.ckpt")
     assert all(torch.equal(resumed[key], value) for key, value in whole.items())
 
 

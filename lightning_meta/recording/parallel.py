@@ -16,39 +16,41 @@ from typing import Any
 
 import torch
 
-# Which share of the calls, their results, and what was raised instead.
-_Outcome = tuple[int, list[Any], BaseException | None]
+# Which call, its result, and what was raised instead.
+_Outcome = tuple[int, Any, BaseException | None]
 
 
 def share_out(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
-    """Make the calls, every ``workers``-th in the same thread, and return their results in order.
+    """Make each call in a thread of its own, the first in this one, and return their results in order.
 
     Args:
-        calls: What to call, without arguments.
-        workers: The number of threads, with this one among them; their operations share the tensor library's threads.
+        calls: What to call, without arguments; at most as many as workers.
+        workers: Among how many threads to share out those of the tensor library.
     """
     each = _share(workers)
-    used = min(workers, len(calls))
 
-    def some(first: int) -> _Outcome:
+    def outcome(index: int) -> _Outcome:
         if torch.get_num_threads() != each:
             torch.set_num_threads(each)
         try:
-            return first, [call() for call in calls[first::used]], None
+            return index, calls[index](), None
         except BaseException as error:
-            return first, [], error
+            return index, None, error
 
     outcomes: SimpleQueue[_Outcome] = SimpleQueue()
-    while len(_others) < used - 1:
+    while len(_others) < len(calls) - 1:
         _others.append(_Worker(f"lightning_meta {len(_others)}"))
     with fewer_threads(workers):
-        for first in range(1, used):
-            _others[first - 1].jobs.put((partial(some, first), outcomes))
-        done = sorted([some(0), *(outcomes.get() for _ in range(1, used))])
-    for _, _, error in done:
-        if error is not None:
-            raise error
-    return [done[i % used][1][i // used] for i in range(len(calls))]
+        for index in range(1, len(calls)):
+            _others[index - 1].jobs.put((partial(outcome, index), outcomes))
+        results: list[Any] = [None] * len(calls)
+        errors = []
+        for index, result, error in (outcome(0), *(outcomes.get() for _ in calls[1:])):
+            results[index] = result
+            errors += [] if error is None else [error]
+    if errors:
+        raise errors[0]
+    return results
 
 
 @contextmanager

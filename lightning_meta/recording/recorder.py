@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from lightning_meta.attention import differentiable_attention
 from lightning_meta.recording.compiling import Compiled, compiled_function
 from lightning_meta.recording.graph import Recording
 from lightning_meta.recording.parallel import fewer_threads, share_out
@@ -24,8 +26,11 @@ _log = logging.getLogger(__name__)
 # To record takes as long as fifty calls of a tiny model, or a few of a large one.
 ALIKE_BEFORE_RECORDING = 10
 
-# Batches of ever new shapes are not worth it.
-_MOST_KINDS = 16
+# Batches of ever new shapes, or models that change in every step, are not worth it.
+_MOST_KINDS, _MOST_STATES = 16, 4
+
+# Beside the kinds in what is kept for resumed runs.
+_SHARES = "shares"
 
 # Far above rounding, which compilers change, and far below what something left out would make.
 _TOLERANCE = 1e-2
@@ -72,6 +77,10 @@ class Recorder:
 
     A recording's first result is compared with the function's own. Copies and pickles record anew.
 
+    Attributes:
+        shares: Whether recordings can be repeated in several threads, as far as is known: none draws random numbers,
+            none was refused.
+
     Args:
         function: A pure function of two pytrees of tensors and None: what all tasks share, and some tasks.
         plain: What to call where nothing is recorded; computes the same.
@@ -94,13 +103,14 @@ class Recorder:
         self._latest: tuple[Hashable, dict[Hashable, _Kind]] | None = None
         self._traced: Compiled | None = None
         self._earlier: Mapping[str, int] = {}
+        self.shares = True
 
     def __getstate__(self) -> dict[str, Any]:
         """What was recorded and compiled is left out."""
-        return {**self.__dict__, "_kinds": {}, "_latest": None, "_traced": None}
+        return {**self.__dict__, "_kinds": {}, "_latest": None, "_traced": None, "_earlier": {}}
 
-    def __call__(self, state: Hashable | None, shared: Any, pieces: Sequence[Any], workers: int) -> list[Any]:
-        """Return the function's result for each piece of the tasks.
+    def __call__(self, state: Hashable | None, shared: Any, pieces: Sequence[Any], workers: int) -> Iterator[Any]:
+        """Yield the function's result for each piece of the tasks, at most ``workers`` ahead.
 
         Args:
             state: What ``state()`` is.
@@ -109,24 +119,37 @@ class Recorder:
             workers: How many threads may repeat recordings at the same time.
         """
         if state is None:
-            return [self._unrecorded(shared, piece) for piece in pieces]
+            for piece in pieces:
+                yield self._unrecorded(shared, piece)
+            return
         leaves: list[Any] = []
         form = take_apart(shared, leaves)
         autocast = _autocast(leaves[0].device.type)
-        kinds = self._kinds_with((state, autocast, form, *map(_signature, leaves)))
+        # Compiled kernels know how many threads they have.
+        key = state, autocast, workers if self._compiled else None, form, *map(_signature, leaves)
+        kinds = self._kinds_with(key)
         calls = [self._call(kinds, shared, leaves, piece) for piece in pieces]
         for call in calls:
             if self._was_recorded(call.kind):
                 with _keeping_random_state(call):
                     self._record(call, autocast, workers)
-        if all(call.repeats_in_any_order() for call in calls):
+        if not all(call.repeats_in_any_order() for call in calls):
+            for call in calls:
+                yield self._alone(call, autocast, workers)
+            return
+        for first in range(0, len(calls), workers):
             with autocast.off():
-                return share_out([call.repeat for call in calls], workers)
-        return [self._alone(call, autocast, workers) for call in calls]
+                results = share_out([call.repeat for call in calls[first : first + workers]], workers)
+            yield from results
 
-    def calls(self) -> dict[str, int]:
-        """Numbers of calls by kind, up to their recording, for another recorder to `resume`."""
-        return {} if self._latest is None else {repr(key): kind.calls for key, kind in self._latest[1].items()}
+    def counts(self) -> list[tuple[Hashable, int]]:
+        """Numbers of calls by kind, up to their recording."""
+        kinds = {} if self._latest is None else self._latest[1]
+        return [(key, kind.calls) for key, kind in kinds.items()]
+
+    def calls(self, counts: Sequence[tuple[Hashable, int]]) -> dict[str, int]:
+        """The counts in plain types, for another recorder to `resume`."""
+        return {**self._earlier, **{_printed(key): count for key, count in counts}, _SHARES: int(self.shares)}
 
     def resume(self, calls: Mapping[str, int]) -> None:
         """Go on where another recorder had made these calls, and record at once what it had recorded.
@@ -134,6 +157,7 @@ class Recorder:
         A recording may round otherwise than the function: so a resumed training goes on to the last bit.
         """
         self._kinds, self._latest, self._earlier = {}, None, calls
+        self.shares = bool(calls.get(_SHARES, True))
 
     def recordings(self) -> list[Recording]:
         """The recordings in use."""
@@ -145,13 +169,13 @@ class Recorder:
         if self._latest is None or self._latest[0] != key:
             if self._latest is not None:
                 self._earlier = {}
-            self._latest = key, _latest_of(self._kinds, key, dict)
+            self._latest = key, _latest_of(self._kinds, key, dict, _MOST_STATES)
         return self._latest[1]
 
     def _call(self, kinds: dict[Hashable, _Kind], shared: Any, shared_leaves: list[Any], piece: Any) -> _Call:
         leaves: list[Any] = []
         key = take_apart(piece, leaves), *map(_signature, leaves)
-        kind = _latest_of(kinds, key, lambda: _Kind(self._earlier.get(repr(key), 0)))
+        kind = _latest_of(kinds, key, lambda: _Kind(self._earlier.get(_printed(key), 0)), _MOST_KINDS)
         return _Call(kind, (shared, piece), [leaf for leaf in (*shared_leaves, *leaves) if leaf is not None])
 
     def _alone(self, call: _Call, autocast: _Autocast, workers: int) -> Any:
@@ -176,7 +200,7 @@ class Recorder:
         kind, arguments, tensors = call
         try:
             before = self._state(), _python_generators()
-            with _keeping_random_state(call):
+            with _keeping_random_state(call), differentiable_attention():
                 recording = Recording(self._function, arguments, compiled=self._compiled)
             with _keeping_random_state(call), autocast.off(), fewer_threads(workers):
                 found = recording(tensors)  # compiled now, for that many threads
@@ -184,17 +208,18 @@ class Recorder:
                 raise RuntimeError("the model changes its attributes, or draws random numbers outside of torch")
         except Exception as error:  # what cannot be recorded, for whatever reason, still runs
             _log.debug("the training step cannot be recorded: %s", error)
-            kind.refused = True
+            kind.refused, self.shares = True, False
             return self._unrecorded(*arguments)
         results = self._plain(*arguments)
         if not all(leaf.isfinite().all() for leaf in tree_leaves(results) if leaf is not None):
             return results  # nothing can be compared with these
         if (self._compiled and recording.draws) or _agree(found, results, slack=10 if autocast.dtype else 1):
             kind.recording = recording
+            self.shares = self.shares and not recording.draws
         else:
             rank_zero_warn("The recorded training step differs from the step itself, which is run instead.")
             self._compiled = False
-            kind.refused = True
+            kind.refused, self.shares = True, False
         return results
 
     def _unrecorded(self, *arguments: Any) -> Any:
@@ -202,13 +227,14 @@ class Recorder:
             return self._plain(*arguments)
         if self._traced is None:
             self._traced = compiled_function(self._function, self._plain)
-        return self._traced(*arguments)
+        with differentiable_attention():
+            return self._traced(*arguments)
 
 
-def _latest_of(known: dict[Hashable, Any], key: Hashable, make: Callable[[], Any]) -> Any:
+def _latest_of(known: dict[Hashable, Any], key: Hashable, make: Callable[[], Any], most: int) -> Any:
     """The value of a key, now the latest; the oldest is forgotten where there are too many."""
     value = known[key] = known.pop(key, None) or make()
-    if len(known) > _MOST_KINDS:
+    if len(known) > most:
         del known[next(iter(known))]
     return value
 
@@ -220,6 +246,11 @@ def _keeping_random_state(call: _Call) -> AbstractContextManager[None]:
 
 def _signature(leaf: Tensor | None) -> Hashable:
     return None if leaf is None else (leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
+
+
+def _printed(key: Hashable) -> str:
+    """A kind as checkpoints know it, on whichever device of a type it was."""
+    return re.sub(r", index=\d+", "", repr(key))
 
 
 def _autocast(device_type: str) -> _Autocast:

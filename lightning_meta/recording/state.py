@@ -33,7 +33,13 @@ _NOT_OWN = frozenset(vars(nn.Module())) - {"training"}
 _HOOKS = tuple(name for name in _NOT_OWN if name.endswith("_hooks"))
 
 # What a subclass may override without a recording noticing, because recordings do not contain it.
-_OUTSIDE = frozenset(dir(L.LightningModule)) | {"task_metrics", "after_batch", "query_samples", "training_phase"}
+_OUTSIDE = frozenset(dir(L.LightningModule)) | {
+    "task_metrics",
+    "after_batch",
+    "query_samples",
+    "training_phase",
+    "draws",
+}
 
 
 class _UnknownError(Exception):
