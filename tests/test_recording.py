@@ -342,6 +342,22 @@ def test_copies_record_for_themselves(batch):
         assert len(recordings(copied)) == 1
 
 
+def test_shape_changes_of_what_lies_inside_other_memory_are_left_alone():
+    """Compilers count `as_strided` from the start of that memory."""
+
+    def function(_, x):
+        y = x.exp()
+        parts = y[:, 1], y[1:, 0], y.unbind(1)[1], y[0].diagonal()
+        return [part.unsqueeze(0).transpose(0, 1) * 2 for part in parts], (y.flatten().unsqueeze(1).t() * 2)
+
+    x = torch.rand(3, 2, 2)
+    recording = Recording(function, (x[:0], x), compiled=False)
+    strided = [n for n in recording._graph.graph.nodes if n.target == torch.ops.aten.as_strided.default]
+    assert [str(n.args[0].target) for n in strided] == ["aten.exp.default"]
+    for found, expected in zip(recording([x[:0], x])[0], function(None, x)[0], strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_simplified_graphs_have_fewer_operations_and_the_same_bits(monkeypatch):
     weight, x = torch.randn(6, 6), torch.randn(4, 5, 6)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
 import torch
 from torch.fx import GraphModule, Node
 
@@ -52,6 +55,9 @@ def _merge_shape_changes(graph_module: GraphModule) -> None:
             continue
         argument = node.args[0]
         source = sources.get(argument, argument)
+        if _is_view(source):
+            sources[node] = source
+            continue
         value, memory = node.meta["val"], source.meta["val"]
         if value.shape == memory.shape and value.stride() == memory.stride():
             replacement = source
@@ -66,6 +72,14 @@ def _merge_shape_changes(graph_module: GraphModule) -> None:
                 sources[merged[form]] = source
             replacement = merged[form]
         node.replace_all_uses_with(replacement)
+
+
+def _is_view(node: Any) -> bool:
+    """Whether a value may lie inside another's memory, where compilers count `as_strided` from the other's start."""
+    if node.target is operator.getitem:
+        return _is_view(node.args[0])
+    op = node.target
+    return isinstance(op, torch._ops.OpOverload) and any(result.alias_info for result in op._schema.returns)
 
 
 def _must_stay(node: Node) -> bool:
