@@ -23,7 +23,7 @@ check: $(VENV)/.installed  ## Style and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)-peers/.installed  ## Speed and memory beside the peers, to benchmarks/RESULTS.md; about 15 minutes.
+bench: $(VENV)-peers/.installed  ## Speed and memory beside the peers, to benchmarks/RESULTS.md; about half an hour.
 	$(VENV)-peers/bin/python benchmarks/run_all.py
 
 bench-episodes: $(VENV)/.installed  ## Episodes per second; OMNIGLOT_ROOT as above.
