@@ -82,12 +82,12 @@ class MetaLearner(L.LightningModule, ABC):
         compile: How to run what training computes for a piece of a batch. None: Python runs it, until ten alike
             pieces have been seen; then its tensor operations are recorded once and repeated from then on, without
             Python and autograd in between: about twice as fast for small models. What the recording rests on is
-            compared in every step (shapes, plain attributes of the modules, buffers, frozen parameters), and
-            where it cannot be (hooks, objects of other kinds, per-task functions that a subclass overrides),
-            nothing is recorded. What ``forward`` prints is printed no more. True: the recording is made at once
-            and compiled by `torch.compile`, which takes half a minute, and is several times as fast again for
-            small models; where there is no compiler, a warning says so. False: Python runs every step.
-            Evaluation is neither recorded nor compiled.
+            compared in every step (shapes, plain attributes of the modules, buffers, frozen parameters). Where it
+            cannot be (hooks, objects of other kinds, per-task functions that a subclass overrides), and with more
+            than 32 inner steps, nothing is recorded. What ``forward`` prints is printed no more. True: the recording
+            is made at once and compiled by `torch.compile`, which takes half a minute, and is several times as fast
+            again for small models; random draws may come in another order. Where there is no compiler, a warning says
+            so. False: Python runs every step. Evaluation is neither recorded nor compiled.
         batch_statistics: What batch normalization uses, in training and evaluation alike. "batch": the
             statistics of the set at hand, so queries see each other (transductive, as in the MAML paper).
             "support": as "batch" in training; in evaluation each query is normalized together with the

@@ -331,6 +331,15 @@ def test_recording_waits_for_enough_alike_steps(batch, monkeypatch):
     assert len(learner._mapping._recorder.counts()) == recorder._MOST_KINDS
 
 
+def test_long_inner_loops_are_recorded_on_demand_only():
+    batch = make_batch()
+    for steps, choice, expected in ((32, None, 1), (33, None, 0)):
+        learner = MAML(nn.Linear(1, 1), nn.MSELoss(), inner_steps=steps, compile=choice)
+        meta_gradient(learner, batch)
+        assert (0 if learner._mapping._recorder is None else len(recordings(learner))) == expected
+    assert MAML(nn.Linear(1, 1), nn.MSELoss(), inner_steps=33, compile=True)._mapping._recorder is not None
+
+
 def test_copies_record_for_themselves(batch):
     model = MLP(hidden=[4])
     learner = MAML(model, nn.MSELoss(), inner_lr=0.1)
