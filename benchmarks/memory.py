@@ -2,8 +2,8 @@
 
 Run as ``python benchmarks/memory.py``; learn2learn's figures need the environment of ``install_peers.sh``. Every figure
 is how far a step's peak of resident memory lies above what the process had before, in a process for each number of
-steps. The first steps are run by Python; then a step of up to 32 inner steps is recorded, which is a peak of its own, and
-repeated. Ours hold 4 tasks at once, learn2learn one.
+steps. The first steps are run by Python; a step of up to 32 inner steps is then recorded, which is a peak of its own,
+and repeated. Ours hold 4 tasks at once, learn2learn one.
 """
 
 from __future__ import annotations
