@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 ALIKE_BEFORE_RECORDING = 10
 
 # Batches of ever new shapes, or models that change in every step, are not worth it.
-_MOST_KINDS, _MOST_STATES = 16, 4
+_MOST_KINDS, _MOST_STATES = 16, 8
 
 # Beside the kinds in what is kept for resumed runs.
 _SHARES = "shares"
