@@ -5,7 +5,7 @@ As `torch.utils._pytree`, which is called for all other kinds and takes several 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -22,7 +22,7 @@ class Form(NamedTuple):
     """
 
     kind: type
-    names: Hashable
+    names: Any
     parts: tuple[Any, ...]
 
 
@@ -66,7 +66,7 @@ def put_together(form: Form | None, leaves: Iterator[Any]) -> Any:
         return tree_unflatten([next(leaves) for _ in range(names.spec.num_leaves)], names.spec)
     values = [put_together(part, leaves) for part in parts]
     if kind is dict:
-        return dict(zip(names, values, strict=True))  # type: ignore[call-overload]
+        return dict(zip(names, values, strict=True))
     return kind(values) if kind is tuple or kind is list else kind(*values)
 
 
