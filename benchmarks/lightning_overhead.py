@@ -1,17 +1,20 @@
 """What Lightning adds to a training step: its loop, the progress bar, logging and metrics.
 
 Run as ``python lightning_overhead.py``. `Trainer.fit` with its defaults, less the same steps in a plain loop over the
-same loader: ``training_step`` without a trainer (which logs nothing), ``backward``, Adam.
+same loader: ``training_step`` without a trainer (which logs nothing), ``backward``, Adam. Beside it what Lightning adds
+to a module of one parameter that logs its loss, and to one that logs nothing: the least there is on this machine.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 
 import lightning as L
 import timing
@@ -21,37 +24,60 @@ from training_step import images
 
 from lightning_meta import MAML, MLP, Conv4, SinusoidDataModule
 
-STEPS, REPEATS = 300, 5
+STEPS, UNCOUNTED, REPEATS = 300, 20, 9
+BARE = {"enable_progress_bar": False, "logger": False, "enable_checkpointing": False}
 
 
-def learner_and_data() -> tuple[MAML, SinusoidDataModule]:
-    """The tiniest step there is, so that what surrounds it is measured well."""
-    data = SinusoidDataModule(shots=1, query_shots=1, tasks_per_batch=1, train_tasks=STEPS, val_tasks=1)
-    return MAML(MLP(hidden=[2]), nn.MSELoss(), compile=False), data
+class OneParameter(L.LightningModule):
+    """The least that Lightning can train."""
+
+    def __init__(self, logs: bool) -> None:
+        super().__init__()
+        self.weight, self.logs = nn.Parameter(torch.ones(())), logs
+
+    def training_step(self, batch: object, batch_idx: int) -> torch.Tensor:
+        """Nothing to compute."""
+        loss = self.weight * 2
+        if self.logs and self._trainer is not None:
+            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """As learners have it."""
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-def in_a_plain_loop() -> float:
+def maml() -> MAML:
+    """The tiniest learner there is, so that what surrounds its step is measured well."""
+    return MAML(MLP(hidden=[2]), nn.MSELoss())
+
+
+def tasks() -> SinusoidDataModule:
+    """The tiniest tasks there are."""
+    return SinusoidDataModule(shots=1, query_shots=1, tasks_per_batch=1, train_tasks=STEPS, val_tasks=1)
+
+
+def in_a_plain_loop(learner: L.LightningModule) -> float:
     """Seconds a step."""
-    learner, data = learner_and_data()
+    data, times = tasks(), []
     data.setup("fit")
     optimizer = learner.configure_optimizers()
-    start = time.perf_counter()
     for index, batch in enumerate(data.train_dataloader()):
         optimizer.zero_grad()
         learner.training_step(batch, index).backward()
         optimizer.step()
-    return (time.perf_counter() - start) / STEPS
+        times.append(time.perf_counter())
+    return seconds_a_step(times)
 
 
-def under_lightning(**options: bool) -> float:
-    """Seconds a step, from the first batch to the last."""
+def under_lightning(learner: L.LightningModule, **options: bool) -> float:
+    """Seconds a step."""
     times = []
 
     class Clock(L.Callback):
         def on_train_batch_end(self, *_: object) -> None:
             times.append(time.perf_counter())
 
-    learner, data = learner_and_data()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         trainer = L.Trainer(
             default_root_dir=folder,
@@ -61,20 +87,33 @@ def under_lightning(**options: bool) -> float:
             limit_val_batches=0,
             **options,
         )
-        trainer.fit(learner, data)
-    return (times[-1] - times[0]) / (len(times) - 1)
+        trainer.fit(learner, tasks())
+    return seconds_a_step(times)
+
+
+def seconds_a_step(ends: list[float]) -> float:
+    """From the times at which steps ended; in the first ones the learner is still recorded."""
+    return (ends[-1] - ends[UNCOUNTED]) / (len(ends) - 1 - UNCOUNTED)
 
 
 def main() -> None:
-    """Print the difference, and its share of Omniglot's default step."""
+    """Print the differences, and their share of Omniglot's default step."""
     warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     timing.record_at_once()
     torch.set_num_threads(1)
-    plain, whole, bare = [], [], []
+    kinds: dict[str, Callable[[], L.LightningModule]] = {
+        "MAML": maml,
+        "a module of one parameter that logs its loss": lambda: OneParameter(logs=True),
+        "a module of one parameter that logs nothing": lambda: OneParameter(logs=False),
+    }
+    settings: dict[str, dict[str, bool]] = {"all defaults": {}, "no progress bar, logger, checkpoints": BARE}
+    added: dict[tuple[str, str], list[float]] = {(kind, name): [] for kind in kinds for name in settings}
     for _ in range(REPEATS):
-        plain.append(in_a_plain_loop())
-        whole.append(under_lightning())
-        bare.append(under_lightning(enable_progress_bar=False, logger=False, enable_checkpointing=False))
+        for kind, make in kinds.items():
+            plain = in_a_plain_loop(make())
+            for name, options in settings.items():
+                added[kind, name].append(under_lightning(make(), **options) - plain)
     learner, batch = MAML(Conv4(5), inner_lr=0.5), images(16, 5)
 
     def step() -> None:
@@ -82,10 +121,11 @@ def main() -> None:
 
     step()  # records
     default = timing.alternating_medians({"": step}, 5)[""]
-    for name, times in (("all defaults", whole), ("no progress bar, logger, checkpoints", bare)):
-        added = statistics.median(a - b for a, b in zip(times, plain, strict=True))
-        print(f"Lightning adds {1e3 * added:.2f} ms a step ({name}), {100 * added / default:.2f} % of", end=" ")
-        print(f"Omniglot's default step of {1e3 * default:.0f} ms on one thread")
+    print(f"Omniglot's default step: {1e3 * default:.0f} ms on one thread.")
+    print(f"Lightning adds to a step, medians of {REPEATS}:")
+    for (kind, name), times in added.items():
+        median = statistics.median(times)
+        print(f"{1e3 * median:.2f} ms, {100 * median / default:.2f} % of it: {kind}, {name}")
 
 
 if __name__ == "__main__":

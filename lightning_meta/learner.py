@@ -59,11 +59,13 @@ class MetaLearner(L.LightningModule, ABC):
     points: `query_output`, `query_samples`, `task_metrics`, `after_batch`, and every Lightning hook. All per-task
     functions are pure: they take parameters as a dictionary and may not log, assign attributes, or branch on values.
 
-    Logged: ``train/loss``; in validation and test (``val/``, ``test/``) ``loss``, the metric after adaptation
-    (``acc`` or ``mse``), its 95 % interval over tasks ``*_ci95``, the metric before adaptation ``*_pre``, with
-    ``log_step_metrics`` the metric after k steps, ``*_step_k``, and what `uncertainty_metrics` describes.
-    Episodes with ``outside_x`` add ``ood_auroc_total`` and ``ood_auroc_epistemic``: how well each kind of
-    uncertainty tells examples of other classes from the queries.
+    Logged: in each training step ``train/loss``; in those that loggers keep (the trainer's ``log_every_n_steps``), in
+    an epoch's first and last and the run's last, also the metric, ``train/acc`` or ``train/mse``, and what the
+    algorithm tells of its inner loop. In validation and test (``val/``, ``test/``): ``loss``, the metric after
+    adaptation, its 95 % interval over tasks ``*_ci95``, the metric before adaptation ``*_pre``, with
+    ``log_step_metrics`` the metric after k steps, ``*_step_k``, and what `uncertainty_metrics` describes. Episodes with
+    ``outside_x`` add ``ood_auroc_total`` and ``ood_auroc_epistemic``: how well each kind of uncertainty tells examples
+    of other classes from the queries.
 
     Args:
         model: Any module; called as ``model(x)``. It is used as it is, and its trainable parameters are
@@ -261,11 +263,11 @@ class MetaLearner(L.LightningModule, ABC):
         loss = surrogate_loss(result.loss.mean(), list(trainable.values()), sums, 1 / batch.num_tasks)
         self.after_batch(result)
         if self._trainer is not None:
-            metrics = self.task_metrics(result.outputs[:, -1], batch.query_y, batch.query_mask)
-            logged = {f"train/{name}": values.mean() for name, values in metrics.items()}
-            self.log_dict({"train/loss": loss.detach(), **logged}, prog_bar=True, batch_size=batch.num_tasks)
-            told = {f"train/{name}": values.float().mean() for name, values in result.diagnostics.items()}
-            self.log_dict(told, batch_size=batch.num_tasks)
+            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch.num_tasks)
+            if self._step_is_shown(batch_idx):
+                metrics = self.task_metrics(result.outputs[:, -1], batch.query_y, batch.query_mask)
+                self._log_step(metrics, batch, prog_bar=True)
+                self._log_step(result.diagnostics, batch, prog_bar=False)
         return loss
 
     def setup(self, stage: str) -> None:
@@ -468,6 +470,17 @@ class MetaLearner(L.LightningModule, ABC):
         shown = {name for name in values if "_" not in name}
         self.log_dict({f"{stage}/{n}": v for n, v in values.items() if n in shown}, prog_bar=True)
         self.log_dict({f"{stage}/{n}": v for n, v in values.items() if n not in shown})
+
+    def _log_step(self, values: Mapping[str, Tensor], batch: Episode, prog_bar: bool) -> None:
+        means = {f"train/{name}": value.float().mean() for name, value in values.items()}
+        self.log_dict(means, prog_bar=prog_bar, batch_size=batch.num_tasks)
+
+    def _step_is_shown(self, batch_idx: int) -> bool:
+        """Whether metrics are logged, of which each takes Lightning up to half a millisecond."""
+        trainer: Any = self.trainer  # which sets log_every_n_steps elsewhere, and untyped
+        step = self.global_step + 1
+        kept = trainer.log_every_n_steps > 0 and step % trainer.log_every_n_steps == 0
+        return kept or batch_idx == 0 or trainer.is_last_batch or step == trainer.max_steps
 
     def _steps_taken(self) -> int:
         return 0 if self._trainer is None else self._trainer.fit_loop.epoch_loop.batch_progress.total.completed
