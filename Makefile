@@ -13,7 +13,7 @@ posterior: $(VENV)/.installed  ## Train amortized MAML for a minute, draw how it
 	$(BIN)/python examples/posterior_tightening.py
 
 test: $(VENV)/.installed  ## The default tests, under 8 minutes on 2 cores.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed  ## Full trainings and real data; OMNIGLOT_ROOT names the folder of Omniglot.
 	$(BIN)/python -m pytest -m slow

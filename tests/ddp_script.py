@@ -52,7 +52,7 @@ LEARNERS = {
     "imaml": lambda: ImplicitMAML(MLP(hidden=[6]), nn.MSELoss(), inner_lr=0.02, inner_steps=2),
     "bayesian": lambda: BayesianMAML(MLP(hidden=[6]), nn.MSELoss(), num_particles=2, normalize_steps=True),
     "amortized": lambda: AmortizedMAML(MLP(hidden=[6]), nn.MSELoss()),
-    "abml": lambda: ABML(MLP(hidden=[6]), nn.MSELoss(), normalize_steps=True, inner_steps=2),
+    "abml": lambda: ABML(MLP(hidden=[6]), nn.MSELoss(), normalize_steps=True, inner_steps=1),
 }
 
 

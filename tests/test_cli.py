@@ -36,6 +36,7 @@ def small(config: Path) -> list[str]:
     """Arguments that make a configuration's run take seconds."""
     few = ["--data.tasks_per_batch=2", "--data.train_tasks=4", "--data.val_tasks=4", "--data.test_tasks=4"]
     lean = ["--model.model.init_args.filters=4"] if "omniglot" in config.name else []
+    lean += ["--model.eval_inner_steps=3"] if "omniglot_reptile" in config.name else []
     return [
         "--config",
         str(config),

@@ -196,7 +196,7 @@ FLAGS = {
 }
 
 
-@settings(max_examples=25, **QUIET)
+@settings(max_examples=15, **QUIET)
 @given(st.data())
 def test_every_command_trains_or_is_refused(data):
     names = data.draw(st.lists(st.sampled_from(sorted(FLAGS)), max_size=3, unique=True))
