@@ -6,6 +6,7 @@ users' way to leave out graphs that nobody needs; the losses are compared before
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 
 import timing
@@ -49,9 +50,10 @@ def compare(
     if abs(ours() - theirs()) > 1e-4 * abs(ours()):
         print(f"{label:34s} DIFFERS, no ratio: {ours()} and {theirs()}")
         return
-    times = timing.alternating_medians({"ours": ours, "learn2learn": theirs}, repeats)
-    ratio = times["learn2learn"] / times["ours"]
-    print(f"{label:34s} " + "   ".join(f"{name} {1e3 * t:8.2f} ms" for name, t in times.items()) + f" ({ratio:.2f} x)")
+    times = timing.alternating_times({"ours": ours, "learn2learn": theirs}, repeats)
+    ratio = timing.median_ratio(times["learn2learn"], times["ours"])
+    cells = "   ".join(f"{name} {1e3 * statistics.median(t):8.2f} ms" for name, t in times.items())
+    print(f"{label:34s} {cells} ({ratio:.2f} x)")
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 Run as ``python benchmarks/memory.py``; learn2learn's figures need the environment of ``install_peers.sh``. Every figure
 is how far a step's peak of resident memory lies above what the process had before, in a process for each number of
 steps. The first steps are run by Python; a step of up to 32 inner steps is then recorded, which is a peak of its own,
-and repeated. Ours hold 4 tasks at once, learn2learn one.
+and repeated. Ours hold 4 tasks at once but where the name says one; learn2learn holds one.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ STEPS = (5, 25, 100)
 LEARNERS = {
     "MAML": partial(MAML, compile=False),
     "MAML, recording": MAML,
+    "MAML, one task at once": partial(MAML, task_chunk_size=1, compile=False),
     "MAML, checkpointed": partial(MAML, checkpoint_inner_loop=True),
     "ImplicitMAML": partial(ImplicitMAML, compile=False),
 }
@@ -62,21 +63,31 @@ def step_of(name: str, model: Conv4, steps: int, batch: Episode) -> Callable[[],
 def main() -> None:
     """Print the table."""
     print("Conv4-64, 4 tasks, 5-way 1-shot: MiB that a training step adds to the process's peak")
-    print(f"{'inner steps':>20s}" + "".join(f"{steps:>9d}" for steps in STEPS) + "   growth, first to last")
-    for name in [*LEARNERS, PEER] if importlib.util.find_spec(PEER) else LEARNERS:
-        peaks = [
-            json.loads(subprocess.check_output([sys.executable, __file__, name, str(steps)], text=True))
-            for steps in STEPS
-        ]
-        row(name, [first for first, _ in peaks])
+    steps = "".join(f"{steps:>9d}" for steps in STEPS)
+    print(f"{'inner steps':>24s}{steps}   growth, first to last   times learn2learn's")
+    theirs = peaks_by_steps(PEER)[0] if importlib.util.find_spec(PEER) else []
+    for name in LEARNERS:
+        first, second = peaks_by_steps(name)
+        row(name, first, theirs)
         if name == "MAML, recording":
-            row("MAML, recorded", [second for _, second in peaks])
+            row("MAML, recorded", second, theirs)
+    if theirs:
+        row(PEER, theirs, theirs)
 
 
-def row(name: str, peaks: list[float]) -> None:
+def peaks_by_steps(name: str) -> tuple[list[float], list[float]]:
+    """The peaks of a first step and of the next, for each number of inner steps."""
+    peaks = [
+        json.loads(subprocess.check_output([sys.executable, __file__, name, str(steps)], text=True)) for steps in STEPS
+    ]
+    return [first for first, _ in peaks], [second for _, second in peaks]
+
+
+def row(name: str, peaks: list[float], theirs: list[float]) -> None:
     """Print a line of the table."""
-    growth = 100 * (peaks[-1] / peaks[0] - 1)
-    print(f"{name:>20s}" + "".join(f"{peak:9.1f}" for peak in peaks) + f"{growth:9.1f} %", flush=True)
+    growth = f"{100 * (peaks[-1] / peaks[0] - 1):.1f} %"
+    ratios = " / ".join(f"{ours / peer:.2f}" for ours, peer in zip(peaks, theirs, strict=False))
+    print(f"{name:>24s}" + "".join(f"{peak:9.1f}" for peak in peaks) + f"{growth:>24s}   {ratios}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,21 +16,20 @@ import torch
 from lightning_meta.recording import recorder
 
 
-def alternating_medians(
-    functions: Mapping[str, Callable[[], Any]], repeats: int, seconds: float = 0.2
-) -> dict[str, float]:
-    """Median seconds of one call of each function, measured in turns so that noise meets all alike.
+def alternating_times(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of one call of each function, turn by turn: so noise meets all alike.
+
+    In a turn a function is called until about 0.2 seconds have passed, once at least.
 
     Args:
         functions: What to time, already warm.
         repeats: How many turns.
-        seconds: In a turn a function is called until about this much time has passed, once at least.
     """
     calls = {}
     for name, function in functions.items():
         start = time.perf_counter()
         function()
-        calls[name] = max(1, round(seconds / (time.perf_counter() - start)))
+        calls[name] = max(1, round(0.2 / (time.perf_counter() - start)))
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
@@ -38,7 +37,17 @@ def alternating_medians(
             for _ in range(calls[name]):
                 function()
             times[name].append((time.perf_counter() - start) / calls[name])
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def alternating_medians(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Medians of `alternating_times`."""
+    return {name: statistics.median(times) for name, times in alternating_times(functions, repeats).items()}
+
+
+def median_ratio(times: list[float], others: list[float]) -> float:
+    """Median of the turns' ratios: a machine that slows down for a while slows both sides of a turn."""
+    return statistics.median(a / b for a, b in zip(times, others, strict=True))
 
 
 def record_at_once() -> None:

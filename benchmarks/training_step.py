@@ -7,6 +7,7 @@ after its loss and gradient have been found equal, on images in float64.
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Callable, Iterable
 
@@ -81,15 +82,16 @@ def agreeing(steps: dict[str, peers.Step], of_loss: float, of_slopes: float) -> 
 def row(label: str, steps: dict[str, peers.Step], same: set[str], repeats: int) -> None:
     """Time the steps found the same, the first among them, and print a line."""
     first = next(iter(steps))
-    times = timing.alternating_medians({name: steps[name] for name in steps if name in same}, repeats)
+    times = timing.alternating_times({name: steps[name] for name in steps if name in same}, repeats)
     cells = []
     for name in steps:
         if name not in same:
             cells.append(f"{name} DIFFERS, no ratio")
         elif name == first:
-            cells.append(f"{name} {1e3 * times[name]:8.2f} ms")
+            cells.append(f"{name} {1e3 * statistics.median(times[name]):8.2f} ms")
         else:
-            cells.append(f"{name} {1e3 * times[name]:8.2f} ms ({times[name] / times[first]:5.2f} x)")
+            ratio = timing.median_ratio(times[name], times[first])
+            cells.append(f"{name} {1e3 * statistics.median(times[name]):8.2f} ms ({ratio:5.2f} x)")
     print(f"{label:34s} " + "   ".join(cells), flush=True)
 
 
@@ -163,11 +165,11 @@ def main() -> None:
     timing.record_at_once()
     quick = "--quick" in sys.argv[1:]
     print("Sinusoids, MLP 1-40-40-1, 10 shots, 10 queries: time of a training step, times ours in brackets")
-    sinusoid_rows([(5, 25)] if quick else [(k, t) for k in (1, 5) for t in (4, 16, 25, 32)], repeats=7)
+    sinusoid_rows([(5, 25)] if quick else [(k, t) for k in (1, 5) for t in (4, 16, 25, 32)], repeats=9)
     print("\nOmniglot's size, Conv4-64, 1 shot, 5 queries a class")
     default = (1, 16, 5)
     grid = [default] if quick else [(k, t, w) for w in (5, 20) for k in (1, 5) for t in (4, 16, 32)]
-    image_rows(grid, lambda *cell: OTHERS if cell == default else OTHERS[:1], 5 if quick else 3)
+    image_rows(grid, lambda *cell: OTHERS if cell == default else OTHERS[:1], 5 if quick else 9)
 
 
 if __name__ == "__main__":
