@@ -35,6 +35,7 @@ from lightning_meta.losses import LossFunction, likelihood_of, masked_mean
 from lightning_meta.metrics.task_metrics import TaskMetrics, per_task_metrics
 from lightning_meta.metrics.uncertainty import auroc, uncertainty_metrics
 from lightning_meta.predictive import Samples, mean_output, predict
+from lightning_meta.step_logging import is_shown
 from lightning_meta.surrogate import surrogate_loss
 from lightning_meta.task import InnerStep, MetaParameters, TaskResult, merge_results, run_through
 from lightning_meta.task_mapping import TaskMapping, is_out_of_memory
@@ -61,11 +62,11 @@ class MetaLearner(L.LightningModule, ABC):
 
     Logged: in each training step ``train/loss``; in those that loggers keep (the trainer's ``log_every_n_steps``), in
     an epoch's first and last and the run's last, also the metric, ``train/acc`` or ``train/mse``, and what the
-    algorithm tells of its inner loop. In validation and test (``val/``, ``test/``): ``loss``, the metric after
-    adaptation, its 95 % interval over tasks ``*_ci95``, the metric before adaptation ``*_pre``, with
-    ``log_step_metrics`` the metric after k steps, ``*_step_k``, and what `uncertainty_metrics` describes. Episodes with
-    ``outside_x`` add ``ood_auroc_total`` and ``ood_auroc_epistemic``: how well each kind of uncertainty tells examples
-    of other classes from the queries.
+    algorithm tells of its inner loop; in every step if a callback or schedule monitors one of them. In validation and
+    test (``val/``, ``test/``): ``loss``, the metric after adaptation, its 95 % interval over tasks ``*_ci95``, the
+    metric before adaptation ``*_pre``, with ``log_step_metrics`` the metric after k steps, ``*_step_k``, and what
+    `uncertainty_metrics` describes. Episodes with ``outside_x`` add ``ood_auroc_total`` and ``ood_auroc_epistemic``:
+    how well each kind of uncertainty tells examples of other classes from the queries.
 
     Args:
         model: Any module; called as ``model(x)``. It is used as it is, and its trainable parameters are
@@ -197,7 +198,7 @@ class MetaLearner(L.LightningModule, ABC):
         return Samples(self.query_output(meta, state, x)[None])
 
     def task_metrics(self, outputs: Tensor, targets: Any, mask: Tensor | None) -> dict[str, Tensor]:
-        """Return metrics by name, each with one value a task, ``[tasks]``.
+        """Return metrics by name, each with one value a task, ``[tasks]``; in training, called where they are logged.
 
         Args:
             outputs: The adapted models' outputs, ``[tasks, query, ...]``.
@@ -264,7 +265,7 @@ class MetaLearner(L.LightningModule, ABC):
         self.after_batch(result)
         if self._trainer is not None:
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch.num_tasks)
-            if self._step_is_shown(batch_idx):
+            if is_shown(self._trainer, batch_idx):
                 metrics = self.task_metrics(result.outputs[:, -1], batch.query_y, batch.query_mask)
                 self._log_step(metrics, batch, prog_bar=True)
                 self._log_step(result.diagnostics, batch, prog_bar=False)
@@ -474,13 +475,6 @@ class MetaLearner(L.LightningModule, ABC):
     def _log_step(self, values: Mapping[str, Tensor], batch: Episode, prog_bar: bool) -> None:
         means = {f"train/{name}": value.float().mean() for name, value in values.items()}
         self.log_dict(means, prog_bar=prog_bar, batch_size=batch.num_tasks)
-
-    def _step_is_shown(self, batch_idx: int) -> bool:
-        """Whether metrics are logged, of which each takes Lightning up to half a millisecond."""
-        trainer: Any = self.trainer  # which sets log_every_n_steps elsewhere, and untyped
-        step = self.global_step + 1
-        kept = trainer.log_every_n_steps > 0 and step % trainer.log_every_n_steps == 0
-        return kept or batch_idx == 0 or trainer.is_last_batch or step == trainer.max_steps
 
     def _steps_taken(self) -> int:
         return 0 if self._trainer is None else self._trainer.fit_loop.epoch_loop.batch_progress.total.completed

@@ -6,6 +6,7 @@ import csv
 
 import lightning as L
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
@@ -25,20 +26,20 @@ class Seen(L.Callback):
         self.metrics.append(float(trainer.callback_metrics["train/mse"]))
 
 
-def fit(folder, accumulate=1, max_steps=-1):
+def fit(folder, accumulate=1, max_steps=-1, epochs=1, callbacks=()):
     seen = Seen()
-    data = SinusoidDataModule(tasks_per_batch=2, train_tasks=28, val_tasks=2)
+    data = SinusoidDataModule(tasks_per_batch=2, train_tasks=28 // epochs, val_tasks=2)
     trainer = L.Trainer(
         default_root_dir=folder,
-        max_epochs=1,
+        max_epochs=epochs,
         max_steps=max_steps,
         accelerator="cpu",
         logger=CSVLogger(folder),
         log_every_n_steps=3,
         accumulate_grad_batches=accumulate,
-        callbacks=[seen],
+        callbacks=[*callbacks, seen],
         enable_progress_bar=False,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         enable_model_summary=False,
         limit_val_batches=0,
     )
@@ -47,13 +48,39 @@ def fit(folder, accumulate=1, max_steps=-1):
         return seen, list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_loggers_keep_the_metrics_of_their_own_step(tmp_path, accumulate):
+@pytest.mark.parametrize(
+    ("accumulate", "epochs", "steps"),
+    # Two epochs of 7 batches, the last accumulated alone: a third step's batches end at 5, a sixth's at 7 + 3.
+    [(1, 1, [2, 5, 8, 11]), (2, 2, [5, 10])],
+)
+def test_loggers_keep_the_metrics_of_their_own_step(tmp_path, accumulate, epochs, steps):
     """With the squared error as loss, metric and loss of a step are one number; another step's is another."""
-    seen, rows = fit(tmp_path, accumulate)
-    steps = [3 * accumulate * (n + 1) - 1 for n in range(14 // (3 * accumulate))]
+    seen, rows = fit(tmp_path, accumulate, epochs=epochs)
     assert [float(row["train/loss"]) for row in rows] == pytest.approx([seen.returned[n] for n in steps])
     assert [float(row["train/mse"]) for row in rows] == pytest.approx([seen.returned[n] for n in steps])
+
+
+def test_a_metric_that_is_monitored_is_logged_in_every_step(tmp_path):
+    best = ModelCheckpoint(tmp_path, monitor="train/mse", every_n_train_steps=2)
+    seen, _ = fit(tmp_path, callbacks=[best])
+    assert seen.metrics == pytest.approx(seen.returned)
+    assert float(best.best_model_score) == pytest.approx(min(seen.returned[1::2]))
+
+
+def test_after_a_stop_is_asked_for_rows_are_of_their_own_step(tmp_path):
+    """Lightning then logs every step, of which ``min_steps`` may ask for more."""
+
+    class Stop(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            trainer.fit_loop.epoch_loop.min_steps = 8
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            trainer.should_stop = trainer.should_stop or batch_idx == 3
+
+    seen, rows = fit(tmp_path, callbacks=[Stop()])
+    assert len(rows) > 4
+    assert [float(row["train/mse"]) for row in rows] == [float(row["train/loss"]) for row in rows]
+    assert float(rows[-1]["train/mse"]) == pytest.approx(seen.returned[-1])
 
 
 def test_callbacks_see_each_steps_loss_and_the_metric_of_first_kept_and_last_steps(tmp_path):
