@@ -23,6 +23,7 @@ from torch import nn
 from training_step import plain_conv4
 
 from lightning_meta import MAML, Conv4, Episode, ImplicitMAML
+from lightning_meta.task_mapping import MOST_STEPS_RECORDED
 
 STEPS = (5, 25, 100)
 LEARNERS = {
@@ -33,7 +34,6 @@ LEARNERS = {
     "ImplicitMAML": partial(ImplicitMAML, compile=False),
 }
 RECORDED = "MAML, recording"
-MOST_RECORDED = 32
 PEER = "learn2learn"
 
 
@@ -82,7 +82,7 @@ def peaks_by_steps(name: str) -> tuple[list[float], list[float]]:
     peaks = [
         json.loads(subprocess.check_output([sys.executable, __file__, name, str(steps)], text=True))
         for steps in STEPS
-        if name != RECORDED or steps <= MOST_RECORDED
+        if name != RECORDED or steps <= MOST_STEPS_RECORDED
     ]
     return [first for first, _ in peaks], [second for _, second in peaks]
 

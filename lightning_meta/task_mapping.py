@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lightning_meta.learner import MetaLearner
 
 # Recordings of longer inner loops take minutes and hundreds of MiB to make.
-_MOST_STEPS_RECORDED = 32
+MOST_STEPS_RECORDED = 32
 
 _CANNOT_VECTORIZE = (
     "If the model cannot be vectorized over tasks (it branches on values, has a recurrent layer, or normalizes in "
@@ -66,7 +66,7 @@ class TaskMapping:
         self._own_gradient = own_gradient
         self._compiled = bool(compile_training)
         self._recorder: Recorder | None = None
-        if compile_training or (compile_training is None and learner.inner_steps <= _MOST_STEPS_RECORDED):
+        if compile_training or (compile_training is None and learner.inner_steps <= MOST_STEPS_RECORDED):
             self._recorder = Recorder(self._summed_gradients, self._eagerly, self._state, self._compiled)
         self._dependent_examples: bool | None = None
         self._phase = ""
