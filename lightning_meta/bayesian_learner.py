@@ -15,6 +15,7 @@ from lightning_meta.learner import MetaLearner, SchedulerInterval, module_part
 from lightning_meta.losses import LossFunction, required_likelihood
 from lightning_meta.predictive import Samples, log_likelihood, mean_output, mixture_log_likelihood
 from lightning_meta.task import MetaParameters
+from lightning_meta.task_mapping import CompileMode
 
 
 class BayesianLearner(MetaLearner):
@@ -46,7 +47,7 @@ class BayesianLearner(MetaLearner):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool | None = None,
+        compile: CompileMode = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:

@@ -38,7 +38,7 @@ from lightning_meta.predictive import Samples, mean_output, predict
 from lightning_meta.step_logging import is_shown
 from lightning_meta.surrogate import surrogate_loss
 from lightning_meta.task import InnerStep, MetaParameters, TaskResult, merge_results, run_through
-from lightning_meta.task_mapping import TaskMapping, is_out_of_memory
+from lightning_meta.task_mapping import CompileMode, TaskMapping, check_compile, is_out_of_memory
 from lightning_meta.trees import map_leaves
 
 SchedulerInterval = Literal["epoch", "step"]
@@ -82,15 +82,17 @@ class MetaLearner(L.LightningModule, ABC):
             for models that cannot be. None lets the library choose; then a tiny model's operations use a single CPU
             thread, and recorded pieces of images, or compiled tiny ones, are computed on several threads at the same
             time, of which each holds a piece in memory.
-        compile: How to run what training computes for a piece of a batch. None: Python runs it, until ten alike
-            pieces have been seen; then its tensor operations are recorded once and repeated from then on, without
-            Python and autograd in between: about twice as fast for small models. What the recording rests on is
-            compared in every step (shapes, plain attributes of the modules, buffers, frozen parameters). Where it
-            cannot be (hooks, objects of other kinds, per-task functions that a subclass overrides), and with more
-            than 32 inner steps, nothing is recorded. What ``forward`` prints is printed no more. True: the recording
-            is made at once and compiled by `torch.compile`, which takes half a minute, and is several times as fast
-            again for small models; random draws may come in another order. Where there is no compiler, a warning says
-            so. False: Python runs every step. Evaluation is neither recorded nor compiled.
+        compile: How training steps are run; one log line says which way it is, and why. None: by Python, until ten
+            alike steps were taken; then their tensor operations are recorded once and repeated from
+            then on, without Python and autograd in between: about twice as fast for small models. This is done where
+            every module, loss and update rule is of a class of ``torch.nn`` or of this library, because what those
+            read is known and compared in every step; where one is not, and where a step takes more than 20,000
+            operations, Python runs every step. "record": other classes' steps are recorded too, under the guards of
+            `torch.compile`, which see what Python reads (`lightning_meta.recording.guarded` names the exceptions); to
+            trace a step takes seconds. True: steps are recorded at the first call and compiled by `torch.compile`,
+            which takes half a minute and is several times as fast again for small models; random draws may come in
+            another order. What cannot be recorded or compiled is run by Python, with a warning. False: Python runs
+            every step. Evaluation is neither recorded nor compiled.
         batch_statistics: What batch normalization uses, in training and evaluation alike. "batch": the
             statistics of the set at hand, so queries see each other (transductive, as in the MAML paper).
             "support": as "batch" in training; in evaluation each query is normalized together with the
@@ -123,7 +125,7 @@ class MetaLearner(L.LightningModule, ABC):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool | None = None,
+        compile: CompileMode = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:
@@ -135,6 +137,7 @@ class MetaLearner(L.LightningModule, ABC):
         arguments.check_count("inner_steps", inner_steps)
         arguments.check_optional_count("eval_inner_steps", eval_inner_steps)
         arguments.check_optional_count("task_chunk_size", task_chunk_size)
+        check_compile(compile)
         arguments.check_choice("lr_scheduler_interval", lr_scheduler_interval, SchedulerInterval)
         check_batch_statistics(batch_statistics)
         check_normalization(model, batch_statistics)
@@ -333,7 +336,7 @@ class MetaLearner(L.LightningModule, ABC):
         """Note which loss and inner optimizer were trained, so that others cannot take their place unnoticed."""
         checkpoint["meta_learner_arguments"] = self._described_arguments
         checkpoint["meta_learner_random_seed"] = self._random_seed
-        checkpoint["meta_learner_calls"] = self._mapping.calls(self._steps_processed())
+        checkpoint["meta_learner_recordings"] = self._mapping.progress(self._steps_processed())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise a ValueError if the checkpoint was trained with another loss or inner optimizer, given as objects."""
@@ -342,7 +345,7 @@ class MetaLearner(L.LightningModule, ABC):
         if self._trainer is not None:  # a run that goes on, rather than one that starts from trained weights
             self._random_seed = checkpoint.get("meta_learner_random_seed")
             if self._trainer.state.fn == TrainerFn.FITTING:
-                self._mapping.resume(checkpoint.get("meta_learner_calls"))
+                self._mapping.resume(checkpoint.get("meta_learner_recordings"))
         for name, trained in checkpoint["meta_learner_arguments"].items():
             own = self._described_arguments.get(name, "the default")
             if trained != own:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
@@ -16,7 +17,7 @@ from lightning_meta.batch_statistics import couples_examples
 from lightning_meta.episode import Episode
 from lightning_meta.host_memory import keep_freed_memory
 from lightning_meta.losses import splits_by_example
-from lightning_meta.recording import Recorder, python_state
+from lightning_meta.recording import ClosedWorld, Guarded, OpenWorldError, Progress, Recorder
 from lightning_meta.task import MetaParameters, TaskResult
 from lightning_meta.task_batches import (
     ModelSize,
@@ -30,9 +31,6 @@ from lightning_meta.task_batches import (
 
 if TYPE_CHECKING:
     from lightning_meta.learner import MetaLearner
-
-# Recordings of longer inner loops take minutes and hundreds of MiB to make.
-MOST_STEPS_RECORDED = 32
 
 _CANNOT_VECTORIZE = (
     "If the model cannot be vectorized over tasks (it branches on values, has a recurrent layer, or normalizes in "
@@ -51,42 +49,59 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
+CompileMode = bool | Literal["record"] | None
+"""How training steps are run; described in `MetaLearner`."""
+
+
+def check_compile(compile: Any) -> None:
+    """Raise a ValueError unless the value is a `CompileMode`."""
+    if not (compile is None or isinstance(compile, bool) or compile == "record"):
+        raise ValueError(f'compile={compile!r} is not one of None, "record", True and False')
+
+
 class TaskMapping:
     """Applies a learner's per-task functions to batches, as its ``task_chunk_size`` and ``compile`` say.
 
     Args:
         learner: The learner.
-        compile_training: Whether to compile what training computes for a piece of a batch; None: to record it.
+        compile: How training steps are run.
         own_gradient: Whether the learner computes its meta-gradient itself, rather than by differentiating a meta-loss.
     """
 
-    def __init__(self, learner: MetaLearner, compile_training: bool | None, own_gradient: bool) -> None:
+    def __init__(self, learner: MetaLearner, compile: CompileMode, own_gradient: bool) -> None:
         self._learner = learner
         self._model_size = ModelSize.of(learner.model)
         self._own_gradient = own_gradient
-        self._compiled = bool(compile_training)
+        self._compiled = compile is True
+        self._world = ClosedWorld(learner)
         self._recorder: Recorder | None = None
-        if compile_training or (compile_training is None and learner.inner_steps <= MOST_STEPS_RECORDED):
-            self._recorder = Recorder(self._summed_gradients, self._eagerly, self._state, self._compiled)
+        self._guarded: Guarded | None = None
+        if compile is not False:
+            self._recorder = Recorder(self._summed_gradients, self._eagerly, self._world.state, self._compiled)
+        if compile:
+            self._guarded = Guarded(self._summed_gradients, self._eagerly, self._compiled)
+        self._told = False
         self._dependent_examples: bool | None = None
         self._phase = ""
-        self._before: tuple[int, list[tuple[Hashable, int]]] = -1, []
-        self._resumed: tuple[str, dict[str, int]] | None = None
+        self._before: tuple[int, Progress | None] = -1, None
+        self._resumed: tuple[str, dict[str, Any]] | None = None
 
-    def calls(self, step: int) -> tuple[str, dict[str, int]] | None:
-        """What a run resumed at this step must know to record what was recorded: phase of training and calls; plain.
+    def progress(self, step: int) -> tuple[str, dict[str, Any]] | None:
+        """What a run resumed at this step must know to record what was recorded, in plain types.
 
-        Under DDP the calls are one process's: where processes have tasks of different sizes, rounding may differ.
+        Under DDP it is one process's: where processes have tasks of different sizes, rounding may differ.
         """
         if self._recorder is None or self._resumed is not None:
             return self._resumed
-        begun, counts = self._before
+        begun, progress = self._before
         # A step that is not done will be repeated.
-        return self._phase, self._recorder.calls(counts if begun == step else self._recorder.counts())
+        if progress is None or begun != step:
+            progress = self._recorder.progress()
+        return self._phase, self._recorder.printed(progress)
 
-    def resume(self, calls: tuple[str, dict[str, int]] | None) -> None:
-        """Go on as the mapping whose ``calls()`` these are, if the next batch is of the same phase."""
-        self._resumed = calls
+    def resume(self, progress: tuple[str, dict[str, Any]] | None) -> None:
+        """Go on as the mapping whose ``progress()`` this is, if the next batch is of the same phase."""
+        self._resumed = progress
 
     def gradients(
         self, meta: MetaParameters, batch: Episode, step: int = 0
@@ -100,9 +115,7 @@ class TaskMapping:
         """
         totals: dict[str, Tensor] = {}
         reports = []
-        state = None if self._recorder is None else self._state()
-        if self._recorder is not None:
-            self._start(self._recorder, step)
+        state = self._start(step)
         workers = 1 if state is None else self._workers(batch)
         with self._prepared(batch):
             indices, pieces = zip(*self._pieces(batch, workers), strict=True)
@@ -111,20 +124,41 @@ class TaskMapping:
                 reports.append(report)
         return totals, list(zip(indices, reports, strict=True))
 
-    def _start(self, recorder: Recorder, step: int) -> None:
+    def _start(self, step: int) -> Hashable | None:
+        """Return what recordings rest on, or None where nothing is recorded."""
+        recorder = self._recorder
+        if recorder is None:
+            return None
+        try:
+            state = self._world.state()
+        except OpenWorldError as error:
+            self._say_what_is_open(str(error))
+            return None
         phase = repr(self._learner.training_phase())
         if self._resumed is not None and self._resumed[0] == phase:
             recorder.resume(self._resumed[1])
         self._resumed = None
-        self._before = step, recorder.counts() if phase == self._phase else []
+        self._before = step, recorder.progress() if phase == self._phase else Progress([], 0, recorder.shares)
         self._phase = phase
+        return state
+
+    def _say_what_is_open(self, reason: str) -> None:
+        if not self._told:
+            if self._guarded is None:
+                advice = 'compile="record" records them under the guards of torch.compile'
+                rank_zero_info(f"Training steps are run by Python, because {reason}: {advice}.")
+            else:
+                how = "compiled" if self._compiled else "recorded"
+                rank_zero_info(f"Training steps are {how} under the guards of torch.compile, because {reason}.")
+        self._told = True
 
     def _results(
         self, state: Hashable | None, meta: MetaParameters, pieces: Sequence[Episode], workers: int
     ) -> Iterator[tuple[dict[str, Tensor], TaskResult]]:
-        if self._recorder is None:
-            return (self._eagerly(meta, piece) for piece in pieces)
-        return self._recorder(state, meta, pieces, workers)
+        if self._recorder is not None and state is not None:
+            return self._recorder(state, meta, pieces, workers)
+        function = self._guarded or self._eagerly
+        return (function(meta, piece) for piece in pieces)
 
     def map(
         self, function: Callable[[MetaParameters, Episode], TaskResult], meta: MetaParameters, batch: Episode
@@ -139,9 +173,6 @@ class TaskMapping:
         if learner.task_chunk_size is not None or learner.draws or not (self._recorder and self._recorder.shares):
             return 1
         return fastest_workers(self._model_size, batch, torch.get_num_threads(), learner.inner_steps, self._compiled)
-
-    def _state(self) -> Hashable | None:
-        return python_state(self._learner)
 
     def _eagerly(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
         with differentiable_attention():

@@ -112,7 +112,7 @@ def test_a_subclass_that_cannot_be_recorded_is_compiled_as_it_is(batch):
     expected = loop_meta_gradient(model, nn.MSELoss(), batch, 0.1, 1)[1]
     assert_same(meta_gradient(learner, batch)[1], {name: 0.5 * slope for name, slope in expected.items()})
     assert learner._mapping._recorder.recordings() == []
-    assert learner._mapping._recorder._traced.worked
+    assert learner._mapping._guarded.worked
 
 
 @pytest.mark.slow

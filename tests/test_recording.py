@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import random
+import threading
+import weakref
 
 import pytest
 import torch
@@ -26,7 +29,7 @@ from lightning_meta import (
     Reptile,
     collate_episodes,
 )
-from lightning_meta.recording import recorder
+from lightning_meta.recording import closed_world, graph, recorder
 from lightning_meta.recording.graph import Recording
 from tests.reference import assert_same, loop_meta_gradient, meta_gradient
 
@@ -149,35 +152,38 @@ def test_mixed_precision_has_a_recording_of_its_own(batch):
     assert len(recordings(learner)) == 2
 
 
-class Scaled(nn.Module):
-    """A model with a frozen parameter, a buffer, a tensor and a number of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner, self.head = nn.Linear(1, 4), nn.Linear(4, 1)
-        self.head.weight.requires_grad_(False)
-        self.register_buffer("scale", torch.ones(4))
-        self.shift, self.power = torch.zeros(()), 1
-
-    def forward(self, x):
-        return self.head((self.inner(x).tanh() * self.scale + self.shift) ** self.power)
-
-
 def test_recordings_follow_buffers_frozen_parameters_and_attributes(batch):
-    model = Scaled()
-    learner = MAML(model, nn.MSELoss(), inner_lr=0.1)
-    check(learner, model, batch)
-    model.scale.mul_(2)
-    check(learner, model, batch)
-    model.head.weight.add_(1)
-    check(learner, model, batch)
-    model.shift = torch.ones(())
-    check(learner, model, batch)
-    model.power = 2
-    check(learner, model, batch)
-    model.scale = torch.full((4,), 3.0)
-    check(learner, model, batch)
-    assert len(recordings(learner)) == 6
+    model = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.LeakyReLU(), nn.Linear(4, 1))
+    model[3].weight.requires_grad_(False)
+    recorded, plain = (
+        MAML(model, nn.MSELoss(), inner_lr=0.1, batch_statistics="running", compile=choice) for choice in (None, False)
+    )
+
+    def grow_behind_autograd():
+        model[1].running_var.data = 3 * model[1].running_var
+
+    changes = [
+        lambda: None,
+        lambda: model[1].running_mean.add_(0.5),
+        lambda: model[3].weight.add_(1),
+        lambda: setattr(model[2], "negative_slope", 0.5),
+        lambda: setattr(model[1], "running_mean", torch.full((4,), 3.0)),
+        lambda: setattr(model[3], "weight", nn.Parameter(torch.ones(1, 4), requires_grad=False)),
+        grow_behind_autograd,
+        lambda: model[1].running_var.data.mul_(2),
+        lambda: setattr(model[1], "eps", 0.1),
+    ]
+    losses = set()
+    for change in changes:
+        change()
+        for _ in range(2):
+            found, expected = meta_gradient(recorded, batch), meta_gradient(plain, batch)
+            torch.testing.assert_close(found[0], expected[0])
+            assert_same(found[1], expected[1])
+        losses.add(float(found[0]))
+    assert len(losses) == len(changes)
+    # What was changed in place, where autograd does not count it, is seen by the recording itself.
+    assert len(recordings(recorded)) == len(changes) - 1
 
 
 def test_recordings_follow_the_learners_own_settings(batch):
@@ -225,15 +231,22 @@ def scaled_loss(output, target):
     return FACTOR * nn.functional.mse_loss(output, target)
 
 
-def test_recordings_follow_global_variables_and_class_attributes(batch, monkeypatch):
-    for learner in (MAML(ByOuterVariables(hidden=[4]), nn.MSELoss(), inner_lr=0.1), MAML(MLP(), scaled_loss)):
+@pytest.mark.parametrize("mode", [None, "record"])
+def test_global_variables_and_class_attributes_are_followed(batch, monkeypatch, mode):
+    learners = [
+        MAML(ByOuterVariables(hidden=[4]), nn.MSELoss(), inner_lr=0.1, compile=mode),
+        MAML(MLP(), scaled_loss, compile=mode),
+    ]
+    for learner in learners:
         with monkeypatch.context() as changes:
             check(learner, learner.model, batch, lr=learner.inner_lr)
             changes.setitem(globals(), "FACTOR", 2.0)
             check(learner, learner.model, batch, lr=learner.inner_lr)
             changes.setattr(ByOuterVariables, "shift", 3.0)
             check(learner, learner.model, batch, lr=learner.inner_lr)
-        assert len(recordings(learner)) >= 2
+        assert recordings(learner) == []
+        if mode == "record":
+            assert len(learner._mapping._guarded.recordings) >= 2
     for power in (1, 2):  # two functions with one code
         learner.loss_fn = lambda output, target, power=power: ((output - target).abs() ** power).mean()
         check(learner, learner.model, batch, lr=learner.inner_lr)
@@ -328,16 +341,138 @@ def test_recording_waits_for_enough_alike_steps(batch, monkeypatch):
     for tasks in range(1, 30):  # ever new shapes push the oldest out
         learner.training_step(make_batch(tasks), 0)
     assert len(recordings(learner)) == 0
-    assert len(learner._mapping._recorder.counts()) == recorder._MOST_KINDS
+    assert len(learner._mapping._recorder.progress().kinds) == recorder._MOST_KINDS
 
 
-def test_long_inner_loops_are_recorded_on_demand_only():
-    batch = make_batch()
-    for steps, choice, expected in ((32, None, 1), (33, None, 0)):
-        learner = MAML(nn.Linear(1, 1), nn.MSELoss(), inner_steps=steps, compile=choice)
-        meta_gradient(learner, batch)
-        assert (0 if learner._mapping._recorder is None else len(recordings(learner))) == expected
-    assert MAML(nn.Linear(1, 1), nn.MSELoss(), inner_steps=33, compile=True)._mapping._recorder is not None
+def count_traces(monkeypatch):
+    traces = []
+    init = Recording.__init__
+
+    def counted(self, *arguments, **options):
+        traces.append(self)
+        init(self, *arguments, **options)
+
+    monkeypatch.setattr(Recording, "__init__", counted)
+    return traces
+
+
+@pytest.mark.parametrize("every", [12, 20, 40])
+def test_a_value_that_changes_every_few_steps_costs_two_recordings_at_most(batch, monkeypatch, every):
+    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 10)
+    traces = count_traces(monkeypatch)
+    learner, losses = MAML(nn.Linear(1, 1), nn.MSELoss()), []
+    for step in range(10 * every):
+        learner.inner_rates.inner_lr = 0.1 / (1 + step // every)
+        losses.append(float(learner.training_step(batch, 0).detach()))
+    plain = MAML(learner.model, nn.MSELoss(), inner_lr=learner.inner_rates.inner_lr, compile=False)
+    torch.testing.assert_close(losses[-1], float(plain.training_step(batch, 0).detach()))
+    assert len(set(losses)) == 10
+    assert 1 <= len(traces) <= 2
+
+
+def test_sizes_that_never_repeat_long_enough_are_recorded_twice_at_most(monkeypatch):
+    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 10)
+    traces = count_traces(monkeypatch)
+    learner = MAML(nn.Linear(1, 1), nn.MSELoss())
+    for step in range(120):
+        learner.training_step(make_batch(2 + step % 8), 0)
+    assert len(traces) <= 2
+
+
+def test_a_recording_that_paid_for_itself_lets_the_next_be_made_as_soon(batch, monkeypatch):
+    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 3)
+    monkeypatch.setattr(recorder, "_REPEATS_TO_PAY", 5)
+    learner = MAML(nn.Linear(1, 1), nn.MSELoss())
+    for _ in range(9):
+        learner.training_step(batch, 0)
+    for _ in range(4):
+        learner.training_step(make_batch(3), 0)
+    assert len(recordings(learner)) == 2
+
+
+def test_steps_of_too_many_operations_are_left_to_python(batch, monkeypatch, caplog):
+    monkeypatch.setattr(graph, "MOST_OPERATIONS", 300)
+    for steps, expected in ((1, 1), (20, 0)):
+        model = nn.Linear(1, 1)
+        learner = MAML(model, nn.MSELoss(), inner_lr=0.1, inner_steps=steps)
+        check(learner, model, batch, steps=steps)
+        assert len(recordings(learner)) == expected
+    assert "more than 300 operations" in caplog.text
+
+
+def test_infinite_scores_of_absent_classes_are_recorded_once(monkeypatch):
+    traces = count_traces(monkeypatch)
+    labels = torch.randint(0, 2, (4, 6))
+    batch = Episode(torch.randn(4, 6, 2), labels, torch.randn(4, 6, 2), labels)
+    model = nn.Linear(2, 3, bias=False)
+
+    def run(mode):
+        learner = MAML(model, inner_lr=0.1, compile=mode)
+        learner.call_model = lambda parameters, x: MAML.call_model(learner, parameters, x) + MASK
+        return learner
+
+    MASK = torch.tensor([0.0, 0.0, -torch.inf])
+    # The mask is the test's own function, so it is recorded as if it were the library's.
+    recorded, plain = run(None), run(False)
+    recorded._mapping._world.state = lambda: ()
+    recorded._mapping._recorder._state = recorded._mapping._world.state
+    for _ in range(4):
+        found, expected = meta_gradient(recorded, batch), meta_gradient(plain, batch)
+        torch.testing.assert_close(found[0], expected[0])
+        assert_same(found[1], expected[1])
+    assert len(traces) == len(recordings(recorded)) == 1
+
+
+def test_two_threads_that_record_leave_torch_as_it_was(batch):
+    call = nn.Module.__call__
+    learners = [MAML(MLP(hidden=[4]), nn.MSELoss(), inner_lr=0.1, inner_steps=3) for _ in range(4)]
+    for learner in learners:
+        learner.model.load_state_dict(learners[0].model.state_dict())
+    threads = [threading.Thread(target=learner.training_step, args=(batch, 0)) for learner in learners]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert nn.Module.__call__ is call
+    for learner in learners:
+        check(learner, learner.model, batch, steps=3)
+
+
+def test_nothing_of_a_learner_outlives_it(batch):
+    class Big:
+        pass
+
+    seen = []
+
+    def build(mode):
+        big = Big()
+        seen.append(weakref.ref(big))
+        learner = MAML(
+            nn.Linear(1, 1), lambda output, target: ((output - target) ** 2 + 0 * len(vars(big))).mean(), compile=mode
+        )
+        for _ in range(2):
+            learner.training_step(batch, 0)
+
+    build(None)
+    gc.collect()
+    assert seen[0]() is None
+
+
+def test_the_key_takes_each_shared_part_once():
+    class Counted(closed_world._Look):
+        calls = 0
+
+        def add_module(self, module, path):
+            Counted.calls += 1
+            super().add_module(module, path)
+
+    first = nn.Linear(2, 2)
+    blocks = [first]
+    for _ in range(16):  # each block lists all earlier ones
+        blocks.append(nn.Sequential(*blocks))
+    look = Counted({}, [])
+    look.add_module(blocks[-1], "model")
+    assert Counted.calls <= 17 * 17
 
 
 def test_copies_record_for_themselves(batch):

@@ -90,7 +90,9 @@ def test_what_was_recorded_is_recorded_again(tmp_path, monkeypatch, learner):
     assert_resumes(learner, tmp_path, [2, BATCHES + 1])
 
 
-def test_calls_are_remembered_over_two_resumed_runs_and_by_phase():
+def test_calls_are_remembered_over_two_resumed_runs_and_by_phase(monkeypatch):
+    monkeypatch.setattr(recorder, "_WAIT_LONGER", 1)
+
     def batch(tasks):
         return Episode(*[torch.randn(tasks, size, 1) for size in (3, 3, 4, 4)])
 
@@ -103,15 +105,31 @@ def test_calls_are_remembered_over_two_resumed_runs_and_by_phase():
         learners[0].training_step(batch(2), 0)
     assert recorded(learners[0]) == 2
     for before, after in itertools.pairwise(learners[:3]):
-        after._mapping.resume(before._mapping.calls(step=1))
+        after._mapping.resume(before._mapping.progress(step=1))
         after.training_step(batch(3), 0)
         assert recorded(after) == 1
     learners[2].training_step(batch(2), 0)
     assert recorded(learners[2]) == 2
-    phase, calls = learners[0]._mapping.calls(step=1)
+    phase, calls = learners[0]._mapping.progress(step=1)
     learners[3]._mapping.resume((phase + "another", calls))
     learners[3].training_step(batch(3), 0)
     assert recorded(learners[3]) == 0
+
+
+def test_what_did_not_pay_is_remembered():
+    def train(learner, tasks, steps):
+        for _ in range(steps):
+            learner.training_step(Episode(*[torch.randn(tasks, size, 1) for size in (3, 3, 4, 4)]), 0)
+        return len(learner._mapping._recorder.recordings())
+
+    whole, resumed = (MAML(MLP(hidden=[4]), nn.MSELoss()) for _ in range(2))
+    needed = recorder.ALIKE_BEFORE_RECORDING + 1
+    assert train(whole, 3, needed) == 1
+    resumed._mapping.resume(whole._mapping.progress(step=1))
+    assert train(whole, 2, needed) == 1  # the first recording has not been repeated often enough yet
+    assert train(resumed, 2, needed) == 0
+    assert train(resumed, 3, recorder._REPEATS_TO_PAY) == 1
+    assert train(resumed, 2, 1) == 2
 
 
 def test_evaluating_a_checkpoint_leaves_recordings_alone(tmp_path, monkeypatch):

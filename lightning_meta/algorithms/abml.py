@@ -42,6 +42,7 @@ from lightning_meta.learner import SchedulerInterval, module_part
 from lightning_meta.losses import LossFunction
 from lightning_meta.predictive import Samples, mean_output
 from lightning_meta.task import InnerStep, MetaParameters, TaskResult, run_through
+from lightning_meta.task_mapping import CompileMode
 
 _GAMMA_SHAPE, _GAMMA_RATE = 1.0, 0.01
 
@@ -69,7 +70,7 @@ class ABML(BayesianLearner):
         lr_scheduler: Makes the outer schedule.
         lr_scheduler_interval: How often it steps.
         task_chunk_size: Tasks vectorized at once.
-        compile: Whether to compile the training step; None: record it.
+        compile: How training steps are run.
         batch_statistics: What batch normalization uses.
         log_step_metrics: Whether to log metrics after every step.
 
@@ -98,7 +99,7 @@ class ABML(BayesianLearner):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool | None = None,
+        compile: CompileMode = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:

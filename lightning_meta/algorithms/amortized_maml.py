@@ -50,6 +50,7 @@ from lightning_meta.losses import LossFunction
 from lightning_meta.models.set_encoder import SetEncoder
 from lightning_meta.predictive import Samples, mean_output
 from lightning_meta.task import InnerStep, MetaParameters, TaskResult, run_through
+from lightning_meta.task_mapping import CompileMode
 
 _GENERATED_AT_MOST = 5_000
 
@@ -95,7 +96,7 @@ class AmortizedMAML(BayesianLearner):
         lr_scheduler: Makes the outer schedule.
         lr_scheduler_interval: How often it steps.
         task_chunk_size: Tasks vectorized at once.
-        compile: Whether to compile the training step; None: record it.
+        compile: How training steps are run.
         batch_statistics: What batch normalization uses.
         log_step_metrics: Whether to log metrics after every step.
 
@@ -128,7 +129,7 @@ class AmortizedMAML(BayesianLearner):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool | None = None,
+        compile: CompileMode = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:

@@ -15,6 +15,7 @@ from lightning_meta.algorithms.maml import MAML
 from lightning_meta.batch_statistics import BatchStatistics
 from lightning_meta.learner import SchedulerInterval
 from lightning_meta.losses import LossFunction
+from lightning_meta.task_mapping import CompileMode
 
 
 class ANIL(MAML):
@@ -32,7 +33,7 @@ class ANIL(MAML):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool | None = None,
+        compile: CompileMode = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:
@@ -69,7 +70,7 @@ class BOIL(MAML):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool | None = None,
+        compile: CompileMode = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:

@@ -45,6 +45,7 @@ from lightning_meta.learner import SchedulerInterval
 from lightning_meta.losses import LossFunction
 from lightning_meta.predictive import Samples, mean_output
 from lightning_meta.task import InnerStep, MetaParameters, TaskResult
+from lightning_meta.task_mapping import CompileMode
 
 MetaLoss = Literal["chaser", "nll"]
 
@@ -76,7 +77,7 @@ class BayesianMAML(BayesianLearner):
         lr_scheduler: Makes the outer schedule.
         lr_scheduler_interval: How often it steps.
         task_chunk_size: Tasks vectorized at once; 1 also takes one particle after another.
-        compile: Whether to compile the training step; None: record it.
+        compile: How training steps are run.
         batch_statistics: What batch normalization uses.
         log_step_metrics: Whether to log metrics after every step.
 
@@ -106,7 +107,7 @@ class BayesianMAML(BayesianLearner):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool | None = None,
+        compile: CompileMode = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:

@@ -47,6 +47,7 @@ from lightning_meta.inner.vectors import Vector, add, dot, elementwise, norm
 from lightning_meta.learner import MetaLearner, SchedulerInterval, module_part
 from lightning_meta.losses import LossFunction
 from lightning_meta.task import InnerStep, MetaParameters, TaskResult, run_through
+from lightning_meta.task_mapping import CompileMode
 
 InnerSolver = Literal["gradient_descent", "hessian_free"]
 
@@ -81,7 +82,7 @@ class ImplicitMAML(MetaLearner):
         lr_scheduler: Makes the outer schedule.
         lr_scheduler_interval: How often it steps.
         task_chunk_size: Tasks vectorized at once.
-        compile: Whether to compile the training step; None: record it.
+        compile: How training steps are run.
         batch_statistics: What batch normalization uses.
         log_step_metrics: Whether to log metrics after every step.
 
@@ -108,7 +109,7 @@ class ImplicitMAML(MetaLearner):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool | None = None,
+        compile: CompileMode = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:

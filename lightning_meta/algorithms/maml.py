@@ -39,6 +39,7 @@ from lightning_meta.inner.multi_step import multi_step_weights
 from lightning_meta.learner import MetaLearner, SchedulerInterval, module_part
 from lightning_meta.losses import LossFunction
 from lightning_meta.task import InnerStep, MetaParameters, TaskResult, run_through
+from lightning_meta.task_mapping import CompileMode
 
 # What is adapted, and the inner optimizer's state.
 _Point = tuple[dict[str, Tensor], Any]
@@ -73,7 +74,7 @@ class MAML(MetaLearner):
         lr_scheduler: Makes the outer schedule.
         lr_scheduler_interval: How often it steps.
         task_chunk_size: Tasks vectorized at once.
-        compile: Whether to compile the training step; None: record it.
+        compile: How training steps are run.
         batch_statistics: What batch normalization uses.
         log_step_metrics: Whether to log metrics after every step.
 
@@ -100,7 +101,7 @@ class MAML(MetaLearner):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool | None = None,
+        compile: CompileMode = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:
@@ -121,7 +122,7 @@ class MAML(MetaLearner):
         )
         arguments.check_count("first_order_epochs", first_order_epochs, least=0)
         arguments.check_count("multi_step_loss_epochs", multi_step_loss_epochs, least=0)
-        if compile and (checkpoint_inner_loop or first_order_epochs or multi_step_loss_epochs):
+        if compile is True and (checkpoint_inner_loop or first_order_epochs or multi_step_loss_epochs):
             raise ValueError(
                 "compile=True cannot compile what checkpoint_inner_loop=True computes again, and would compile anew in "
                 "each of first_order_epochs and multi_step_loss_epochs: leave compile False, or the others out"

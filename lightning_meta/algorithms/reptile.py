@@ -39,6 +39,7 @@ from lightning_meta.inner import KeptState, UpdateRule, update_rule
 from lightning_meta.learner import MetaLearner, SchedulerInterval
 from lightning_meta.losses import LossFunction
 from lightning_meta.task import InnerStep, MetaParameters, TaskResult
+from lightning_meta.task_mapping import CompileMode
 
 InnerState = Literal["reset", "kept"]
 
@@ -71,7 +72,7 @@ class Reptile(MetaLearner):
         lr_scheduler: Makes the outer schedule.
         lr_scheduler_interval: How often it steps.
         task_chunk_size: Tasks vectorized at once.
-        compile: Whether to compile the training step; None: record it.
+        compile: How training steps are run.
         batch_statistics: What batch normalization uses.
         log_step_metrics: Whether to log metrics after every step.
 
@@ -95,7 +96,7 @@ class Reptile(MetaLearner):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
         task_chunk_size: int | None = None,
-        compile: bool | None = None,
+        compile: CompileMode = None,
         batch_statistics: BatchStatistics = "batch",
         log_step_metrics: bool = False,
     ) -> None:

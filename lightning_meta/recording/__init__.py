@@ -1,6 +1,7 @@
 """Recording what training computes for a piece of a batch, to repeat it without Python and autograd in between."""
 
-from lightning_meta.recording.recorder import Recorder
-from lightning_meta.recording.state import python_state
+from lightning_meta.recording.closed_world import ClosedWorld, OpenWorldError
+from lightning_meta.recording.guarded import Guarded
+from lightning_meta.recording.recorder import Progress, Recorder
 
-__all__ = ["Recorder", "python_state"]
+__all__ = ["ClosedWorld", "Guarded", "OpenWorldError", "Progress", "Recorder"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
+
+# Batches of many shapes, or a model that changes in every step, meet the compiler's limit each time.
+_MOST_FAILURES = 3
 
 
 class Compiled:
@@ -22,18 +25,22 @@ class Compiled:
     Args:
         compiler: Makes the compiled function, given arguments.
         plain: What computes the same without compiler.
+        asked: The argument that asked for it.
     """
 
-    def __init__(self, compiler: Callable[..., Callable[..., Any]], plain: Callable[..., Any]) -> None:
+    def __init__(
+        self, compiler: Callable[..., Callable[..., Any]], plain: Callable[..., Any], asked: str = "compile=True"
+    ) -> None:
+        self._asked = asked
         self._compiler = compiler
         self._compiled: Callable[..., Any] | None = None
         self._plain = plain
-        self._failed = self._warned = False
+        self._failures = 0
         self.worked = False
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the compiled function, or the plain one."""
-        if self._failed:
+        if self._failures >= (_MOST_FAILURES if self.worked else 1):
             return self._plain(*arguments)
         try:
             if self._compiled is None:
@@ -43,11 +50,10 @@ class Compiled:
             raise
         except Exception as error:
             results = self._plain(*arguments)
-            if not self._warned:
+            self._failures += 1
+            if self._failures == 1:
                 reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                rank_zero_warn(f"compile=True: the step cannot be compiled and runs as it is; the reason: {reason}")
-            self._warned = True
-            self._failed = not self.worked  # else batches of many shapes may have met the compiler's limit
+                rank_zero_warn(f"{self._asked}: the step cannot be compiled and runs as it is; the reason: {reason}")
             return results
         self.worked = True
         return results
@@ -62,13 +68,12 @@ def compiled_graph(graph: GraphModule) -> Compiled:
     return Compiled(compiler, graph.forward)
 
 
-def compiled_function(function: Callable[..., Any], plain: Callable[..., Any]) -> Compiled:
-    """Return a function of pytrees of tensors, compiled anew for each kind of them."""
+def compiled_trace(graph: GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
+    """Return what `torch.compile` traced, compiled; for use inside a backend of its own."""
+    from torch._inductor.compile_fx import compile_fx  # takes seconds to import
 
-    def compiler(*arguments: Any) -> Callable[..., Any]:
-        return torch.compile(function, fullgraph=True, options=_options(arguments))
-
-    return Compiled(compiler, plain)
+    kernels: Any = compile_fx(graph, list(examples), config_patches=_options(examples))
+    return kernels
 
 
 def _options(arguments: Any) -> dict[str, Any] | None:

@@ -1,0 +1,129 @@
+"""Functions that `torch.compile` traces, for what reads more than a closed world: its guards see what Python reads.
+
+The guards, evaluated before every call, cover global variables, closures, containers, attributes of objects, modules
+and classes. What they cannot trace (a clock, random numbers from outside torch, hooks of some kinds) is called as it
+is. What they do not see:
+
+- ``os.getenv``, which is traced as a constant: therefore the environment is compared before every call here;
+- a helper's cache (`functools.lru_cache`): it is traced through, so that what it would have kept is computed anew.
+"""
+
+from __future__ import annotations
+
+import os
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
+
+from lightning_meta.attention import differentiable_attention
+from lightning_meta.recording.autocast import autocast_now
+from lightning_meta.recording.compiling import Compiled, compiled_trace
+from lightning_meta.recording.graph import Recording
+from lightning_meta.recording.proof import RandomState, agree
+
+
+class Guarded:
+    """A function that is traced anew whenever its guards fail.
+
+    Args:
+        function: A pure function of pytrees of tensors, and of whatever Python it reads.
+        plain: What computes the same, untraced.
+        compiled: Whether to compile what was traced; else its tensor operations are repeated as they are.
+
+    Attributes:
+        recordings: What was recorded; nothing if compiled.
+    """
+
+    def __init__(self, function: Callable[..., Any], plain: Callable[..., Any], compiled: bool) -> None:
+        self._function = function
+        self._plain = plain
+        self._compiled = compiled
+        self._asked = "compile=True" if compiled else 'compile="record"'
+        self.recordings: list[Recording] = []
+        self._is_new = self._differs = False
+        self._start()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies trace anew."""
+        return {"_function": self._function, "_plain": self._plain, "_compiled": self._compiled}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_function"], state["_plain"], state["_compiled"])  # type: ignore[misc]
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call what was traced where its guards hold; what was traced in this call is compared with the plain one."""
+        if os.environ._data != self._environment:  # type: ignore[attr-defined]
+            self._start()
+        if self._differs:
+            return self._plain(*arguments)
+        drawn_from = RandomState(tree_leaves(arguments)[0].device)
+        self._is_new = False
+        with differentiable_attention():
+            results = self._traced(*arguments)
+        if not self._is_new:
+            return results
+        with drawn_from.again():
+            expected = self._plain(*arguments)
+            draws = drawn_from.moved()
+        if not agree(results, expected) and not (self._compiled and draws):
+            rank_zero_warn(
+                f"{self._asked}: the traced training step differs from the step itself, which is run instead."
+            )
+            self._differs = True
+            return expected
+        return results
+
+    @property
+    def worked(self) -> bool:
+        """Whether a call was traced so far."""
+        return self._traced.worked
+
+    def _start(self) -> None:
+        self._environment = dict(os.environ._data)  # type: ignore[attr-defined]
+        self.recordings = []
+        self._differs = False
+        self._traced = Compiled(self._compiler, self._plain, self._asked)
+
+    def _compiler(self, *arguments: Any) -> Callable[..., Any]:
+        function = self._function
+
+        def call(*arguments: Any) -> Any:
+            return function(*arguments)
+
+        # What is traced is kept, and counted against a limit, by code object: one for each learner.
+        call = types.FunctionType(call.__code__.replace(), globals(), "call", (), call.__closure__)
+        return torch.compile(call, fullgraph=True, dynamic=False, backend=self._backend)
+
+    def _backend(self, graph: GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
+        """Record or compile what was traced, for tensors like these."""
+        self._is_new = True
+        if self._compiled:
+            return compiled_trace(graph, examples)
+        differentiates = torch.is_grad_enabled()  # as when it was traced, which left out what would have no effect
+
+        def call(*tensors: Tensor) -> Any:
+            with torch.set_grad_enabled(differentiates):
+                return graph.forward(*tensors)
+
+        with torch._guards.tracing(None):
+            recording = Recording(call, tuple(map(_like, examples)), compiled=False)
+        self.recordings.append(recording)
+        autocast = autocast_now(examples[0].device.type)
+
+        def repeat(*tensors: Tensor) -> Any:
+            with autocast.off():
+                return recording(list(tensors))
+
+        return repeat
+
+
+def _like(example: Tensor) -> Tensor:
+    """A tensor of zeros in the same form; examples hold no numbers."""
+    size, stride = tuple(map(int, example.shape)), tuple(map(int, example.stride()))
+    return torch.empty_strided(size, stride, dtype=example.dtype, device=example.device).zero_()
