@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+class _Switch:
+    """Torch's settings hold for all threads: the first block switches the kernels off, the last one on again."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        self._lock, self._blocks, self._settings = threading.Lock(), 0, ExitStack()
+
+    def off(self) -> None:
+        with self._lock:
+            self._blocks += 1
+            if self._blocks == 1:
+                self._settings.callback(
+                    torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
+                )
+                torch.backends.mha.set_fastpath_enabled(False)
+                self._settings.enter_context(sdpa_kernel(SDPBackend.MATH))
+
+    def on(self) -> None:
+        with self._lock:
+            self._blocks -= 1
+            if self._blocks == 0:
+                self._settings.close()
+
+
+_switch = _Switch()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_switch.renew)
 
 
 @contextmanager
@@ -16,10 +49,8 @@ def differentiable_attention() -> Iterator[None]:
     They have no second derivative, and the one for transformer encoders in evaluation has none at all and
     cannot be vectorized over tasks.
     """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    _switch.off()
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+        _switch.on()

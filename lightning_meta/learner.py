@@ -15,7 +15,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_meta import arguments, checks
@@ -30,6 +30,7 @@ from lightning_meta.batch_statistics import (
 )
 from lightning_meta.checkpoint_io import CheckedCheckpointIO
 from lightning_meta.episode import Episode, Support
+from lightning_meta.functional import call_with, exclusive
 from lightning_meta.hyperparameters import keep_hyperparameters
 from lightning_meta.losses import LossFunction, likelihood_of, masked_mean
 from lightning_meta.metrics.task_metrics import TaskMetrics, per_task_metrics
@@ -86,7 +87,7 @@ class MetaLearner(L.LightningModule, ABC):
             alike steps were taken; then their tensor operations are recorded once and repeated from
             then on, without Python and autograd in between: about twice as fast for small models. This is done where
             every module, loss and update rule is of a class of ``torch.nn`` or of this library, because what those
-            read is known and compared in every step; where one is not, and where a step takes more than 20,000
+            read is known and compared in every step; where one is not, and where tracing a step takes more than 60,000
             operations, Python runs every step. "record": other classes' steps are recorded too, under the guards of
             `torch.compile`, which see what Python reads (`lightning_meta.recording.guarded` names the exceptions); to
             trace a step takes seconds. True: steps are recorded at the first call and compiled by `torch.compile`,
@@ -225,7 +226,7 @@ class MetaLearner(L.LightningModule, ABC):
 
     def call_model(self, parameters: Mapping[str, Tensor], x: Any) -> Tensor:
         """Call the model as a pure function of its parameters, named as in the model."""
-        return functional_call(self.model, {**parameters, **self._dropped_buffers}, (x,))  # type: ignore[dict-item]
+        return call_with(self.model, {**parameters, **self._dropped_buffers}, x)
 
     def output_shape(self, x: Any) -> torch.Size:
         """The shape of the model's output for one example, found by one call on inputs ``[tasks, examples, ...]``.
@@ -360,8 +361,8 @@ class MetaLearner(L.LightningModule, ABC):
     ) -> AdaptedTask:
         """Adapt to one task; the learner stays as it is.
 
-        Works under ``no_grad`` and ``inference_mode``. Dropout follows the learner's mode, as in a plain
-        module: call ``eval()`` first.
+        Works under ``no_grad`` and ``inference_mode``, and in several threads at once. Dropout follows the learner's
+        mode, as in a plain module: call ``eval()`` first.
 
         Args:
             support_x: Inputs, ``[support, ...]``: no task dimension.
@@ -415,7 +416,8 @@ class MetaLearner(L.LightningModule, ABC):
 
     def _meta_parameters(self) -> dict[str, nn.Parameter]:
         """What is meta-learned; also after ``freeze()``, which must not change how tasks adapt."""
-        return {name: p for name, p in self.named_parameters() if name not in self._frozen}
+        with exclusive():
+            return {name: p for name, p in self.named_parameters() if name not in self._frozen}
 
     def evaluation_samples(self, meta: MetaParameters, state: Any, support: Support, x: Any) -> Samples:
         """As `query_samples`, in evaluation, where ``batch_statistics="support"`` separates queries."""

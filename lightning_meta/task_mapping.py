@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -233,6 +234,7 @@ class TaskMapping:
         keep_freed_memory()
         threads = torch.get_num_threads()
         tiny = self._learner.task_chunk_size is None and is_tiny(self._model_size, batch)
+        tiny &= threading.current_thread() is threading.main_thread()  # the setting is the process's
         try:
             if tiny:
                 torch.set_num_threads(1)

@@ -34,12 +34,13 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import grad_and_value
 
 from lightning_meta import arguments
 from lightning_meta.batch_statistics import BatchStatistics
 from lightning_meta.bayesian_learner import BayesianLearner
 from lightning_meta.episode import Episode, Support
+from lightning_meta.functional import call_with, exclusive
 from lightning_meta.inner import adapted_names
 from lightning_meta.inner.names import key_of
 from lightning_meta.inner.ridge import RidgeSolution, ridge
@@ -232,7 +233,7 @@ class AmortizedMAML(BayesianLearner):
     def _posterior(self, meta: MetaParameters, support: Support) -> DiagonalGaussian:
         prior = self._prior(meta)
         elements = torch.cat([self._features(meta, {}, support.x)[:, :-1], self._targets(meta, support.y)], dim=1)
-        offsets, ratios = functional_call(self.encoder, module_part(meta, "encoder"), (elements,)).chunk(2)
+        offsets, ratios = call_with(self.encoder, module_part(meta, "encoder"), elements).chunk(2)
         sizes = [value.numel() for value in prior.mean.values()]
         mean, log_std = {}, {}
         for (name, value), offset, ratio in zip(
@@ -246,11 +247,12 @@ class AmortizedMAML(BayesianLearner):
         """What the head is given, with a constant for its bias: ``[examples, features + 1]``."""
         seen: list[tuple[Tensor, Tensor]] = []
         head = self.model.get_submodule(self.head_name)
-        handle = head.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
-        try:
-            output = self.call_model({**self.model_parameters(meta), **body}, x)
-        finally:
-            handle.remove()
+        with exclusive():
+            handle = head.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+            try:
+                output = self.call_model({**self.model_parameters(meta), **body}, x)
+            finally:
+                handle.remove()
         if len(seen) != 1 or seen[0][0].ndim != 2 or seen[0][1] is not output:
             raise ValueError(
                 f"model.{self.head_name} is called {len(seen)} times, on inputs of shape "
