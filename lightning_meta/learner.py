@@ -19,6 +19,7 @@ from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_meta import arguments, checks
+from lightning_meta.accumulation import accumulated_gradients, check_gradients, restore_gradients
 from lightning_meta.adapted_task import AdaptedTask
 from lightning_meta.attention import differentiable_attention
 from lightning_meta.batch_statistics import (
@@ -162,6 +163,7 @@ class MetaLearner(L.LightningModule, ABC):
         self._dropped_buffers = dropped_buffers(model, batch_statistics)
         self._output_shape: torch.Size | None = None
         self._random_seed: int | None = None
+        self._accumulated: dict[str, Any] | None = None
         self._mapping = TaskMapping(self, compile, type(self).task_gradient is not MetaLearner.task_gradient)
         self._metrics = {stage: TaskMetrics() for stage in ("val", "test")}
         set_statistics_mode(model, batch_statistics)
@@ -254,6 +256,8 @@ class MetaLearner(L.LightningModule, ABC):
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """Return the meta-loss of a batch of tasks; its backward is the mean of the tasks' meta-gradients."""
+        restore_gradients(self._accumulated, self)
+        self._accumulated = None
         trainable = self._meta_parameters()
         if not all(p.requires_grad for p in trainable.values()):
             names = [name for name, p in trainable.items() if not p.requires_grad]
@@ -337,6 +341,7 @@ class MetaLearner(L.LightningModule, ABC):
         """Note which loss and inner optimizer were trained, so that others cannot take their place unnoticed."""
         checkpoint["meta_learner_arguments"] = self._described_arguments
         checkpoint["meta_learner_random_seed"] = self._random_seed
+        checkpoint["meta_learner_gradients"] = accumulated_gradients(self._trainer, self)
         checkpoint["meta_learner_recordings"] = self._mapping.progress(self._steps_processed())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -346,6 +351,8 @@ class MetaLearner(L.LightningModule, ABC):
         if self._trainer is not None:  # a run that goes on, rather than one that starts from trained weights
             self._random_seed = checkpoint.get("meta_learner_random_seed")
             if self._trainer.state.fn == TrainerFn.FITTING:
+                self._accumulated = checkpoint.get("meta_learner_gradients")
+                check_gradients(self._accumulated)
                 self._mapping.resume(checkpoint.get("meta_learner_recordings"))
         for name, trained in checkpoint["meta_learner_arguments"].items():
             own = self._described_arguments.get(name, "the default")

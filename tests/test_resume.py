@@ -116,6 +116,64 @@ def test_calls_are_remembered_over_two_resumed_runs_and_by_phase(monkeypatch):
     assert recorded(learners[3]) == 0
 
 
+def fit_with(folder, callbacks, ckpt_path=None, **options):
+    """Train with Adam for two epochs of 7 batches; further options are the trainer's."""
+    L.seed_everything(0 if ckpt_path is None else 7, verbose=False)
+    learner = MAML(MLP(hidden=[6]), nn.MSELoss())
+    data = SinusoidDataModule(shots=4, tasks_per_batch=2, train_tasks=14, val_tasks=3)
+    silent = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(max_epochs=2, callbacks=callbacks, default_root_dir=folder, **silent, **options)
+    trainer.fit(learner, data, ckpt_path=ckpt_path)
+    return {key: value.clone() for key, value in learner.state_dict().items()}
+
+
+class SaveAfterBatch(L.Callback):
+    """Saves after each of the numbered batches."""
+
+    def __init__(self, folder, numbers):
+        self.folder, self.numbers, self.count = folder, numbers, 0
+
+    def on_train_batch_end(self, trainer, *arguments):
+        self.count += 1
+        if self.count in self.numbers:
+            trainer.save_checkpoint(self.folder / f"{self.count}.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+@pytest.mark.parametrize("options", [{"accumulate_grad_batches": 3}, {"overfit_batches": 4}], ids=str)
+def test_runs_that_accumulate_or_overfit_resume_too(tmp_path, options):
+    whole = fit_with(tmp_path, [SaveAfterBatch(tmp_path, range(1, 8))], **options)
+    for number in range(1, 8):
+        resumed = fit_with(tmp_path / str(number), [], tmp_path / f"{number}.ckpt", **options)
+        for key, value in whole.items():
+            assert torch.equal(resumed[key], value), f"{key} after resuming from batch {number}"
+
+
+def test_checkpoints_of_validations_in_mid_accumulation_resume_too(tmp_path):
+    options = {"accumulate_grad_batches": 3, "val_check_interval": 5}
+
+    def best(folder):
+        return ModelCheckpoint(folder, filename="{step}", monitor="val/loss", save_top_k=-1)
+
+    whole = fit_with(tmp_path, [best(tmp_path)], **options)
+    saved = list(tmp_path.glob("*.ckpt"))
+    assert saved
+    for path in saved:
+        resumed = fit_with(tmp_path / path.stem, [best(tmp_path / path.stem)], path, **options)
+        assert all(torch.equal(resumed[key], value) for key, value in whole.items()), path
+
+
+def test_a_checkpoint_inside_an_accumulating_step_is_refused(tmp_path):
+    class SaveInside(L.Callback):
+        def on_after_backward(self, trainer, pl_module):
+            if trainer.fit_loop.epoch_loop.batch_progress.total.ready == 2:
+                trainer.save_checkpoint(tmp_path / "inside.ckpt")
+
+    fit_with(tmp_path, [SaveInside()], accumulate_grad_batches=3)
+    with pytest.raises(ValueError, match="accumulated inside a training step.*after an optimizer step"):
+        fit_with(tmp_path / "again", [], tmp_path / "inside.ckpt", accumulate_grad_batches=3)
+
+
 def test_what_did_not_pay_is_remembered():
     def train(learner, tasks, steps):
         for _ in range(steps):

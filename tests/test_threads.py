@@ -30,7 +30,7 @@ CERTAIN = {"initial_log_std": -40.0}
 
 
 def regression(cls, **options):
-    return cls(MLP(hidden=[8]), nn.MSELoss(), inner_lr=0.05, inner_steps=2, **options).eval()
+    return cls(MLP(hidden=[8]), nn.MSELoss(), **{"inner_lr": 0.05, "inner_steps": 2, **options}).eval()
 
 
 def attention():
@@ -42,7 +42,7 @@ def attention():
 LEARNERS = {
     **{cls.__name__: lambda cls=cls: regression(cls) for cls in (MAML, ANIL, MetaSGD, Reptile, ImplicitMAML)},
     "BayesianMAML": lambda: regression(BayesianMAML, num_particles=3),
-    "ABML": lambda: regression(ABML, initial_log_std=-15.0),
+    "ABML": lambda: regression(ABML, initial_log_std=-15.0, inner_lr=1e-3),
     "AmortizedMAML": lambda: regression(AmortizedMAML, **CERTAIN),
     "attention": attention,
 }

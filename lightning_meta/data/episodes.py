@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -85,9 +86,12 @@ class EpisodeLoader(DataLoader[Episode]):
     """Says how many of the epoch's batches are behind."""
 
     def __iter__(self) -> Any:  # a generator, so that nothing starts before Lightning has set epoch and position
-        if isinstance(self.sampler, EpisodeSampler):  # in prediction Lightning puts another in its place
-            self.sampler.skipped = self.position() * (self.batch_size or 1)
-        yield from super().__iter__()
+        behind = self.position()
+        if isinstance(self.sampler, EpisodeSampler):
+            self.sampler.skipped = behind * (self.batch_size or 1)
+            yield from super().__iter__()
+        else:  # in prediction, and with overfit_batches, Lightning puts another in its place
+            yield from islice(super().__iter__(), behind, None)
 
     def state_dict(self) -> dict[str, int]:
         """Return nothing; by this method Lightning knows that the loader can be resumed."""
