@@ -50,7 +50,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
         arguments.check_count("train_tasks", train_tasks)
         arguments.check_count("val_tasks", val_tasks)
         arguments.check_count("test_tasks", test_tasks)
-        arguments.check_count("seed", seed, least=0)
+        arguments.check_seed(seed)
         arguments.check_count("num_workers", num_workers, least=0)
         self.tasks_per_batch = tasks_per_batch
         self.num_tasks: dict[Split, int] = {"train": train_tasks, "val": val_tasks, "test": test_tasks}
