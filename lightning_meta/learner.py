@@ -262,7 +262,7 @@ class MetaLearner(L.LightningModule, ABC):
         with self._draws_of(self._steps_taken()):
             totals, results = self._mapping.gradients(meta, batch, self._steps_processed())
         result = merge_results(results, _query_size(batch))
-        checks.check_finite(result, self, totals.values())
+        checks.check_finite(result, self, totals.values(), batch)
         sums = [totals[name] for name in trainable]
         loss = surrogate_loss(result.loss.mean(), list(trainable.values()), sums, 1 / batch.num_tasks)
         self.after_batch(result)
@@ -420,6 +420,7 @@ class MetaLearner(L.LightningModule, ABC):
         with differentiable_attention(), torch.no_grad():
             state, losses = run_through(self.inner_loop(meta, support, steps))
         checks.check_finite(TaskResult(losses[-1:], losses[:0], losses[None]), self)
+        checks.check_adapted(state, steps, self)
         return AdaptedTask(self, meta, state, support)
 
     def evaluate(self, batch: Episode, steps: int | None = None, record: tuple[int, ...] | None = None) -> TaskResult:
@@ -444,7 +445,7 @@ class MetaLearner(L.LightningModule, ABC):
         with torch.no_grad():
             results = self._mapping.map(evaluate_task, meta, batch)
         result = merge_results(results, _query_size(batch))
-        checks.check_finite(result, self)
+        checks.check_finite(result, self, batch=batch)
         return result
 
     # ---- Inside. --------------------------------------------------------------------------------------------
