@@ -47,6 +47,13 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name}={value!r} must be an integer of at least {least}")
 
 
+def check_seed(seed: Any) -> None:
+    """Raise a ValueError unless the value is an integer that random streams can start from."""
+    check_count("seed", seed, least=0)
+    if seed >= 2**64:
+        raise ValueError(f"seed={seed!r} must be less than 2**64: take a smaller one")
+
+
 def check_optional_count(name: str, value: Any, least: int = 1) -> None:
     """As `check_count`, but None passes."""
     if value is not None:

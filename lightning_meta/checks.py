@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from lightning_meta.learner import MetaLearner
 
 
+_LOWER = "lower the rate, or take fewer inner steps"
+
+
 def check_overrides(learner: type) -> None:
     """Raise a TypeError for a class that overrides a meta-loss whose gradient its base computes otherwise."""
     gradient = next(owner for owner in learner.__mro__ if "task_gradient" in vars(owner))
@@ -50,8 +53,17 @@ def check_support(support: Support, learner: MetaLearner) -> None:
     _check_targets("support_y", support.y, learner, batched.x, leading=1)
 
 
-def check_finite(result: TaskResult, learner: MetaLearner, gradients: Collection[Tensor] = ()) -> None:
-    """Raise a FloatingPointError that tells in which task and inner step a loss, or else a gradient, is not finite."""
+def check_finite(
+    result: TaskResult, learner: MetaLearner, gradients: Collection[Tensor] = (), batch: Episode | None = None
+) -> None:
+    """Raise a FloatingPointError that tells in which task and inner step a loss, or else a gradient, is not finite.
+
+    Args:
+        result: The report of the tasks.
+        learner: Whose tasks they are.
+        gradients: What else must be finite.
+        batch: The tasks, to tell their data from what was made of them.
+    """
     numbers = [part.flatten() for part in (result.loss, result.support_losses, *gradients)]
     if math.isfinite(torch.cat(numbers).sum()):
         return
@@ -59,7 +71,8 @@ def check_finite(result: TaskResult, learner: MetaLearner, gradients: Collection
     broken = ~torch.isfinite(losses)
     if broken.any():
         task, step = (int(i) for i in broken.nonzero()[0])
-        raise FloatingPointError(_where_broken(losses, task, step, learner))
+        data_is_finite = batch is None or _data_is_finite(batch, task)
+        raise FloatingPointError(_where_broken(losses, task, step, learner, data_is_finite))
     if not all(gradient.isfinite().all() for gradient in gradients):
         raise FloatingPointError(
             f"the meta-gradient is not finite, though all losses are ({_rates(learner)}): lower the rate, take fewer "
@@ -67,12 +80,28 @@ def check_finite(result: TaskResult, learner: MetaLearner, gradients: Collection
         )
 
 
-def _where_broken(losses: Tensor, task: int, step: int, learner: MetaLearner) -> str:
+def check_adapted(state: Any, steps: int, learner: MetaLearner) -> None:
+    """Raise a FloatingPointError if one task's adapted state is not finite, which no loss has seen yet."""
+    numbers = [leaf for leaf in leaves_of(state) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not all(leaf.isfinite().all() for leaf in numbers):
+        raise FloatingPointError(f"task 0 is not finite after {steps} inner steps ({_rates(learner)}): {_LOWER}")
+
+
+def _data_is_finite(batch: Episode, task: int) -> bool:
+    sets = ((batch.support_x, batch.support_y, batch.support_mask), (batch.query_x, batch.query_y, batch.query_mask))
+    for x, y, mask in sets:
+        leaves = [leaf[task] if mask is None else leaf[task][mask[task]] for leaf in leaves_of((x, y))]
+        if not all(leaf.isfinite().all() for leaf in leaves):
+            return False
+    return True
+
+
+def _where_broken(losses: Tensor, task: int, step: int, learner: MetaLearner, data_is_finite: bool) -> str:
     steps = losses.shape[1] - 1
     where = (
         f"before inner step {step + 1} of {steps}" if step < steps else f"on the query set after {steps} inner steps"
     )
-    cure = "check its inputs and targets" if step == 0 else "lower the rate, or take fewer inner steps"
+    cure = "check its inputs and targets" if step == 0 or not data_is_finite else _LOWER
     if not all(torch.isfinite(p).all() for p in learner.parameters()):
         cure = "the learner's parameters are not finite themselves, go back to an earlier checkpoint"
     loss = float(losses[task, step])

@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import lightning as L
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_leaves, tree_map
@@ -29,13 +30,15 @@ from lightning_meta.batch_statistics import (
     dropped_buffers,
     set_statistics_mode,
 )
-from lightning_meta.checkpoint_io import CheckedCheckpointIO
+from lightning_meta.checkpoint_io import CheckedCheckpointIO, Source
+from lightning_meta.checkpoint_loading import Allowed, check_callback_paths, check_learner_class, load_learner
 from lightning_meta.episode import Episode, Support
 from lightning_meta.functional import call_with, exclusive
 from lightning_meta.hyperparameters import keep_hyperparameters
 from lightning_meta.losses import LossFunction, likelihood_of, masked_mean
 from lightning_meta.metrics.task_metrics import TaskMetrics, per_task_metrics
 from lightning_meta.metrics.uncertainty import auroc, uncertainty_metrics
+from lightning_meta.object_text import class_path
 from lightning_meta.predictive import Samples, mean_output, predict
 from lightning_meta.step_logging import is_shown
 from lightning_meta.surrogate import surrogate_loss
@@ -146,7 +149,7 @@ class MetaLearner(L.LightningModule, ABC):
         checks.check_overrides(type(self))
         frame = inspect.currentframe()
         assert frame is not None
-        self._described_arguments = keep_hyperparameters(self, frame)
+        self._described_arguments, self._left_out_arguments = keep_hyperparameters(self, frame)
 
         self.model = model
         self.loss_fn = loss_fn
@@ -267,7 +270,7 @@ class MetaLearner(L.LightningModule, ABC):
         with self._draws_of(self._steps_taken()):
             totals, results = self._mapping.gradients(meta, batch, self._steps_processed())
         result = merge_results(results, _query_size(batch))
-        checks.check_finite(result, self, totals.values())
+        checks.check_finite(result, self, totals.values(), batch)
         sums = [totals[name] for name in trainable]
         loss = surrogate_loss(result.loss.mean(), list(trainable.values()), sums, 1 / batch.num_tasks)
         self.after_batch(result)
@@ -337,18 +340,54 @@ class MetaLearner(L.LightningModule, ABC):
         set_statistics_mode(self.model, self.batch_statistics)
         return self
 
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls,  # noqa: N805 (a class method)
+        checkpoint_path: Source,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        allow: Allowed = (),
+        **kwargs: Any,
+    ) -> Self:
+        """Build the learner that a checkpoint holds, as Lightning's method of this name; the file runs no code.
+
+        What the checkpoint says of its arguments is data: plain values, and classes of torch.nn, torch.optim and this
+        package. Arguments that are passed replace the checkpoint's, which are then not looked at.
+
+        Args:
+            checkpoint_path: A path, a URL, or a file open for reading bytes.
+            map_location: As in `torch.load`; None: where the tensors were, if there is such a device here.
+            hparams_file: A .yaml or .csv file with arguments in the place of the checkpoint's.
+            strict: Whether the checkpoint must have all parameters and no others; None: ``strict_loading``.
+            weights_only: False unpickles objects of any kind, which can run code. None, as True, refuses them.
+            allow: Classes and functions besides that the checkpoint may name, as themselves or by their paths
+                (``"my_package.MyModel"``), which are then imported; of a learner's class: it may be loaded as this one.
+            **kwargs: The learner's arguments.
+
+        Raises:
+            ValueError: If another class of learner saved the checkpoint, it names what is not allowed, or an argument
+                is missing; the message says what to pass.
+            RuntimeError: If the file is cut short or damaged.
+            UnpicklingError: If it holds pickled code, and ``weights_only`` is not False.
+        """
+        return load_learner(cls, checkpoint_path, map_location, hparams_file, strict, weights_only, allow, kwargs)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which loss and inner optimizer were trained, so that others cannot take their place unnoticed."""
+        """Note what was trained, with which loss and inner optimizer, so that nothing takes their place unnoticed."""
+        checkpoint["meta_learner_class"] = class_path(type(self))
+        checkpoint["meta_learner_left_out"] = self._left_out_arguments
         checkpoint["meta_learner_arguments"] = self._described_arguments
         checkpoint["meta_learner_random_seed"] = self._random_seed
         checkpoint["meta_learner_gradients"] = accumulated_gradients(self._trainer, self)
         checkpoint["meta_learner_recordings"] = self._mapping.progress(self._steps_processed())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise a ValueError if the checkpoint was trained with another loss or inner optimizer, given as objects."""
-        if "meta_learner_arguments" not in checkpoint:
-            raise ValueError("the checkpoint was not saved by a MetaLearner: load its weights into the model instead")
+        """Raise a ValueError if the checkpoint is of another learner, or another loss or inner optimizer as objects."""
+        check_learner_class(checkpoint, type(self))
         if self._trainer is not None:  # a run that goes on, rather than one that starts from trained weights
+            check_callback_paths(checkpoint)
             self._random_seed = checkpoint.get("meta_learner_random_seed")
             if self._trainer.state.fn == TrainerFn.FITTING:
                 self._accumulated = checkpoint.get("meta_learner_gradients")
@@ -392,6 +431,7 @@ class MetaLearner(L.LightningModule, ABC):
         with differentiable_attention(), torch.no_grad():
             state, losses = run_through(self.inner_loop(meta, support, steps))
         checks.check_finite(TaskResult(losses[-1:], losses[:0], losses[None]), self)
+        checks.check_adapted(state, steps, self)
         return AdaptedTask(self, meta, state, support)
 
     def evaluate(self, batch: Episode, steps: int | None = None, record: tuple[int, ...] | None = None) -> TaskResult:
@@ -416,7 +456,7 @@ class MetaLearner(L.LightningModule, ABC):
         with torch.no_grad():
             results = self._mapping.map(evaluate_task, meta, batch)
         result = merge_results(results, _query_size(batch))
-        checks.check_finite(result, self)
+        checks.check_finite(result, self, batch=batch)
         return result
 
     # ---- Inside. --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
-from lightning_meta import MAML, Episode
+from lightning_meta import MAML, AmortizedMAML, Episode
 from lightning_meta.data import EpisodicDataModule, OmniglotDataModule, SinusoidDataModule
 from lightning_meta.models import MLP, Conv4
 
@@ -127,6 +127,66 @@ def test_nan_in_the_data_is_told_from_divergence():
         MAML(MLP(), nn.MSELoss()).training_step(Episode(x, x, x, x), 0)
 
 
+@pytest.mark.parametrize("call", ["training_step", "validation_step", "predict_step"])
+@pytest.mark.parametrize("field", ["query_x", "query_y"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_queries_are_told_from_divergence(call, field, value):
+    batch = Episode(*[torch.randn(3, 5, 1) for _ in range(4)])
+    getattr(batch, field)[1, 3] = value
+    learner = MAML(MLP(), nn.MSELoss(), inner_steps=2)
+    with pytest.raises(
+        FloatingPointError, match=r"task 1 .* on the query set after 2 inner steps .*: check its inputs and targets"
+    ):
+        getattr(learner, call)(batch, 0)
+
+
+def test_padding_may_hold_anything_where_training_diverges():
+    batch = Episode(*[torch.randn(2, 5, 1) for _ in range(4)])
+    batch = batch._replace(support_y=1e4 * batch.support_y, query_mask=torch.tensor([[True] * 4 + [False]] * 2))
+    batch.query_x[:, 4] = float("nan")
+    with pytest.raises(FloatingPointError, match="task 0 .* lower the rate"):
+        MAML(MLP(), nn.MSELoss(), inner_lr=1e30, inner_steps=1).training_step(batch, 0)
+
+
+def test_divergence_in_the_last_step_is_told_by_adapt():
+    learner = MAML(MLP(), nn.MSELoss(), inner_lr=1e38)
+    with pytest.raises(FloatingPointError, match="task 0 is not finite after 1 inner steps .*: lower the rate"):
+        learner.adapt(torch.randn(5, 1), 1e4 * torch.randn(5, 1))
+
+
+def amortized(loss_fn=None, **options):
+    outputs = 1 if loss_fn is None else 2
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, outputs))
+    return AmortizedMAML(model, nn.MSELoss() if loss_fn is None else loss_fn, **options)
+
+
+def amortized_batch(examples, classes):
+    targets = torch.arange(examples).expand(3, -1) % 2 if classes else torch.randn(3, examples, 1)
+    return Episode(torch.randn(3, examples, 2), targets, torch.randn(3, examples, 2), targets)
+
+
+@pytest.mark.parametrize("call", ["training_step", "validation_step", "predict_step", "adapt"])
+@pytest.mark.parametrize("chunk", [None, 1])
+@pytest.mark.parametrize("examples", [3, 9])  # in the dual and in the primal
+@pytest.mark.parametrize("classes", [False, True])
+def test_amortized_learners_tell_broken_data_and_rates(call, chunk, examples, classes):
+    loss_fn = nn.CrossEntropyLoss() if classes else None
+    batch = amortized_batch(examples, classes)
+
+    def run(learner, batch):
+        if call == "adapt":
+            return learner.adapt(batch.support_x[1], batch.support_y[1])
+        return getattr(learner, call)(batch, 0)
+
+    broken = batch._replace(support_x=batch.support_x.clone())
+    broken.support_x[1, 2] = float("nan")
+    task = 0 if call == "adapt" else 1
+    with pytest.raises(FloatingPointError, match=rf"task {task} .* before inner step 1 of 2 .*: check its inputs"):
+        run(amortized(loss_fn, inner_steps=2, task_chunk_size=chunk), broken)
+    with pytest.raises(FloatingPointError, match=r"task 0 .*inner step.* \(inner_lr=1e\+30\): lower the rate"):
+        run(amortized(loss_fn, inner_steps=3, inner_lr=1e30, task_chunk_size=chunk), batch)
+
+
 class Branching(nn.Module):
     def __init__(self):
         super().__init__()
@@ -218,6 +278,14 @@ class Stream(IterableDataset):
         (lambda: SinusoidDataModule(shots=0), ValueError, "shots=0 must be"),
         (lambda: SinusoidDataModule(noise_std=-1), ValueError, "noise_std=-1 must be 0 or"),
         (lambda: SinusoidDataModule(seed=-1), ValueError, "seed=-1 must be an integer of at least 0"),
+        (lambda: SinusoidDataModule(seed=2**64), ValueError, "seed=18446744073709551616 must be less than 2.*64"),
+        (
+            lambda: EpisodicDataModule(labelled(9, 20), seed=2**70),
+            ValueError,
+            "must be less than 2.*64: take a smaller",
+        ),
+        (lambda: OmniglotDataModule("data", seed=2**64), ValueError, "seed=18446744073709551616 must be less than"),
+        (lambda: SinusoidDataModule(seed=0.5), ValueError, "seed=0.5 must be an integer"),
         (
             lambda: OmniglotDataModule("data", character_split="random"),
             ValueError,
@@ -231,3 +299,8 @@ class Stream(IterableDataset):
 def test_data_and_model_arguments(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_the_largest_seed_works():
+    batch = next(iter(SinusoidDataModule(seed=2**64 - 1, train_tasks=25).train_dataloader()))
+    assert torch.isfinite(batch.support_x).all()

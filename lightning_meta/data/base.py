@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any, Self
 
 import lightning as L
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch.utils.data import DataLoader
 
 from lightning_meta import arguments
+from lightning_meta.checkpoint_io import Source
+from lightning_meta.checkpoint_loading import Allowed, load_data_module
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeLoader, Split, episode_loader
 from lightning_meta.episode import Episode
 
@@ -46,13 +50,29 @@ class TaskDataModule(L.LightningDataModule, ABC):
         arguments.check_count("train_tasks", train_tasks)
         arguments.check_count("val_tasks", val_tasks)
         arguments.check_count("test_tasks", test_tasks)
-        arguments.check_count("seed", seed, least=0)
+        arguments.check_seed(seed)
         arguments.check_count("num_workers", num_workers, least=0)
         self.tasks_per_batch = tasks_per_batch
         self.num_tasks: dict[Split, int] = {"train": train_tasks, "val": val_tasks, "test": test_tasks}
         self.seed = seed
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls,  # noqa: N805 (a class method)
+        checkpoint_path: Source,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        weights_only: bool | None = None,
+        allow: Allowed = (),
+        **kwargs: Any,
+    ) -> Self:
+        """Build the data module with the arguments that a checkpoint holds, which are plain values; it runs no code.
+
+        Arguments and errors as in `MetaLearner.load_from_checkpoint`.
+        """
+        return load_data_module(cls, checkpoint_path, map_location, hparams_file, weights_only, allow, kwargs)
 
     @abstractmethod
     def episodes(self, split: Split) -> EpisodeDataset:

@@ -7,13 +7,16 @@ import http.client
 import io
 import json
 import os
+import stat
 import urllib.request
 import uuid
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -21,6 +24,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 _URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 # Archive: (address, MD5 as published). Only what is downloaded is compared: mirrors zip the same images anew.
@@ -32,6 +41,7 @@ _CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 _DRAWINGS = 20
 _ORIGINAL_SIZE = (105, 105)
 _SIZE = 28
+_LARGEST_FILE = 1 << 16  # bytes; a drawing has some 200, and 44,100 without compression and with four channels
 _TIMEOUT_SECONDS = 60.0
 _CACHE_NAME = "omniglot_28x28.cache"
 _CACHE_FORMAT = "omniglot 28x28 uint8, version 1"  # change it with anything that changes the cached bytes
@@ -73,12 +83,14 @@ def load_omniglot(root: str | Path, cache_dir: str | Path | None = None, downloa
     """
     root = Path(root)
     _check_root(root, download)
+    cache = (root if cache_dir is None else Path(cache_dir)) / _CACHE_NAME
+    for target in (cache, *(root / f"{part}.zip" for part in _ARCHIVES)):
+        _remove_leftovers(target)
     if download:
         _download_missing(root)
     sources = [_source(root, part) for part in _CHARACTERS]
     # Taken before decoding: if the files change meanwhile, the cache will not match them and be made again.
     fingerprint = "\n".join(_fingerprint(source) for source in sources)
-    cache = (root if cache_dir is None else Path(cache_dir)) / _CACHE_NAME
     cached = _read_cache(cache, fingerprint)
     if cached is not None:
         return cached
@@ -168,28 +180,58 @@ def _decode_part(source: Path) -> dict[str, NDArray[np.uint8]]:
     """Return ``[drawings, 28, 28]`` for each character."""
     files = _read_archive(source) if source.is_file() else _read_folder(source)
     drawings: dict[str, list[NDArray[np.uint8]]] = {}
-    for name in sorted(files):
-        character = name.rpartition("/")[0]
-        drawings.setdefault(character, []).append(_decode(source, name, files[name]))
-    _check_complete(source, {character: len(images) for character, images in drawings.items()})
+    for name, content in files:  # one at a time: what is no drawing takes no more than its own memory
+        drawings.setdefault(_character(name), []).append(_decode(source, name, content))
     return {character: np.stack(images) for character, images in drawings.items()}
 
 
-def _read_archive(source: Path) -> dict[str, bytes]:
-    """Return the content of each ``part/alphabet/character/drawing.png``."""
+def _read_archive(source: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield each ``part/alphabet/character/drawing.png``, sorted, and its content."""
     content = io.BytesIO(source.read_bytes())
     try:
         # Read in memory, never extracted: an entry's name cannot reach a file.
-        with zipfile.ZipFile(content) as archive:
-            return {name: archive.read(name) for name in archive.namelist() if _is_drawing(source.stem, name)}
+        archive = zipfile.ZipFile(content)
+        names = {name for name in archive.namelist() if _is_drawing(source.stem, name)}
     except Exception as error:  # zipfile has many kinds for damage; in memory, nothing else can be at fault
         raise ValueError(f"'{source}' is no intact zip archive ({error}): {_cure(source)}") from error
+    _check_complete(source, names)
+    for name in sorted(names):
+        try:
+            with archive.open(name) as file:
+                drawing = file.read(_LARGEST_FILE + 1)  # whatever size the archive claims
+        except Exception as error:
+            raise ValueError(f"'{source}' is no intact zip archive ({error}): {_cure(source)}") from error
+        _check_size(source, name, len(drawing))
+        yield name, drawing
 
 
-def _read_folder(source: Path) -> dict[str, bytes]:
-    """Return the content of each ``part/alphabet/character/drawing.png``."""
+def _read_folder(source: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield each ``part/alphabet/character/drawing.png``, sorted, and its content."""
     paths = {path.relative_to(source.parent).as_posix(): path for path in source.glob("*/*/*.png")}
-    return {name: path.read_bytes() for name, path in paths.items() if _is_drawing(source.name, name)}
+    paths = {name: path for name, path in paths.items() if _is_drawing(source.name, name)}
+    _check_complete(source, paths)
+    for name, path in sorted(paths.items()):
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+                raise OSError("not a file")
+            _check_size(source, name, status.st_size)
+            drawing = path.read_bytes()
+        except OSError as error:
+            reason = error.strerror or error
+            raise ValueError(f"{name} in '{source}' cannot be read ({reason}): {_cure(source)}") from error
+        yield name, drawing
+
+
+def _check_size(source: Path, name: str, size: int) -> None:
+    if size > _LARGEST_FILE:
+        raise ValueError(
+            f"{name} in '{source}' has more than {_LARGEST_FILE} bytes, and no drawing of Omniglot has: {_cure(source)}"
+        )
+
+
+def _character(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def _is_drawing(part: str, name: str) -> bool:
@@ -201,17 +243,19 @@ def _is_drawing(part: str, name: str) -> bool:
 def _decode(source: Path, name: str, content: bytes) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            gray = image.convert("L")
+            size = image.size
+            gray = image.convert("L") if size == _ORIGINAL_SIZE else None
     except Exception as error:  # Pillow has many kinds for damage; in memory, nothing else can be at fault
         raise ValueError(f"{name} in '{source}' is no readable PNG ({error}): {_cure(source)}") from error
-    if gray.size != _ORIGINAL_SIZE:
+    if gray is None:
         raise ValueError(
-            f"{name} in '{source}' has {gray.size} pixels instead of Omniglot's {_ORIGINAL_SIZE}: {_cure(source)}"
+            f"{name} in '{source}' has {size} pixels instead of Omniglot's {_ORIGINAL_SIZE}: {_cure(source)}"
         )
     return 255 - np.asarray(gray.resize((_SIZE, _SIZE), Image.Resampling.LANCZOS), dtype=np.uint8)
 
 
-def _check_complete(source: Path, drawings: dict[str, int]) -> None:
+def _check_complete(source: Path, names: Iterable[str]) -> None:
+    drawings = Counter(map(_character, sorted(names)))
     wrong = [character for character, count in drawings.items() if count != _DRAWINGS]
     if wrong:
         raise ValueError(
@@ -264,8 +308,39 @@ def _replacing(target: Path) -> Iterator[BinaryIO]:
     """Open a new file beside ``target`` that takes its place only if the block ends without an exception."""
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with partial.open("xb") as file:
-            yield file
-        os.replace(partial, target)
+        with _in_use(partial):
+            with partial.open("wb") as file:
+                yield file
+            os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _in_use(partial: Path) -> Iterator[None]:
+    """Create a file and lock it, so that `_remove_leftovers` knows it from one whose process was killed."""
+    while True:
+        handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        if fcntl is None:
+            os.close(handle)
+            yield
+            return
+        try:
+            with suppress(OSError):  # a file system without locks; then leftovers stay
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if partial.exists():  # else another process took it for a leftover before it was locked
+                yield
+                return
+        finally:
+            os.close(handle)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what processes left beside ``target`` that were killed while they wrote it."""
+    if fcntl is None:
+        return
+    with suppress(OSError):
+        for partial in target.parent.glob(f".{target.name}.{'[0-9a-f]' * 32}"):
+            with suppress(OSError), partial.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a process writes it
+                partial.unlink()

@@ -27,7 +27,7 @@ def uniforms(seed: int, split: str, indices: NDArray[np.integer], count: int) ->
     """Return ``count`` uniform numbers in [0, 1) for each index, ``[indices, count]``.
 
     Args:
-        seed: Any non-negative integer.
+        seed: Any non-negative integer below 2**64.
         split: The name of the split; splits have independent streams.
         indices: Non-negative indices, ``[indices]``.
         count: How many numbers each index needs.

@@ -48,6 +48,9 @@ def ridge(features: Tensor, targets: Tensor, penalty: Tensor, prior: Tensor) -> 
         targets: Y, ``[examples, outputs]``.
         penalty: λ, a positive scalar.
         prior: W₀, ``[features, outputs]``.
+
+    Returns:
+        The solution; all of it NaN where the features or the penalty are not finite.
     """
     with torch.autocast(features.device.type, enabled=False):  # half precision cannot be solved in
         return _solve(features, targets, penalty, prior)
@@ -59,7 +62,8 @@ def _solve(features: Tensor, targets: Tensor, penalty: Tensor, prior: Tensor) ->
     dual = examples <= size
     gram = features @ features.mT if dual else features.mT @ features
     identity = torch.eye(len(gram), dtype=features.dtype, device=features.device)
-    factor = torch.linalg.cholesky(gram + penalty * identity)
+    factor, failed = torch.linalg.cholesky_ex(gram + penalty * identity)
+    factor = torch.where(failed == 0, factor, torch.nan)  # an error here could not say which task it was
     root = torch.linalg.solve_triangular(factor, features if dual else identity, upper=False)
     if dual:
         correction = root.mT @ torch.linalg.solve_triangular(factor, residual, upper=False)

@@ -17,6 +17,9 @@ class SetEncoder(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, hidden: int = 64) -> None:
         super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.hidden = hidden
         self.embed = nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.read = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, out_features))
         last = self.read[-1]

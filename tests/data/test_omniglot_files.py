@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from lightning_meta.data import OmniglotDataModule, omniglot_files
 from lightning_meta.data.omniglot import split_characters
@@ -351,7 +352,46 @@ class TestInterruptedWrite:
         assert leftover != [CACHE]
         assert torch.equal(load_omniglot(root).images, expected_images(files))
         assert len(decoded) == 100
-        assert contents(root) == zip_names(CACHE, *leftover)
+        assert contents(root) == zip_names(CACHE)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="no locks by which leftovers are known")
+    def test_leftovers_go_and_files_in_use_stay(self, root, tmp_path):
+        cache_dir = tmp_path / "cache"
+        cache_dir.mkdir()
+        stale = [cache_dir / f".{CACHE}.{'0' * 32}", root / f".{BACKGROUND}.zip.{'a' * 32}"]
+        others = [cache_dir / f".{CACHE}.mine", cache_dir / f"{CACHE}.{'0' * 32}", root / f".other.zip.{'0' * 32}"]
+        for path in [*stale, *others]:
+            path.write_bytes(b"part")
+        with omniglot_files._replacing(cache_dir / CACHE) as file:
+            file.write(b"part")
+            load_omniglot(root, cache_dir)
+            load_omniglot(root, cache_dir)
+            assert len(list(cache_dir.glob(f".{CACHE}.*"))) == 2
+            file.write(b" and the rest")
+        assert not any(path.exists() for path in stale)
+        assert all(path.exists() for path in others)
+        assert (cache_dir / CACHE).read_bytes() == b"part and the rest"
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="no locks by which leftovers are known")
+    def test_file_taken_for_a_leftover_before_it_is_locked(self, root, files, monkeypatch):
+        lock, calls = omniglot_files.fcntl.flock, []
+
+        def late(handle, operation):
+            if not calls:
+                calls.append(handle)
+                omniglot_files._remove_leftovers(root / CACHE)
+            return lock(handle, operation)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(omniglot_files.fcntl, "flock", late)
+            load_omniglot(root)
+        assert calls
+        assert contents(root) == zip_names(CACHE)
+
+    def test_without_locks(self, root, files, monkeypatch):
+        monkeypatch.setattr(omniglot_files, "fcntl", None)
+        assert torch.equal(load_omniglot(root).images, expected_images(files))
+        assert contents(root) == zip_names(CACHE)
 
 
 class TestUnwritable:
@@ -518,6 +558,71 @@ class TestErrors:
             ValueError, match=rf"{FIRST}/0001_07\.png in .* has \(105, 28\) pixels instead of Omniglot's \(105, 105\)"
         ):
             load_omniglot(root)
+
+    @pytest.mark.parametrize("claimed", [None, 300])
+    def test_zip_bomb(self, tmp_path, files, claimed):
+        """Zeros that compress a thousandfold; the archive may claim that they are few."""
+        name = f"{FIRST}/0001_01.png"
+        files[name] = files[name] + bytes(20_000_000)
+        root = write_zips(tmp_path / "root", files)
+        archive = root / f"{BACKGROUND}.zip"
+        if claimed is not None:
+            entry = archive.read_bytes().replace(
+                (len(files[name])).to_bytes(4, "little"), claimed.to_bytes(4, "little")
+            )
+            archive.write_bytes(entry)
+        assert archive.stat().st_size < 200_000
+        message = rf"{name} in .* has more than 65536 bytes" if claimed is None else "no intact zip archive"
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=rf"{message}.*: delete the archive and download it again"):
+            load_omniglot(root)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 10_000_000
+
+    def test_image_bomb(self, tmp_path, files, monkeypatch):
+        files[f"{FIRST}/0001_07.png"] = png(np.zeros((6000, 6000), np.uint8))
+        root = write_zips(tmp_path / "root", files)
+        load = PngImagePlugin.PngImageFile.load
+
+        def load_small(image):
+            assert image.size == (105, 105)
+            return load(image)
+
+        monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load_small)
+        with pytest.raises(ValueError, match=r"has \(6000, 6000\) pixels instead of Omniglot's \(105, 105\)"):
+            load_omniglot(root)
+
+    def test_large_file_in_folder(self, folders):
+        with (folders / FIRST / "0001_07.png").open("r+b") as file:
+            file.truncate(10**12)  # no more than its name on the disk
+        with pytest.raises(ValueError, match=rf"{FIRST}/0001_07\.png in .* has more than 65536 bytes"):
+            load_omniglot(folders)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="no pipes among files")
+    @pytest.mark.parametrize("what", ["pipe", "dangling", "folder", "loop", "device"])
+    def test_what_is_no_file_in_folder(self, folders, what):
+        path = folders / FIRST / "0001_07.png"
+        path.unlink()
+        make = {
+            "pipe": lambda: os.mkfifo(path),
+            "dangling": lambda: path.symlink_to("nowhere.png"),
+            "folder": path.mkdir,
+            "loop": lambda: path.symlink_to(path),
+            "device": lambda: path.symlink_to("/dev/zero"),
+        }
+        make[what]()
+        with pytest.raises(
+            ValueError,
+            match=rf"{FIRST}/0001_07\.png in '.*{BACKGROUND}' cannot be read .*: unzip .* or remove the folder",
+        ):
+            load_omniglot(folders)
+
+    def test_link_to_a_drawing_is_one(self, folders, files):
+        path = folders / FIRST / "0001_07.png"
+        path.rename(folders / "elsewhere.png")
+        path.symlink_to(folders / "elsewhere.png")
+        assert torch.equal(load_omniglot(folders).images, expected_images(files))
 
 
 class TestDownload:

@@ -1,0 +1,310 @@
+"""Objects as class paths with arguments: how a checkpoint keeps them, and how they are built again.
+
+The form is that of the command line, ``{"class_path": ..., "init_args": {...}}``; the modules inside a container of
+torch's stand under ``"modules"``. A checkpoint may come from anyone, so what it names is never imported: only classes
+that are known already, of torch or of this package, and of the kind that the argument takes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from numbers import Integral, Real
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import ReduceLROnPlateau
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_meta.inner.update_rules import UpdateRule
+
+TRAINING_ALONE = ("optimizer", "lr_scheduler")
+"""The arguments that decide nothing about a learner once it is trained."""
+
+_TRUSTED = ("torch.nn.modules.", "torch.optim.", "lightning_meta.")
+_PLACES = ("torch.", "lightning_meta", "lightning.pytorch.cli")  # where names of these, and aliases, are looked up
+_FACTORIES = (Optimizer, LRScheduler)  # what these need to be built is there only when training starts
+_KINDS: dict[str, type] = {
+    "model": nn.Module,
+    "loss_fn": nn.Module,
+    "encoder": nn.Module,
+    "inner_optimizer": UpdateRule,
+    "optimizer": Optimizer,
+    "lr_scheduler": LRScheduler,
+}
+_PLAIN = (Real, str, type(None))
+_ANY = (nn.Module, UpdateRule, Optimizer, LRScheduler)
+_CONTAINERS: dict[type, Callable[[Mapping[str, nn.Module]], nn.Module]] = {
+    nn.Sequential: lambda modules: nn.Sequential(OrderedDict(modules)),
+    nn.ModuleList: lambda modules: nn.ModuleList(modules.values()),
+    nn.ModuleDict: lambda modules: nn.ModuleDict(modules),
+}
+
+
+class NotKeptError(Exception):
+    """A value that a checkpoint cannot keep."""
+
+
+def class_path(cls: Any) -> str:
+    """Where a class or function is defined."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, text or None, or made of such."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+    return isinstance(value, _PLAIN) or (isinstance(value, list | tuple) and all(map(is_plain, value)))
+
+
+# ---- Writing. -----------------------------------------------------------------------------------------------
+
+
+def to_text(value: Any) -> Any:
+    """Return the form in which a checkpoint keeps a value.
+
+    Raises:
+        NotKeptError: If the value could not be built again from it, exactly as it is.
+    """
+    text = _to_text(value)
+    if is_plain(value):
+        return text
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # without memory or time for values
+            kept = _same(value, build(resolve(text, "", _ANY)))
+    except Exception as error:  # constructors raise many kinds for arguments that do not fit together
+        raise NotKeptError from error
+    if not kept:
+        raise NotKeptError
+    return text
+
+
+def _to_text(value: Any) -> Any:
+    if is_plain(value):
+        return _builtin(value)
+    if isinstance(value, list | tuple):
+        return [_to_text(item) for item in value]
+    if isinstance(value, nn.Module | UpdateRule):
+        text: dict[str, Any] = {"class_path": class_path(type(value)), "init_args": _init_args(value)}
+        if isinstance(value, nn.Module) and type(value) in _CONTAINERS:
+            text["modules"] = {name: _to_text(module) for name, module in value.named_children()}
+        return text
+    if isinstance(value, type) and issubclass(value, _FACTORIES):
+        return {"class_path": class_path(value), "init_args": {}}
+    if isinstance(value, partial) and isinstance(value.func, type) and not value.args and is_plain(value.keywords):
+        return {"class_path": class_path(value.func), "init_args": _builtin(value.keywords)}
+    raise NotKeptError
+
+
+def _builtin(value: Any) -> Any:
+    """A plain value in Python's own types, which are all that weights-only unpickling takes."""
+    if isinstance(value, dict):
+        return {_builtin(key): _builtin(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(map(_builtin, value)) if isinstance(value, tuple) else list(map(_builtin, value))
+    if value is None or isinstance(value, bool):
+        return value
+    return str.__str__(value) if isinstance(value, str) else int(value) if isinstance(value, Integral) else float(value)
+
+
+def _init_args(value: object) -> dict[str, Any]:
+    """The constructor arguments that can be read off an object, most by attributes of their names."""
+    names = [name for name in inspect.signature(type(value).__init__).parameters if name not in ("self", "device")]
+    found = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    found = {name: _builtin(part) for name, part in found.items() if is_plain(part)}
+    if type(value) is nn.TransformerEncoderLayer:
+        return found | _of_encoder_layer(value)
+    if type(value) is nn.TransformerEncoder:
+        norm = None if value.norm is None else _to_text(value.norm)
+        return found | {"encoder_layer": _to_text(value.layers[0]), "norm": norm}
+    return found
+
+
+def _of_encoder_layer(layer: nn.TransformerEncoderLayer) -> dict[str, Any]:
+    return {
+        "d_model": layer.self_attn.embed_dim,
+        "nhead": layer.self_attn.num_heads,
+        "dim_feedforward": layer.linear1.out_features,
+        "dropout": layer.dropout.p,
+        "activation": "gelu" if layer.activation is F.gelu else "relu",
+        "layer_norm_eps": layer.norm1.eps,
+        "batch_first": layer.self_attn.batch_first,
+        "bias": layer.linear1.bias is not None,
+    }
+
+
+def _same(value: Any, again: Any) -> bool:
+    """Whether what was built again is the same but for the values that a state dict holds."""
+    if isinstance(value, list | tuple):
+        return len(value) == len(again) and all(map(_same, value, again))
+    if isinstance(value, nn.Module):
+        return type(again) is type(value) and _same_modules(value, again)
+    if isinstance(value, type):
+        return again.func is value
+    if isinstance(value, partial):
+        return (again.func, again.keywords) == (value.func, value.keywords)
+    return type(again) is type(value) and vars(again) == vars(value)
+
+
+def _same_modules(value: nn.Module, again: nn.Module) -> bool:
+    named, others_named = (dict(m.named_modules(remove_duplicate=False)) for m in (value, again))
+    modules, others = list(named.values()), list(others_named.values())
+    if named.keys() != others_named.keys() or not all(map(_same_attributes, modules, others)):
+        return False
+    # Modules and tensors in several places at once are adapted together, so they must come back like that.
+    return _sharing(modules) == _sharing(others) and _sharing_tensors(modules) == _sharing_tensors(others)
+
+
+def _same_attributes(module: nn.Module, other: nn.Module) -> bool:
+    """Compare everything that a module consists of, hooks and patched methods included, except its modules."""
+    apart = ("training", "_modules", "_parameters", "_buffers")
+    own, others = ({key: v for key, v in vars(m).items() if key not in apart} for m in (module, other))
+    return (
+        type(module) is type(other)
+        and own == others
+        and [_form(t) for t in _tensors([module])] == [_form(t) for t in _tensors([other])]
+        and not module._non_persistent_buffers_set  # their values would be lost
+    )
+
+
+def _tensors(modules: list[nn.Module]) -> list[tuple[str, Tensor | None]]:
+    return [item for m in modules for kind in ("_parameters", "_buffers") for item in vars(m)[kind].items()]
+
+
+def _form(item: tuple[str, Tensor | None]) -> tuple[Any, ...]:
+    name, tensor = item
+    return (name, tensor) if tensor is None else (name, type(tensor), tensor.shape, tensor.dtype, tensor.requires_grad)
+
+
+def _sharing_tensors(modules: list[nn.Module]) -> list[int]:
+    return _sharing([tensor for _, tensor in _tensors(modules)])
+
+
+def _sharing(objects: Collection[object]) -> list[int]:
+    """For each object the position at which it stands first."""
+    first: dict[int, int] = {}
+    return [first.setdefault(id(o), position) for position, o in enumerate(objects)]
+
+
+# ---- Reading. -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Call:
+    """A class that may be built, with its arguments, or a container with its modules."""
+
+    cls: type
+    arguments: dict[str, Any]
+    modules: dict[str, Any]
+
+
+def kinds_of(name: str) -> tuple[type, ...]:
+    """What a learner's argument of this name may be, where it is an object."""
+    return (_KINDS[name],) if name in _KINDS else (nn.Module, UpdateRule)
+
+
+def resolve(text: Any, name: str, kinds: tuple[type, ...], allow: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """Find the classes in a stored argument; what is not allowed is neither imported nor looked up nor called.
+
+    Args:
+        text: The stored form: plain values, or class paths with arguments.
+        name: The argument that it is for.
+        kinds: The classes of torch or this package that may be built derive from one of these.
+        allow: Other classes and functions that it may name, by their paths; None: to be imported.
+
+    Returns:
+        The same with a `Call` in the place of each class path, for `build`.
+
+    Raises:
+        ValueError: If a class path names something else, or the form holds what is neither plain nor a class path.
+    """
+    if isinstance(text, str) and name in _KINDS and name != "inner_optimizer":  # so the command line writes functions
+        if text not in allow:
+            raise _refusal(name, text, kinds)
+        return _import(text, name, allow)
+    return _resolve(text, name, kinds, allow)
+
+
+def build(resolved: Any) -> Any:
+    """Build the objects that `resolve` found; optimizers and schedules become functions that build them."""
+    if isinstance(resolved, list | tuple):
+        return type(resolved)(map(build, resolved))
+    if isinstance(resolved, dict):
+        return {key: build(item) for key, item in resolved.items()}
+    if not isinstance(resolved, Call):
+        return resolved
+    if resolved.cls in _CONTAINERS:
+        return _CONTAINERS[resolved.cls](build(resolved.modules))
+    arguments = build(resolved.arguments)
+    return partial(resolved.cls, **arguments) if issubclass(resolved.cls, _FACTORIES) else resolved.cls(**arguments)
+
+
+def known_class(path: str) -> type | None:
+    """The class of torch or this package that a path names, if it is one and loaded; nothing is imported."""
+    module, _, name = path.rpartition(".")
+    if not module.startswith(_PLACES) or module not in sys.modules:
+        return None
+    found = vars(sys.modules[module]).get(name)
+    if not isinstance(found, type) or not (found is ReduceLROnPlateau or found.__module__.startswith(_TRUSTED)):
+        return None
+    home = sys.modules.get(found.__module__)
+    return found if home is not None and vars(home).get(found.__qualname__) is found else None
+
+
+def _resolve(text: Any, name: str, kinds: tuple[type, ...], allow: Mapping[str, Any]) -> Any:
+    if isinstance(text, list | tuple):
+        items = [_resolve(item, name, kinds, allow) for item in text]
+        return tuple(items) if isinstance(text, tuple) else items
+    if isinstance(text, dict) and "class_path" in text:
+        return _resolve_call(text, name, kinds, allow)
+    if isinstance(text, dict):
+        return {key: _resolve(item, name, kinds, allow) for key, item in text.items()}
+    if not isinstance(text, _PLAIN):
+        raise ValueError(f"{name} in the checkpoint holds a {type(text).__name__}, which is not taken: pass {name}=...")
+    return text
+
+
+def _resolve_call(text: dict[str, Any], name: str, kinds: tuple[type, ...], allow: Mapping[str, Any]) -> Call:
+    path = text["class_path"]
+    init_args, dict_kwargs, modules = (text.get(key) or {} for key in ("init_args", "dict_kwargs", "modules"))
+    well_formed = isinstance(path, str) and text.keys() <= {"class_path", "init_args", "dict_kwargs", "modules"}
+    if not well_formed or not all(isinstance(part, dict) for part in (init_args, dict_kwargs, modules)):
+        raise ValueError(f"{name}={text!r} in the checkpoint is no class path with arguments: pass {name}=...")
+    cls = _import(path, name, allow) if path in allow else known_class(path)
+    right = isinstance(cls, type) and issubclass(cls, kinds) and not issubclass(cls, LightningModule)
+    if not right and not (path in allow and isinstance(cls, type) and name not in _KINDS):
+        raise _refusal(name, path, kinds)
+    assert isinstance(cls, type)
+    if bool(modules) and cls not in _CONTAINERS:
+        raise ValueError(f"{name}={path!r} in the checkpoint has modules but is no container: pass {name}=...")
+    inner = kinds_of("") if path in allow else (nn.Module,) if issubclass(cls, nn.Module) else ()
+    arguments = {key: _resolve(part, name, inner, allow) for key, part in {**init_args, **dict_kwargs}.items()}
+    return Call(cls, arguments, {key: _resolve(part, name, inner, allow) for key, part in modules.items()})
+
+
+def _import(path: str, name: str, allow: Mapping[str, Any]) -> Any:
+    if allow[path] is not None:
+        return allow[path]
+    module, _, attribute = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{name}={path!r} in the checkpoint cannot be imported ({error}): pass {name}=...") from error
+
+
+def _refusal(name: str, path: str, kinds: tuple[type, ...]) -> ValueError:
+    known = " or ".join(f"a {kind.__name__} of torch or lightning_meta" for kind in kinds) or "plain values"
+    return ValueError(
+        f"{name}={path!r} in the checkpoint is refused, as it could run any code (known here: {known}): pass "
+        f"{name}=..., or, if you trust the checkpoint, allow=({path!r},)"
+    )
