@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import random
+import re
 import threading
 import weakref
 
@@ -535,3 +536,120 @@ def test_draws_without_use_stay(batch):
         results.append(float(call()))
     assert results[0] == results[1]
     assert recorded.draws
+
+
+class Cached(nn.Module):
+    """Makes a tensor at its first call and keeps it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.offset = nn.Linear(1, 1), None
+
+    def forward(self, x):
+        if self.offset is None:
+            self.offset = torch.arange(len(x)).to(x)[:, None]
+        return self.inner(x) + self.offset
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("mode", [None, "record"])
+def test_a_model_that_keeps_a_tensor_of_its_first_call_keeps_a_real_one(mode):
+    batch, model = Episode(*[torch.randn(4, 5, 1) for _ in range(4)]), Cached()
+    learner = MAML(model, nn.MSELoss(), inner_lr=0.1, compile=mode)
+    progress = MAML(nn.Linear(1, 1), nn.MSELoss())
+    progress.training_step(batch, 0)
+    learner._mapping.resume(progress._mapping.progress(step=1))
+    for _ in range(3):
+        learner.training_step(batch, 0)
+    assert torch.equal(model.offset + 0, torch.arange(5).to(model.offset)[:, None])
+    check(learner, model, batch)
+
+
+def caught(caplog):
+    return [record.message for record in caplog.records if "raining steps are" in record.message]
+
+
+class Custom(MAML):
+    def task_loss(self, meta, task):
+        return super().task_loss(meta, task)
+
+
+class HoldingWhatever(nn.ReLU):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: MAML(MLP(hidden=[4]), nn.MSELoss()), "are recorded: [0-9]+ operations, in [0-9.]+ s"),
+        (
+            lambda: MAML(nn.Sequential(MLP(hidden=[4]), HoldingWhatever()), nn.MSELoss()),
+            r"run by Python, because model.1 is of the class tests.test_recording.HoldingWhatever: compile=\"record\"",
+        ),
+        (lambda: MAML(MLP(), scaled_loss), "loss_fn is the function tests.test_recording.scaled_loss: compile="),
+        (lambda: Custom(MLP(), nn.MSELoss()), "because Custom defines task_loss: compile="),
+        (lambda: MAML(MLP(), scaled_loss, compile="record"), "are recorded under the guards of torch.compile, because"),
+    ],
+)
+def test_the_first_step_says_once_which_way_steps_are_run(make, said, batch, caplog):
+    learner = make()
+    with caplog.at_level("INFO"):
+        for _ in range(3):
+            learner.training_step(batch, 0)
+    (message,) = caught(caplog)
+    assert re.search(said, message)
+
+
+def test_plain_steps_need_no_word(batch, caplog):
+    with caplog.at_level("INFO"):
+        MAML(MLP(), scaled_loss, compile=False).training_step(batch, 0)
+    assert caught(caplog) == []
+
+
+def test_a_users_task_loss_is_recorded_on_request(batch):
+    class Halved(MAML):
+        def task_loss(self, meta, task):
+            loss, result = super().task_loss(meta, task)
+            return 0.5 * loss, result
+
+    model = MLP(hidden=[4])
+    learner = Halved(model, nn.MSELoss(), inner_lr=0.1, compile="record")
+    expected = loop_meta_gradient(model, nn.MSELoss(), batch, 0.1, 1)[1]
+    for _ in range(2):
+        assert_same(meta_gradient(learner, batch)[1], {name: 0.5 * slope for name, slope in expected.items()})
+    assert len(learner._mapping._guarded.recordings) == 1
+
+
+class ScaledInputs(MLP):
+    def forward(self, x):
+        return super().forward(x * FACTOR)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*the step cannot be compiled")
+@pytest.mark.parametrize("cls", [ANIL, MetaSGD, Reptile, ImplicitMAML, BayesianMAML, AmortizedMAML, ABML])
+def test_on_request_every_learner_has_the_plain_steps_gradient_with_a_users_model(cls, batch):
+    torch.compiler.reset()
+    options = {"inner_lr": 0.05, "inner_steps": 2}
+    recorded, plain = (cls(ScaledInputs(hidden=[4]), nn.MSELoss(), compile=c, **options) for c in ("record", False))
+    recorded.load_state_dict(plain.state_dict())
+    for _ in range(3):
+        results = []
+        for learner in (recorded, plain):
+            torch.manual_seed(1)
+            results.append(meta_gradient(learner, batch))
+        torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-10, atol=1e-12)
+        assert_same(results[0][1], results[1][1])
+    assert recorded._mapping._guarded.worked == (cls is not AmortizedMAML)  # whose hook on the head cannot be traced
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_on_request_mixed_precision_is_recorded_with_its_conversions(batch):
+    model = ByOuterVariables(hidden=[16]).float()
+    batch = Episode(*[leaf.float() for leaf in batch[:4]])
+    learner, plain = (MAML(model, nn.MSELoss(), inner_lr=0.1, compile=choice) for choice in ("record", False))
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            found, expected = meta_gradient(learner, batch)[1], meta_gradient(plain, batch)[1]
+        assert_same(found, expected)
+        assert_same(meta_gradient(learner, batch)[1], meta_gradient(plain, batch)[1], tolerance=1e-5)
+    assert len(learner._mapping._guarded.recordings) == 2

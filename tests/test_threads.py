@@ -42,7 +42,7 @@ def attention():
 LEARNERS = {
     **{cls.__name__: lambda cls=cls: regression(cls) for cls in (MAML, ANIL, MetaSGD, Reptile, ImplicitMAML)},
     "BayesianMAML": lambda: regression(BayesianMAML, num_particles=3),
-    "ABML": lambda: regression(ABML, initial_log_std=-15.0, inner_lr=1e-3),
+    "ABML": lambda: regression(ABML, initial_log_std=-15.0, inner_lr=1e-3, inner_steps=1),
     "AmortizedMAML": lambda: regression(AmortizedMAML, **CERTAIN),
     "attention": attention,
 }
