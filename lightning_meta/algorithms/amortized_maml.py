@@ -172,6 +172,7 @@ class AmortizedMAML(BayesianLearner):
         self.log_penalty = nn.Parameter(head.weight.new_tensor(math.log(ridge_penalty)))
         # For classes: what turns a regression on one-hot targets into logits, and that regression's noise.
         classes = self.likelihood != "gaussian"
+        self.draws_together = head_samples if classes else 1
         self.log_scale = nn.Parameter(head.weight.new_tensor(math.log(5.0))) if classes else None
         self.shift = nn.Parameter(head.weight.new_tensor(0.0)) if classes else None
         self.log_head_std = nn.Parameter(head.weight.new_tensor(-1.0)) if classes else None

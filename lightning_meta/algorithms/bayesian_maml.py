@@ -2,9 +2,14 @@
 
 Paper: Yoon, Kim, Dia, Kim, Bengio, Ahn, "Bayesian Model-Agnostic Meta-Learning", NeurIPS 2018, arXiv 1806.03836.
 
-Meta-learns M particles θ^m; on a task they become samples of its posterior by n steps of Stein variational gradient
-descent on ``log p(S | φ) + log p(φ)`` (equation 5). This is inference in the hierarchy in which tasks share a prior:
-``p(θ | D) ∝ p(θ) Π_τ ∫ p(φ_τ | θ) exp(−L_τ(φ_τ)) dφ_τ``, with every integral replaced by the particles.
+Meta-learns M particles θ^m, from which every task's own start; by n steps of Stein variational gradient descent on
+``log p(S | φ) + log p(φ)`` (equation 5) they approximate that task's posterior.
+
+The model is the hierarchy in which tasks share a prior, ``p(θ | D) ∝ p(θ) Π_τ ∫ p(φ_τ | θ) exp(−L_τ(φ_τ)) dφ_τ``. In it
+the adapted particles φ_τ^m stand for samples of a task's posterior ``p(φ_τ | S_τ, θ)``, and replace the integral over
+φ_τ in predictions. The initial particles θ^m are not samples of ``p(θ | D)``: they are parameters, M starting points
+found by minimizing the meta-loss, as the single one of MAML is, and how far apart they lie depends on how they were
+initialized and trained. Uncertainty about θ itself is not inferred.
 
 Two meta-losses (section 3.2):
 
@@ -50,7 +55,12 @@ MetaLoss = Literal["chaser", "nll"]
 
 
 class BayesianMAML(BayesianLearner):
-    """MAML of a posterior's particles (BMAML; Yoon et al., 2018).
+    """MAML of M particles that approximate each task's posterior (BMAML; Yoon et al., 2018).
+
+    What is meta-learned are the particles' starting points: point estimates, not samples of ``p(θ | D)``. After adaptation
+    the particles stand for the task's posterior. Few of them spread less than it does, the less so the more parameters
+    there are; epistemic uncertainty is their variance with M − 1 below, or its counterpart for classes, as if
+    they were independent draws, which makes up for a part of that.
 
     The arguments of every learner are described in `MetaLearner`, those of Bayesian ones in `BayesianLearner`; here
     are this one's own.
