@@ -199,11 +199,12 @@ class ImplicitMAML(MetaLearner):
             return
         self._warned = True
         rate = f" with inner_lr={self.inner_lr}" if self.inner_solver == "gradient_descent" else ""
+        ratio = stationarity / pull if pull else math.inf
+        ratio = stationarity / pull if pull else math.inf
         rank_zero_warn(
-            f"The inner problem is far from solved after inner_steps={self.inner_steps}{rate}: on average over the "
-            f"tasks of training its gradient's norm is {stationarity / pull if pull else math.inf:.3g} times the proximal pull's. "
-            "The implicit gradient, which is that of the solution, may be far off: raise inner_steps"
-            f"{', inner_lr' if rate else ''} or prox_lambda."
+            f"The inner problem is far from solved after inner_steps={self.inner_steps}{rate}: its gradient's norm is "
+            f"{ratio:.3g} times the proximal pull's on average over the tasks of training. The implicit gradient, that "
+            f"of the solution, may be far off: raise inner_steps{', inner_lr' if rate else ''} or prox_lambda."
         )
 
     def _problem(self, meta: MetaParameters, support: Support) -> ProximalProblem:
