@@ -44,7 +44,7 @@ class AdaptedTask:
         likelihood = self._likelihood
         if likelihood is None and _are_labels(self._support.y, samples.outputs[0]):
             likelihood = "categorical"
-        return predict(likelihood, samples)
+        return predict(likelihood, samples, self._learner.draws_together)
 
     def samples(self, x: Any) -> Samples:
         """Return draws from the posterior over models, as their outputs on inputs ``[query, ...]``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lightning_meta.arguments import check_choice
@@ -36,15 +36,6 @@ def check_normalization(model: nn.Module, choice: BatchStatistics) -> None:
                 f"model.{name} is a lazy module without parameters yet; run the model once on an example "
                 "before handing it over"
             )
-
-
-def couples_examples(model: nn.Module, choice: BatchStatistics) -> bool:
-    """Whether an example's output depends on the others in its set, through batch normalization."""
-    return any(
-        isinstance(module, TaskBatchNorm2d)
-        or (isinstance(module, _BatchNorm) and not (choice == "running" and module.track_running_stats))
-        for module in model.modules()
-    )
 
 
 def dropped_buffers(model: nn.Module, choice: BatchStatistics) -> dict[str, Tensor | None]:

@@ -119,6 +119,9 @@ class MetaLearner(L.LightningModule, ABC):
     draws = False
     """Whether training draws random numbers, besides dropout; then threads may not take them in any order."""
 
+    draws_together = 1
+    """How many draws of `query_samples` in a row share what the others draw anew, as the heads of one body."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -493,7 +496,8 @@ class MetaLearner(L.LightningModule, ABC):
 
     def _novelty(self, meta: MetaParameters, state: Any, task: Episode) -> dict[str, tuple[Tensor, Tensor]]:
         together = tree_map(lambda query, outside: torch.cat([query, outside]), task.query_x, task.outside_x)
-        prediction = predict(likelihood_of(self.loss_fn), self.evaluation_samples(meta, state, task.support, together))
+        samples = self.evaluation_samples(meta, state, task.support, together)
+        prediction = predict(likelihood_of(self.loss_fn), samples, self.draws_together)
         queries = tree_leaves(task.query_x)[0].shape[0]
         kinds = {"total": prediction.total, "epistemic": prediction.epistemic}
         return {name: (value[:queries], value[queries:]) for name, value in kinds.items() if value is not None}

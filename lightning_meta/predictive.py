@@ -21,7 +21,8 @@ class Prediction(NamedTuple):
         total: Uncertainty of the prediction: entropy in nats ``[query]``, or variance. None for a regression
             learner without a noise model.
         aleatoric: The part that more support examples would not remove.
-        epistemic: The part that they would; None (absent, not zero) for learners of a single point.
+        epistemic: The part that they would; None (absent, not zero) for learners of a single point. Corrected for
+            the number of draws, as `predict` says.
     """
 
     mean: Tensor
@@ -64,26 +65,41 @@ def mean_output(likelihood: Likelihood | None, samples: Samples) -> Tensor:
     return outputs.mean(0)
 
 
-def predict(likelihood: Likelihood | None, samples: Samples) -> Prediction:
+def predict(likelihood: Likelihood | None, samples: Samples, together: int = 1) -> Prediction:
     """The predictive mean and its uncertainty.
 
     Entropies split into the expected entropy of one draw (aleatoric) and the mutual information of target and
     draw (epistemic); variances into the noise and the variance of the mean (law of total variance).
+
+    The variance and the entropy of a mean over M draws are low by a share of about 1/M. Both are corrected by the
+    jackknife (Quenouille, 1956; Miller, 1974), ``M f(all) − (M − 1) mean f(all but one)``: so the variance is that
+    with M − 1 below, which is unbiased; the mutual information, which has no unbiased form, is never negative and right
+    up to order 1/M², but as an estimate can exceed what classes allow. Total is aleatoric and epistemic together.
+
+    Args:
+        likelihood: What the targets are.
+        samples: The draws.
+        together: How many draws in a row share what others draw anew; they are left out together.
     """
     outputs = samples.outputs.float() if samples.outputs.dtype.itemsize < 4 else samples.outputs
-    single = outputs.shape[0] == 1 and samples.spread is None
+    count = outputs.shape[0]
+    single = count == 1 and samples.spread is None
     if likelihood in ("categorical", "bernoulli"):
         probabilities = outputs.softmax(2) if likelihood == "categorical" else outputs.sigmoid()
         mean = probabilities.mean(0)
-        total, aleatoric = _entropy(likelihood, mean[None])[0], _entropy(likelihood, probabilities).mean(0)
-        return Prediction(mean, total, aleatoric, None if single else (total - aleatoric).clamp(min=0))
+        aleatoric = _entropy(likelihood, probabilities).mean(0)
+        if single:
+            return Prediction(mean, aleatoric, aleatoric, None)
+        units = probabilities.unflatten(0, (-1, together)).mean(1) if count > together else probabilities
+        epistemic = (_entropy_of_mean(likelihood, units) - aleatoric).clamp(min=0)
+        return Prediction(mean, aleatoric + epistemic, aleatoric, epistemic)
     mean = outputs.mean(0)
     if samples.noise is None:
         return Prediction(mean, None, None, None)
     aleatoric = samples.noise.mean(0)
     if single:
         return Prediction(mean, aleatoric, aleatoric, None)
-    epistemic = outputs.var(0, correction=0)
+    epistemic = outputs.var(0, correction=1) if count > 1 else torch.zeros_like(mean)
     if samples.spread is not None:
         epistemic = epistemic + samples.spread.mean(0)
     return Prediction(mean, aleatoric + epistemic, aleatoric, epistemic)
@@ -138,6 +154,14 @@ def quantile(samples: Samples, level: float) -> Tensor:
         below = cumulative(samples, middle) < level
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return (low + high) / 2
+
+
+def _entropy_of_mean(likelihood: str, units: Tensor) -> Tensor:
+    """The entropy of the mean of independent draws of probabilities ``[draws, query, ...]``, by the jackknife."""
+    count, mean = units.shape[0], units.mean(0)
+    others = mean + (mean - units) / (count - 1)
+    by_left_out = _entropy(likelihood, others.clamp(0, 1)).mean(0)
+    return count * _entropy(likelihood, mean[None])[0] - (count - 1) * by_left_out
 
 
 def _entropy(likelihood: str, probabilities: Tensor) -> Tensor:

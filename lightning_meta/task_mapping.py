@@ -14,10 +14,9 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from lightning_meta.attention import differentiable_attention
-from lightning_meta.batch_statistics import couples_examples
 from lightning_meta.episode import Episode
+from lightning_meta.example_independence import may_keep_padding
 from lightning_meta.host_memory import keep_freed_memory
-from lightning_meta.losses import splits_by_example
 from lightning_meta.recording import ClosedWorld, Guarded, OpenWorldError, Progress, Recorder
 from lightning_meta.task import MetaParameters, TaskResult
 from lightning_meta.task_batches import (
@@ -82,7 +81,6 @@ class TaskMapping:
         if compile:
             self._guarded = Guarded(self._summed_gradients, self._eagerly, self._compiled)
         self._told = False
-        self._dependent_examples: bool | None = None
         self._phase = ""
         self._before: tuple[int, Progress | None] = -1, None
         self._resumed: tuple[str, dict[str, Any]] | None = None
@@ -209,24 +207,9 @@ class TaskMapping:
         chunk_size = learner.task_chunk_size or fastest_chunk_size(self._model_size, batch, workers)
         if batch.support_mask is None and batch.query_mask is None:
             return split_by_chunk(batch, chunk_size)
-        unmasked = learner.whole_tasks or not splits_by_example(learner.loss_fn) or self._examples_depend(batch)
-        if chunk_size == 1 or unmasked:
+        if chunk_size == 1 or not may_keep_padding(learner, batch):
             return split_by_size(batch, chunk_size)
         return split_by_chunk(fill_padding(batch), chunk_size)
-
-    def _examples_depend(self, batch: Episode) -> bool:
-        """Whether padding could leak into an example's output, found by leaving the other examples out once."""
-        if self._dependent_examples is None:
-            learner = self._learner
-            self._dependent_examples = couples_examples(learner.model, learner.batch_statistics) or self._leaks(batch)
-        return self._dependent_examples
-
-    def _leaks(self, batch: Episode) -> bool:
-        first = tree_map(lambda leaf: leaf[0], batch.support_x)
-        alone = tree_map(lambda leaf: leaf[:1], first)
-        with torch.no_grad(), self._learner.keeping_random_state():
-            among, by_itself = self._learner.call_model({}, first)[:1], self._learner.call_model({}, alone)
-        return not torch.allclose(among, by_itself, rtol=1e-3, atol=1e-5)
 
     @contextmanager
     def _prepared(self, batch: Episode) -> Iterator[None]:

@@ -156,6 +156,55 @@ def test_no_random_parameter_is_left_out(part):
     assert (prediction.epistemic > 0.1).all()
 
 
+class Twice(nn.Module):
+    """0 for every draw of the weights, as long as each draw is one function."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.layer, self.way = nn.Linear(3, 2), way
+
+    def forward(self, x):
+        weight, bias = self.layer.weight, self.layer.bias
+        again = {
+            "the layer": lambda: self.layer(x),
+            "linear": lambda: nn.functional.linear(x, weight, bias),
+            "a product": lambda: x @ weight.T + bias,
+            "a stack": lambda: x @ torch.cat([weight, bias[:, None]], dim=1)[:, :3].T + bias,
+            "the layer on more dimensions": lambda: self.layer(x[None])[0],
+            "by halves": lambda: nn.functional.linear(x[:, :2], weight[:, :2], bias) + x[:, 2:] @ weight[:, 2:].T,
+            "another's bias": lambda: nn.functional.linear(x, weight) + nn.functional.linear(x, 0 * weight, bias),
+        }[self.way]
+        return self.layer(x) - again()
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["the layer", "linear", "a product", "a stack", "the layer on more dimensions", "by halves", "another's bias"],
+)
+def test_a_draw_is_one_function(way):
+    learner = ABML(Twice(way), nn.MSELoss(), initial_log_std=0.0, inner_lr=1e-3, observation_std=1.0).eval()
+    prediction = learner.adapt(torch.randn(4, 3), torch.randn(4, 2)).predict(torch.randn(5, 3))
+    torch.testing.assert_close(prediction.epistemic, torch.zeros(5, 2))
+    torch.testing.assert_close(prediction.mean, torch.zeros(5, 2))
+
+
+def test_looking_at_a_weight_leaves_its_layer_reparameterized():
+    """Examples are drawn apart, so that their outputs are not correlated."""
+
+    model = nn.Linear(3, 1)
+    distribution = DiagonalGaussian(
+        {n: p.detach() for n, p in model.named_parameters()},
+        {n: torch.zeros_like(p) for n, p in model.named_parameters()},
+    )
+
+    def call(parameters, x):
+        return torch.func.functional_call(model, dict(parameters), (x.to(parameters["weight"].dtype),))
+
+    x = torch.ones(2, 3)
+    draws = [call_with_random_parameters(call, distribution, linear_layers(model), x) for _ in range(2000)]
+    assert abs(float(torch.corrcoef(torch.stack(draws)[:, :, 0].T)[0, 1])) < 0.1
+
+
 def test_a_layer_that_uses_its_weight_otherwise_is_not_reparameterized():
     class Transposed(nn.Linear):
         def forward(self, x):

@@ -145,6 +145,54 @@ def test_ragged_tasks_train_as_each_alone():
         torch.testing.assert_close(value, (alone[0][name] + alone[1][name]) / 2, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("mode", [True, False])
+def test_adaptation_takes_evaluations_draws_in_every_mode(mode):
+    learner, batch = regression(num_samples=2, eval_num_samples=4).train(mode), numbers()
+    task = learner.adapt(batch.support_x[0], batch.support_y[0])
+    assert task.samples(batch.query_x[0]).outputs.shape == (4, 7, 1)
+    assert learner.evaluate(batch).samples["outputs"].shape == (2, 4, 7, 1)
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_training_encodes_the_support_set_once_for_all_draws(num_samples):
+    calls = []
+
+    class Noting(SetEncoder):
+        def forward(self, elements):
+            calls.append(len(elements))
+            return super().forward(elements)
+
+    learner = regression(encoder=Noting(9, 48), num_samples=num_samples)
+    drawn = []
+    own = learner.query_samples
+    learner.query_samples = lambda meta, state, x: drawn.append(len(state)) or own(meta, state, x)
+    calls.clear()
+    meta = {name: p.detach() for name, p in learner.named_parameters()}
+    learner.task_loss(meta, numbers().select(0))
+    assert calls == [6]
+    assert drawn == [num_samples]
+
+
+def test_a_subclass_changes_how_tasks_adapt_in_training_and_evaluation_alike():
+    class Still(AmortizedMAML):
+        def draw_task(self, meta, support, posterior, steps, count):
+            posterior = posterior._replace(log_std={n: v - 30 for n, v in posterior.log_std.items()})
+            yield from super().draw_task(meta, support, posterior, steps, count)
+
+    learner, batch = Still(nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 1)), nn.MSELoss()), numbers()
+    losses = {float(learner.training_step(batch, 0).detach()) for _ in range(2)}
+    assert max(losses) - min(losses) < 1e-9
+    outputs = learner.evaluate(batch).samples["outputs"]
+    torch.testing.assert_close(outputs[:, 0], outputs[:, 1])
+
+    class OnlyEvaluation(AmortizedMAML):
+        def inner_loop(self, meta, support, steps):
+            yield from super().inner_loop(meta, support, steps)
+
+    with pytest.raises(TypeError, match="OnlyEvaluation overrides inner_loop, which only evaluation calls"):
+        OnlyEvaluation(nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 1)), nn.MSELoss())
+
+
 def test_what_is_generated():
     assert set(regression().generated_names) == {"0.weight", "0.bias"}
     large = AmortizedMAML(Conv4(5, filters=32))

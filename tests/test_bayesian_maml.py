@@ -199,6 +199,22 @@ def test_no_gradient_flows_through_the_leader():
     assert max(float((found[n] - flowing[n]).abs().max()) for n in found) > 1e-3
 
 
+@pytest.mark.parametrize("observation_std", [None, 0.5])
+def test_the_chaser_calls_the_model_once_on_the_queries(observation_std):
+    """For what it reports; the likelihood's gradient in the particles is no part of its loss."""
+    sizes = []
+
+    class Noting(nn.Linear):
+        def forward(self, x):
+            sizes.append(len(x))
+            return super().forward(x)
+
+    learner = BayesianMAML(Noting(3, 2), nn.MSELoss(), num_particles=2, observation_std=observation_std, compile=False)
+    meta = {name: p.detach() for name, p in learner.named_parameters()}
+    learner.task_gradient(meta, numbers().select(0))
+    assert sizes.count(7) == 1  # 6 examples in the support set, 13 for the leader
+
+
 def test_one_particle_is_gradient_ascent_on_the_log_posterior():
     batch, model = classes(), models()["plain"]
     learner = BayesianMAML(copy.deepcopy(model), num_particles=1, inner_lr=0.05, prior_precision=0.5)

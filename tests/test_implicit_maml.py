@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import lightning as L
 import pytest
@@ -13,6 +14,7 @@ from torch.func import functional_call, jacrev, vmap
 from lightning_meta import MLP, Episode, ImplicitMAML, collate_episodes
 from lightning_meta.data import SinusoidDataModule
 from lightning_meta.inner.conjugate_gradient import conjugate_gradient
+from lightning_meta.recording import recorder
 from tests.reference import assert_same, meta_gradient
 from tests.test_quadratic_oracles import quadratic
 
@@ -150,6 +152,54 @@ def test_damping_is_added_to_the_diagonal(batch):
         system = a_matrix + (LAM + 2.5) * torch.eye(FEATURES)
         expected += LAM * torch.linalg.solve(system, c_matrix @ (ends[i] - b[:, 0])) / TASKS
     torch.testing.assert_close(model.weight.grad[0], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("features", [3, 10])
+def test_the_defaults_nearly_solve_a_quadratic(features):
+    batch = Episode(*(torch.randn(4, 20, size) for size in (features, 1, features, 1)))
+    model = nn.Linear(features, 1, bias=False)
+    exact = ImplicitMAML(copy.deepcopy(model), nn.MSELoss(), inner_lr=0.1, inner_steps=400, cg_steps=features)
+    (expected,) = meta_gradient(exact, batch)[1].values()
+    (found,) = meta_gradient(ImplicitMAML(model, nn.MSELoss()), batch)[1].values()
+    assert float((found - expected).norm()) < 0.15 * float(expected.norm())
+
+
+def flat_and_steep(model, lam, steps):
+    """A learner that solves tasks with large inputs, and not those with small ones: their curvature is but λ."""
+    learner = ImplicitMAML(model, nn.MSELoss(), prox_lambda=lam, inner_lr=0.03, inner_steps=steps)
+    y = torch.randn(2, 7, 1)
+    x = torch.linalg.qr(torch.randn(2, 7, FEATURES))[0]
+    return learner, *(Episode(scale * x, size * y, scale * x, size * y) for scale, size in ((1e-3, 1e6), (7.0, 1.0)))
+
+
+def test_an_inner_problem_far_from_solved_is_told_once(monkeypatch):
+    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 0)
+    learner, flat, steep = flat_and_steep(nn.Linear(FEATURES, 1, bias=False), lam=1.0, steps=16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            learner.training_step(steep, 0)
+    with pytest.warns(UserWarning, match="after inner_steps=16 with inner_lr=0.03.*raise inner_steps, inner_lr or"):
+        learner.training_step(flat, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner.training_step(flat, 0)
+
+
+def test_stationarity_over_pull_bounds_the_distance_to_the_solution():
+    learner, flat, steep = flat_and_steep(nn.Linear(FEATURES, 1, bias=False), lam=1.0, steps=16)
+    meta = {n: p.detach() for n, p in learner.named_parameters()}
+    theta = learner.model.weight.detach()[0]
+    for batch in (flat, steep):
+        task = batch.select(0)
+        a_matrix, a = quadratic(task.support_x, task.support_y)
+        system = a_matrix + torch.eye(FEATURES)
+        phi_star = torch.linalg.solve(system, a_matrix @ a[:, 0] + theta)
+        phi = learner.adapt(task.support_x, task.support_y).state["weight"][0]
+        found = learner.task_gradient(meta, task)[1].diagnostics
+        torch.testing.assert_close(found["proximal_pull"], (phi - theta).norm())
+        ratio = found["inner_stationarity"] / found["proximal_pull"]
+        assert float((phi - phi_star).norm() / (phi - theta).norm()) <= float(ratio) * (1 + 1e-9)
 
 
 def test_a_warm_start_needs_fewer_steps_where_lambda_is_large(batch):

@@ -83,8 +83,8 @@ class AmortizedMAML(BayesianLearner):
             order of the set. None: a `SetEncoder` of that size.
         generate: Which parameters are generated: "body" (all but the head) or name patterns, as in `MAML`. None:
             the body where it has at most 5,000 parameters, otherwise its biases and scales alone.
-        num_samples: Draws of the generated parameters in training.
-        eval_num_samples: Draws of them in evaluation.
+        num_samples: Draws of the generated parameters in training's meta-loss.
+        eval_num_samples: Draws of them in `adapt` and evaluation, in whichever mode the learner is.
         head_samples: For classes, draws of the head's output for each of them.
         kl_weight: w.
         initial_log_std: Where the prior's log σ starts.
@@ -104,7 +104,7 @@ class AmortizedMAML(BayesianLearner):
     Raises:
         ValueError: If an argument is out of its range, the model does not end in an `nn.Linear`, or the encoder's
             output does not fit it.
-        TypeError: If the model has layers that cannot run per task.
+        TypeError: If the model has layers that cannot run per task, or a subclass overrides `inner_loop` alone.
     """
 
     whole_tasks = True
@@ -154,6 +154,9 @@ class AmortizedMAML(BayesianLearner):
         arguments.check_count("eval_num_samples", eval_num_samples)
         arguments.check_count("head_samples", head_samples)
         arguments.check_rate("kl_weight", kl_weight)
+        own = type(self)
+        if own.inner_loop is not AmortizedMAML.inner_loop and own.task_loss is AmortizedMAML.task_loss:
+            raise TypeError(f"{own.__name__} overrides inner_loop, which only evaluation calls: override draw_task")
         arguments.check_rate("ridge_penalty", ridge_penalty)
         self.num_samples = num_samples
         self.eval_num_samples = eval_num_samples
@@ -174,15 +177,35 @@ class AmortizedMAML(BayesianLearner):
         self.log_penalty = nn.Parameter(head.weight.new_tensor(math.log(ridge_penalty)))
         # For classes: what turns a regression on one-hot targets into logits, and that regression's noise.
         classes = self.likelihood != "gaussian"
+        self.draws_together = head_samples if classes else 1
         self.log_scale = nn.Parameter(head.weight.new_tensor(math.log(5.0))) if classes else None
         self.shift = nn.Parameter(head.weight.new_tensor(0.0)) if classes else None
         self.log_head_std = nn.Parameter(head.weight.new_tensor(-1.0)) if classes else None
 
     def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
-        """Yield the task's draws: the model itself, then as amortized, then after each step of refinement."""
+        """Yield the task's draws in evaluation: the model itself, then as amortized, then after each refinement."""
         yield InnerStep([AmortizedTask({}, self._own_head(meta))], None)
-        count = self.num_samples if self.training else self.eval_num_samples
-        posterior = self._posterior(meta, support)
+        yield from self.draw_task(meta, support, self._posterior(meta, support), steps, self.eval_num_samples)
+
+    def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
+        """Return the queries' negative log-likelihood with the divergence from the prior, and the report."""
+        posterior = self._posterior(meta, task.support)
+        draws, losses = run_through(self.draw_task(meta, task.support, posterior, self.inner_steps, self.num_samples))
+        samples = self.query_samples(meta, draws, task.query_x)
+        nll = self.predictive_nll(samples, task.query_y, task.query_mask)
+        divergence = gaussian_kl(posterior, self._prior(meta))
+        loss = nll + self.kl_weight / task.query_y.shape[0] * divergence
+        diagnostics = {"nll": nll, "kl": divergence, "ridge_penalty": meta["log_penalty"].exp()}
+        output = mean_output(self.likelihood, samples)
+        return loss, TaskResult(loss, output[None], losses, diagnostics=diagnostics)
+
+    def draw_task(
+        self, meta: MetaParameters, support: Support, posterior: DiagonalGaussian, steps: int, count: int
+    ) -> Iterator[InnerStep]:
+        """Yield ``count`` draws of the task's model, as amortized and after each step of refinement: 1 to ``steps``.
+
+        Training and evaluation both adapt by this: override it, rather than `inner_loop`, to change how.
+        """
         draws, losses = [], []
         for _ in range(count):
             drawn = {n: m + posterior.log_std[n].exp() * torch.randn_like(m) for n, m in posterior.mean.items()}
@@ -194,17 +217,6 @@ class AmortizedMAML(BayesianLearner):
             refined = [self._refined(meta, draw, support) for draw in draws]
             draws = [draw for draw, _ in refined]
             yield InnerStep(draws, torch.stack([loss for _, loss in refined]).mean())
-
-    def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
-        """Return the queries' negative log-likelihood with the divergence from the prior, and the report."""
-        draws, losses = run_through(self.inner_loop(meta, task.support, self.inner_steps))
-        samples = self.query_samples(meta, draws, task.query_x)
-        nll = self.predictive_nll(samples, task.query_y, task.query_mask)
-        divergence = gaussian_kl(self._posterior(meta, task.support), self._prior(meta))
-        loss = nll + self.kl_weight / task.query_y.shape[0] * divergence
-        diagnostics = {"nll": nll, "kl": divergence, "ridge_penalty": meta["log_penalty"].exp()}
-        output = mean_output(self.likelihood, samples)
-        return loss, TaskResult(loss, output[None], losses, diagnostics=diagnostics)
 
     def query_samples(self, meta: MetaParameters, state: list[AmortizedTask], x: Any) -> Samples:
         """Return draws of outputs, ``[draws, query, ...]``; for classes each draw of a body has some of its head."""

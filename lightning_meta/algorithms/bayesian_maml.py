@@ -2,9 +2,14 @@
 
 Paper: Yoon, Kim, Dia, Kim, Bengio, Ahn, "Bayesian Model-Agnostic Meta-Learning", NeurIPS 2018, arXiv 1806.03836.
 
-Meta-learns M particles θ^m; on a task they become samples of its posterior by n steps of Stein variational gradient
-descent on ``log p(S | φ) + log p(φ)`` (equation 5). This is inference in the hierarchy in which tasks share a prior:
-``p(θ | D) ∝ p(θ) Π_τ ∫ p(φ_τ | θ) exp(−L_τ(φ_τ)) dφ_τ``, with every integral replaced by the particles.
+Meta-learns M particles θ^m, from which every task's own start; by n steps of Stein variational gradient descent on
+``log p(S | φ) + log p(φ)`` (equation 5) they approximate that task's posterior.
+
+The model is the hierarchy in which tasks share a prior, ``p(θ | D) ∝ p(θ) Π_τ ∫ p(φ_τ | θ) exp(−L_τ(φ_τ)) dφ_τ``. In it
+the adapted particles φ_τ^m stand for samples of a task's posterior ``p(φ_τ | S_τ, θ)``, and replace the integral over
+φ_τ in predictions. The initial particles θ^m are not samples of ``p(θ | D)``: they are parameters, M starting points
+found by minimizing the meta-loss, as the single one of MAML is, and how far apart they lie depends on how they were
+initialized and trained. Uncertainty about θ itself is not inferred.
 
 Two meta-losses (section 3.2):
 
@@ -51,7 +56,12 @@ MetaLoss = Literal["chaser", "nll"]
 
 
 class BayesianMAML(BayesianLearner):
-    """MAML of a posterior's particles (BMAML; Yoon et al., 2018).
+    """MAML of M particles that approximate each task's posterior (BMAML; Yoon et al., 2018).
+
+    What is meta-learned are the particles' starting points: point estimates, not samples of ``p(θ | D)``. Adapted, the
+    particles stand for the task's posterior. A few of them spread less than it does, and the less the more parameters
+    there are. Epistemic uncertainty is computed as if they were independent draws (see `predict`), which makes up
+    for a part of that.
 
     The arguments of every learner are described in `MetaLearner`, those of Bayesian ones in `BayesianLearner`; here
     are this one's own.
@@ -170,17 +180,17 @@ class BayesianMAML(BayesianLearner):
         for _ in range(self.inner_steps):
             taken.append(self._step(chaser, shared, task.support))
             chaser = taken[-1].end
-        direct, adjoint, loss, samples = self._nll_gradient(chaser, shared, task)
         if self.meta_loss == "chaser":
+            # Only the noise learns from the likelihood here; what the particles share learns through them.
+            direct, _, loss, samples = self._nll_slopes(chaser, shared, task)
             leader = self._leader(chaser, shared, task)
             gap = {name: chaser[name] - leader[name] for name in chaser}
             adjoint = {name: 2 * value for name, value in gap.items()}
-            # Only the noise learns from the likelihood here; what the particles share learns through them.
-            direct = {name: g if name.startswith("noise.") else torch.zeros_like(g) for name, g in direct.items()}
             chased = torch.stack([value.square().sum() for value in gap.values()]).sum()
             diagnostics = {"nll": loss, "chaser_loss": chased}
             loss = chased + (loss if self.noise.log_std is not None else 0)
         else:
+            direct, adjoint, loss, samples = self._nll_gradient(chaser, shared, task)
             diagnostics = {}
         rate = self.step_size(meta, task.support_y, task.support_mask)
         start, through, by_rate = pull_back_svgd(
@@ -261,6 +271,22 @@ class BayesianMAML(BayesianLearner):
             chaser = self._step(chaser, shared, everything).end
         return chaser
 
+    def _nll_slopes(
+        self, particles: Vector, shared: dict[str, Tensor], task: Episode
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Samples]:
+        """The predictive negative log-likelihood of the queries with its slopes, at outputs held fixed.
+
+        Returns:
+            The slopes in ``shared``, of which only the noise's is not 0, and in the outputs; the value; the outputs.
+        """
+        outputs = self._outputs(particles, shared, task.query_x)
+
+        def nll(outputs: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
+            return self.predictive_nll(self.with_noise(shared, outputs), task.query_y, task.query_mask)
+
+        (by_output, direct), loss = grad_and_value(nll, argnums=(0, 1))(outputs, shared)
+        return direct, by_output, loss, self.with_noise(shared, outputs)
+
     def _nll_gradient(
         self, particles: Vector, shared: dict[str, Tensor], task: Episode
     ) -> tuple[dict[str, Tensor], Vector, Tensor, Samples]:
@@ -268,13 +294,7 @@ class BayesianMAML(BayesianLearner):
 
         As in `pull_back_svgd`, models are differentiated one particle at a time, and vectorization is outermost.
         """
-        outputs = self._outputs(particles, shared, task.query_x)
-
-        def nll(outputs: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
-            return self.predictive_nll(self.with_noise(shared, outputs), task.query_y, task.query_mask)
-
-        slopes, loss = grad_and_value(nll, argnums=(0, 1))(outputs, shared)
-        by_output, direct = slopes
+        direct, by_output, loss, samples = self._nll_slopes(particles, shared, task)
 
         def pulled(particle: Vector, cotangent: Tensor) -> tuple[Vector, dict[str, Tensor]]:
             def output(particle: Vector, shared: Mapping[str, Tensor]) -> Tensor:
@@ -292,7 +312,7 @@ class BayesianMAML(BayesianLearner):
             {name: direct[name] + by_particle[name].sum(0) for name in shared},
             adjoint,
             loss,
-            self.with_noise(shared, outputs),
+            samples,
         )
 
 

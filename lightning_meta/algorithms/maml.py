@@ -14,8 +14,11 @@ steps; the first-order variant (section 5.2 of the paper) keeps only ∇L_Q(φ_K
 Differences from the papers:
 - The authors' classification code sums the cross-entropy over the ways inside the inner loop. Here all losses
   are means over examples, so their α = 0.4 (Omniglot, 5-way) corresponds to about 2.0.
-- MAML++: learned rates start at ``inner_lr`` and are unconstrained; batch normalization keeps no statistics or
-  affine parameters per step.
+- MAML++: learned rates start at ``inner_lr`` and are unconstrained.
+- MAML++: with ``batch_norm_per_step`` a model that took k steps has the k-th scales and shifts, on either set; in the
+  authors' code a step on the support set and the query loss after it share theirs. As there, the inner loop does not
+  adapt them, and every set is normalized by its own statistics in every step. The running statistics of every step,
+  which the authors' code keeps and does not use, are left out.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from lightning_meta.episode import Episode, Support
 from lightning_meta.inner import InnerRates, LearnedRates, UpdateRule, adapted_names, update_rule
 from lightning_meta.inner.checkpoint import checkpoint
 from lightning_meta.inner.multi_step import multi_step_weights
+from lightning_meta.inner.step_norms import StepNorms
 from lightning_meta.learner import MetaLearner, SchedulerInterval, module_part
 from lightning_meta.losses import LossFunction
 from lightning_meta.task import InnerStep, MetaParameters, TaskResult, run_through
@@ -70,6 +74,8 @@ class MAML(MetaLearner):
         checkpoint_inner_loop: Whether to keep only every √K-th inner step in training and compute the steps between
             again for the meta-gradient: memory for about 2 √K steps in place of K, for a
             quarter (images) to four fifths (tiny models) more time.
+        batch_norm_per_step: Whether batch normalization has a scale and shift of its own after every number of
+            inner steps, meta-learned and not adapted (MAML++). More steps in evaluation keep the last ones.
         optimizer: Makes the outer optimizer.
         lr_scheduler: Makes the outer schedule.
         lr_scheduler_interval: How often it steps.
@@ -97,6 +103,7 @@ class MAML(MetaLearner):
         first_order_epochs: int = 0,
         multi_step_loss_epochs: int = 0,
         checkpoint_inner_loop: bool = False,
+        batch_norm_per_step: bool = False,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: SchedulerInterval = "epoch",
@@ -139,7 +146,14 @@ class MAML(MetaLearner):
         self.multi_step_loss_epochs = multi_step_loss_epochs
         self.checkpoint_inner_loop = checkpoint_inner_loop
         self.inner_optimizer = update_rule(inner_optimizer)
+        self.step_norms = StepNorms(model, inner_steps) if batch_norm_per_step else None
         self.adapted_names = adapted_names(model, adapt)
+        if self.step_norms is not None:
+            self.adapted_names = tuple(name for name in self.adapted_names if name not in self.step_norms.names)
+            if not self.adapted_names:
+                raise ValueError(
+                    f"adapt={adapt!r} names batch normalization alone, which batch_norm_per_step=True keeps"
+                )
         parameters = dict(model.named_parameters())
         adapted = {name: parameters[name] for name in self.adapted_names}
         self.inner_rates = InnerRates(adapted, inner_lr, inner_steps, learned_rates)
@@ -147,9 +161,9 @@ class MAML(MetaLearner):
     def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
         """Yield the adapted parameters after 0, 1, ..., ``steps`` steps of gradient descent on the support loss."""
         start = self._start(meta)
-        yield InnerStep(start[0], None)
-        for point, loss in self._steps(meta, support, start, 0, steps):
-            yield InnerStep(point[0], loss)
+        yield InnerStep(start[0] | self._norms(meta, 0), None)
+        for step, (point, loss) in enumerate(self._steps(meta, support, start, 0, steps), start=1):
+            yield InnerStep(point[0] | self._norms(meta, step), loss)
 
     def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
         """Return the query loss after the last inner step, or MAML++'s weighted sum over the steps."""
@@ -188,6 +202,12 @@ class MAML(MetaLearner):
         adapted = {name: parameters[name] for name in self.adapted_names}
         return adapted, self.inner_optimizer.init(adapted)
 
+    def _norms(self, meta: MetaParameters, step: int) -> dict[str, Tensor]:
+        """The model's parameters that differ by the number of steps taken."""
+        if self.step_norms is None:
+            return {}
+        return self.step_norms.after(step, self.model_parameters(meta), module_part(meta, "step_norms"))
+
     def _steps(
         self, meta: MetaParameters, support: Support, point: _Point, first: int, count: int
     ) -> Iterator[tuple[_Point, Tensor]]:
@@ -201,8 +221,9 @@ class MAML(MetaLearner):
 
         adapted, state = point
         for step in range(first, first + count):
+            at = adapted, shared | self._norms(meta, step)
             # Detached before the gradient rather than after, so that no second-order graph is built.
-            at = tree_map(Tensor.detach, (adapted, shared)) if first_order else (adapted, shared)
+            at = tree_map(Tensor.detach, at) if first_order else at
             gradients, loss = grad_and_value(support_loss)(*at)
             step_rates = self.inner_rates.at(step, self.adapted_names, rates)
             adapted, state = self.inner_optimizer.update(adapted, gradients, state, step_rates, step)
@@ -224,4 +245,4 @@ class MAML(MetaLearner):
 
             point, piece_losses = checkpoint(piece, dict(meta), support, point)
             losses.append(piece_losses)
-        return point[0], torch.cat(losses)
+        return point[0] | self._norms(meta, self.inner_steps), torch.cat(losses)

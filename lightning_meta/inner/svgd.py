@@ -34,8 +34,8 @@ def stein_direction(particles: Vector, slopes: Vector, bandwidth: float | None =
         bandwidth: A fixed ``h``; None: the median's.
     """
     # Differences are small beside the particles: subtract what the particles share first.
-    flat = {name: (value - value.mean(0)).flatten(1) for name, value in particles.items()}
-    count = next(iter(flat.values())).shape[0]
+    count = next(iter(particles.values())).shape[0]
+    flat = {name: (value - value.mean(0)).reshape(count, -1) for name, value in particles.items()}
     if count == 1:
         return slopes
     squared = _squared_distances(flat)
@@ -45,7 +45,7 @@ def stein_direction(particles: Vector, slopes: Vector, bandwidth: float | None =
     direction = {}
     for name, own in flat.items():
         repulsion = 2 / h * (weights * own - kernel @ own)
-        direction[name] = ((kernel @ slopes[name].flatten(1) + repulsion) / count).view_as(particles[name])
+        direction[name] = ((kernel @ slopes[name].reshape(count, -1) + repulsion) / count).view_as(particles[name])
     return direction
 
 

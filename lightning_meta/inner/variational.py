@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -55,8 +57,8 @@ def call_with_random_parameters(
 
     Linear layers on inputs ``[examples, features]`` draw their outputs, anew for each example, rather than their
     weights (the local reparameterization trick: Kingma, Salimans, Welling, NeurIPS 2015), which leaves every example's
-    output distributed as it was and lowers the gradient's variance. Other layers, and linear layers on inputs of
-    another form, draw weights, shared by the examples of the call.
+    output distributed as it was and lowers the gradient's variance. Other layers, linear layers on inputs of another
+    form, and those whose parameters the model uses more than once, draw weights, shared by all uses in the call.
 
     Args:
         call: The model as a function of parameters and inputs.
@@ -73,9 +75,9 @@ def call_with_random_parameters(
     layers = _LocalReparameterization({number: log_std[name] for number, name in names.items()})
     with layers:
         output = call(drawn, x)
-    missed = frozenset(names[number] for number in layers.log_stds.keys() - layers.drawn)
-    if missed:  # weights that the model uses without calling their layer
-        return call_with_random_parameters(call, distribution, local - missed, x)
+    wrong = frozenset(name for number, name in names.items() if layers.uses.get(number) != 1)
+    if wrong:  # drawn at each of several uses, or at none
+        return call_with_random_parameters(call, distribution, local - wrong, x)
     return output
 
 
@@ -85,19 +87,21 @@ class _LocalReparameterization(TorchFunctionMode):
     def __init__(self, log_stds: Mapping[int, Tensor]) -> None:
         super().__init__()
         self.log_stds = log_stds
-        self.drawn: set[int] = set()
+        self.uses: Counter[int] = Counter()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not F.linear:
-            return func(*args, **kwargs)
-        named = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+        named = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs if func is F.linear else {}
+        if id(named.get("weight")) not in self.log_stds or id(named["input"]) in self.log_stds:
+            result = func(*args, **kwargs)
+            # Any other use of a mean counts twice, as too many; to ask for its shape or dtype is none.
+            if isinstance(result, Tensor | tuple | list) and not isinstance(result, torch.Size):
+                self.uses.update(2 * self._among((*args, *kwargs.values())))
+            return result
         x, weight, bias = named["input"], named["weight"], named.get("bias")
-        if id(weight) not in self.log_stds:
-            return func(*args, **kwargs)
-        self.drawn |= {id(weight), id(bias)}
+        self.uses.update(self._among((weight, bias)))
         weight_std = self.log_stds[id(weight)].exp()
         bias_std = self.log_stds[id(bias)].exp() if id(bias) in self.log_stds else None
         if x.ndim != 2:
@@ -107,3 +111,8 @@ class _LocalReparameterization(TorchFunctionMode):
         output = F.linear(x, weight, bias)
         # The guard keeps the root's derivative finite where all inputs are zero and the bias is certain.
         return output + (variance + torch.finfo(variance.dtype).tiny ** 0.5).sqrt() * torch.randn_like(output)
+
+    def _among(self, values: Iterable[Any]) -> list[int]:
+        """The parameters among the arguments of a function, and in lists of them."""
+        flat = itertools.chain.from_iterable(v if isinstance(v, tuple | list) else (v,) for v in values)
+        return [id(value) for value in flat if id(value) in self.log_stds]
