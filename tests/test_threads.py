@@ -53,7 +53,8 @@ def tasks():
 
 
 def in_threads(function, items):
-    with ThreadPoolExecutor(THREADS) as pool:
+    each = torch.get_num_threads()  # new threads would have as many as there are cores, and round otherwise
+    with ThreadPoolExecutor(THREADS, initializer=lambda: torch.set_num_threads(each)) as pool:
         return list(pool.map(function, items))
 
 
