@@ -193,10 +193,12 @@ class ImplicitMAML(MetaLearner):
 
     def after_batch(self, result: TaskResult) -> None:
         """Warn, once, if the inner problems of training's batches so far are far from solved."""
+        if self._warned:
+            return
         for name, total in self._norms.items():
             self._norms[name] = total + float(result.diagnostics[name].mean())
         stationarity, pull = self._norms.values()
-        if self._warned or stationarity <= _FAR_FROM_SOLVED * pull:
+        if stationarity <= _FAR_FROM_SOLVED * pull:
             return
         self._warned = True
         rate = f" with inner_lr={self.inner_lr}" if self.inner_solver == "gradient_descent" else ""
