@@ -74,17 +74,17 @@ def reptile() -> Setting:
 
 
 def imaml() -> Setting:
-    """Sixteen steps on the regularized loss, the implicit gradient by five conjugate-gradient steps."""
+    """Sixty-four steps on the regularized loss, the implicit gradient by five conjugate-gradient steps."""
     learner = ImplicitMAML(
         MLP(),
         nn.MSELoss(),
-        inner_lr=0.005,
-        inner_steps=16,
-        prox_lambda=0.1,
+        inner_lr=0.01,
+        inner_steps=64,
+        prox_lambda=1.0,
         log_step_metrics=True,
         **cosine_adam(epochs=2),
     )
-    return Setting(learner, "Implicit MAML", 2, 25, 10, (0, 1, 5, 16))
+    return Setting(learner, "Implicit MAML", 2, 25, 10, (0, 1, 16, 64))
 
 
 SETTINGS = {"maml": maml, "reptile": reptile, "imaml": imaml}
