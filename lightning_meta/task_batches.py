@@ -36,16 +36,17 @@ class ModelSize(NamedTuple):
 
     parameters: int
     convolves: bool
-    drops: bool
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelSize:
         """Measure a model."""
-        convolves, drops = (
-            any(isinstance(module, kind) for module in model.modules())
-            for kind in (nn.modules.conv._ConvNd, nn.modules.dropout._DropoutNd)
-        )
-        return cls(sum(p.numel() for p in model.parameters()), convolves, drops)
+        convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
+        return cls(sum(p.numel() for p in model.parameters()), convolves)
+
+
+def drops(model: nn.Module) -> bool:
+    """Whether a model draws random numbers, which several threads would draw in any order; measured anew each time."""
+    return any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules())
 
 
 def fastest_chunk_size(model: ModelSize, batch: Episode, workers: int = 1) -> int:
@@ -79,7 +80,7 @@ def fastest_workers(model: ModelSize, batch: Episode, threads: int, steps: int, 
         steps: Inner steps of a task.
         compiled: Whether the recordings are compiled.
     """
-    if model.drops or not _on_cpu(batch):
+    if not _on_cpu(batch):
         return 1
     most = min(threads, batch.num_tasks, _MOST_WORKERS)
     if model.convolves:

@@ -17,10 +17,11 @@ from lightning_meta.attention import differentiable_attention
 from lightning_meta.episode import Episode
 from lightning_meta.example_independence import may_keep_padding
 from lightning_meta.host_memory import keep_freed_memory
-from lightning_meta.recording import ClosedWorld, Guarded, OpenWorldError, Progress, Recorder
+from lightning_meta.recording import ClosedWorld, Guarded, OpenWorldError, Progress, Recorder, ReplacedError
 from lightning_meta.task import MetaParameters, TaskResult
 from lightning_meta.task_batches import (
     ModelSize,
+    drops,
     fastest_chunk_size,
     fastest_workers,
     fill_padding,
@@ -80,6 +81,7 @@ class TaskMapping:
             self._recorder = Recorder(self._summed_gradients, self._eagerly, self._world.state, self._compiled)
         if compile:
             self._guarded = Guarded(self._summed_gradients, self._eagerly, self._compiled)
+        self._function: Callable[..., Any] = self._eagerly  # what computes a piece where nothing is recorded
         self._told = False
         self._phase = ""
         self._before: tuple[int, Progress | None] = -1, None
@@ -99,7 +101,7 @@ class TaskMapping:
         return self._phase, self._recorder.printed(progress)
 
     def resume(self, progress: tuple[str, dict[str, Any]] | None) -> None:
-        """Go on as the mapping whose ``progress()`` this is, if the next batch is of the same phase."""
+        """Go on as the mapping whose ``progress()`` this is."""
         self._resumed = progress
 
     def gradients(
@@ -131,24 +133,29 @@ class TaskMapping:
         try:
             state = self._world.state()
         except OpenWorldError as error:
-            self._say_what_is_open(str(error))
+            self._function = self._eagerly
+            if self._guarded is not None and not isinstance(error, ReplacedError):
+                self._function = self._guarded
+            self._say_what_is_open(error)
             return None
         phase = repr(self._learner.training_phase())
-        if self._resumed is not None and self._resumed[0] == phase:
-            recorder.resume(self._resumed[1])
+        if self._resumed is not None:
+            recorder.resume(self._resumed[1], same_phase=self._resumed[0] == phase)
         self._resumed = None
-        self._before = step, recorder.progress() if phase == self._phase else Progress([], 0, recorder.shares)
+        progress = recorder.progress()
+        self._before = step, progress if phase == self._phase else progress.of_another_phase()
         self._phase = phase
         return state
 
-    def _say_what_is_open(self, reason: str) -> None:
+    def _say_what_is_open(self, error: OpenWorldError) -> None:
         if not self._told:
-            if self._guarded is None:
-                advice = 'compile="record" records them under the guards of torch.compile'
-                rank_zero_info(f"Training steps are run by Python, because {reason}: {advice}.")
-            else:
+            message = f"Training steps are run by Python, because {error}"
+            if self._function is self._guarded:
                 how = "compiled" if self._compiled else "recorded"
-                rank_zero_info(f"Training steps are {how} under the guards of torch.compile, because {reason}.")
+                message = f"Training steps are {how} under the guards of torch.compile, because {error}"
+            elif not isinstance(error, ReplacedError):
+                message += ': compile="record" records them under the guards of torch.compile'
+            rank_zero_info(f"{message}.")
         self._told = True
 
     def _results(
@@ -156,8 +163,7 @@ class TaskMapping:
     ) -> Iterator[tuple[dict[str, Tensor], TaskResult]]:
         if self._recorder is not None and state is not None:
             return self._recorder(state, meta, pieces, workers)
-        function = self._guarded or self._eagerly
-        return (function(meta, piece) for piece in pieces)
+        return (self._function(meta, piece) for piece in pieces)
 
     def map(
         self, function: Callable[[MetaParameters, Episode], TaskResult], meta: MetaParameters, batch: Episode
@@ -171,7 +177,8 @@ class TaskMapping:
         learner = self._learner
         if learner.task_chunk_size is not None or learner.draws or not (self._recorder and self._recorder.shares):
             return 1
-        return fastest_workers(self._model_size, batch, torch.get_num_threads(), learner.inner_steps, self._compiled)
+        workers = fastest_workers(self._model_size, batch, torch.get_num_threads(), learner.inner_steps, self._compiled)
+        return 1 if workers > 1 and drops(learner.model) else workers
 
     def _eagerly(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
         with differentiable_attention():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
 import dataclasses
 import functools
 import importlib
 import itertools
 import os
+import pickle
 import random
 import sys
 import threading
@@ -34,7 +36,9 @@ from lightning_meta import (
     MetaSGD,
     Reptile,
 )
+from lightning_meta import learner as learner_module
 from lightning_meta.inner import SGD, UpdateRule
+from lightning_meta.losses import masked_mean
 from lightning_meta.recording import guarded, recorder
 from tests.reference import assert_same, meta_gradient
 
@@ -452,36 +456,54 @@ def patched(self, x):
     return nn.functional.linear(x, self.weight, self.bias) * GLOBAL
 
 
+def scaled(function):
+    return lambda *arguments, **options: function(*arguments, **options) * GLOBAL
+
+
+def absolute_loss(self, output, target):
+    return (output - target).abs().mean() * GLOBAL
+
+
+def patch_code(model, monkeypatch, removed):
+    monkeypatch.setattr(MLP.forward, "__code__", (lambda self, x: self.layers(x) * self.factor).__code__)
+    monkeypatch.setattr(MLP, "factor", property(lambda self: GLOBAL), raising=False)
+
+
+def patch_globally(model, monkeypatch, removed):
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: output * GLOBAL)
+    removed.callback(handle.remove)
+
+
+PATCHES = {
+    "instance": lambda model, m, r: setattr(model[0], "forward", types.MethodType(patched, model[0])),
+    "class": lambda model, m, r: m.setattr(nn.Linear, "forward", patched),
+    "library class": lambda model, m, r: m.setattr(MLP, "forward", lambda self, x: self.layers(x) * GLOBAL),
+    "functional": lambda model, m, r: m.setattr(nn.functional, "linear", scaled(nn.functional.linear)),
+    "torch": lambda model, m, r: m.setattr(torch, "tanh", scaled(torch.tanh)),
+    "Tensor": lambda model, m, r: m.setattr(torch.Tensor, "flatten", scaled(torch.Tensor.flatten)),
+    "library function": lambda model, m, r: m.setattr(learner_module, "masked_mean", scaled(masked_mean)),
+    "code": patch_code,
+    "hook": lambda model, m, r: model[0].register_forward_hook(lambda module, inputs, output: output * GLOBAL),
+    "global hook": patch_globally,
+    "loss": lambda model, m, r: m.setattr(nn.MSELoss, "forward", absolute_loss),
+}
+
+
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("where", ["instance", "class", "library class", "functional", "hook", "global hook", "loss"])
+@pytest.mark.parametrize("where", PATCHES)
 def test_patches_are_used_at_once(where, mode, batch, monkeypatch):
-    model = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), MLP(3, 1, hidden=[]))
+    model = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Flatten(), MLP(3, 1, hidden=[]))
     learner, plain = (MAML(model, nn.MSELoss(), inner_lr=0.1, compile=choice) for choice in (mode, False))
     before = [assert_alike(learner, plain, batch) for _ in range(4)][-1]
-    removed = contextlib.ExitStack()
-    true = nn.functional.linear
-    if where == "instance":
-        model[0].forward = types.MethodType(patched, model[0])
-    elif where == "class":
-        monkeypatch.setattr(nn.Linear, "forward", patched)
-    elif where == "library class":
-        monkeypatch.setattr(MLP, "forward", lambda self, x: self.layers(x) * GLOBAL)
-    elif where == "functional":
-        monkeypatch.setattr(nn.functional, "linear", lambda *arguments: true(*arguments) * GLOBAL)
-    elif where == "hook":
-        model[0].register_forward_hook(lambda module, inputs, output: output * GLOBAL)
-    elif where == "global hook":
-        handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: output * GLOBAL)
-        removed.callback(handle.remove)
-    else:
-        monkeypatch.setattr(nn.MSELoss, "forward", lambda self, output, target: (output - target).abs().mean() * GLOBAL)
-    with removed:
+    assert mode is not None or len(learner._mapping._recorder.recordings()) == 1
+    with contextlib.ExitStack() as removed:
+        PATCHES[where](model, monkeypatch, removed)
         set_all(2.0)
         after = assert_alike(learner, plain, batch)
         assert float(after[0]) != float(before[0])
         set_all(3.0)
         assert float(assert_alike(learner, plain, batch)[0]) != float(after[0])
-    monkeypatch.undo()
+        monkeypatch.undo()
 
 
 def test_a_reloaded_module_is_used_at_once(tmp_path, monkeypatch, batch):
@@ -505,6 +527,90 @@ class Model(nn.Linear):
         assert float(assert_alike(learner, plain, batch)[0]) != float(before[0])
         file.write_text(source.format(1.0))
         importlib.reload(module)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda slope: nn.LeakyReLU(slope), "negative_slope"),
+        (lambda slope: nn.Softshrink(slope), "lambd"),
+    ],
+)
+def test_tensors_that_torch_makes_numbers_of_are_read_anew(make, name, batch):
+    slope = torch.tensor(0.3)
+    model = nn.Sequential(nn.Linear(1, 4), make(slope), nn.Linear(4, 1))
+    learner, plain = (MAML(model, nn.MSELoss(), inner_lr=0.1, compile=choice) for choice in (None, False))
+    for value in (0.3, 0.1, 0.05):
+        slope.data.fill_(value)
+        for _ in range(3):
+            assert_alike(learner, plain, batch)
+
+
+def test_parts_that_change_their_names_are_seen():
+    layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1, batch_first=True)
+    layer.dropout1.p = 0.5
+    model = nn.Sequential(layer, nn.Flatten())
+    batch = Episode(*[torch.randn(3, 4, size) for size in (2, 8, 2, 8)])
+    batch = batch._replace(support_x=torch.randn(3, 4, 2, 4), query_x=torch.randn(3, 4, 2, 4))
+    learner, plain = (MAML(model, nn.MSELoss(), compile=choice) for choice in (None, False))
+    for _ in range(4):
+        assert_alike(learner, plain, batch)
+    layer.dropout1, layer.dropout2 = layer.dropout2, layer.dropout1
+    for _ in range(4):
+        assert_alike(learner, plain, batch)
+
+
+class CountingCalls(Scaled):
+    """Changes itself in every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def factor(self):
+        self.calls += 1
+        return 0.9**self.calls
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_forward_counts_is_counted_once(mode, batch):
+    ends = []
+    for choice in (mode, False):
+        torch.manual_seed(0)
+        learner = MAML(CountingCalls(), nn.MSELoss(), compile=choice)
+        losses = [float(learner.training_step(batch, 0).detach()) for _ in range(12)]
+        ends.append((losses, learner.model.calls))
+    assert ends[0][1] == ends[1][1]
+    torch.testing.assert_close(ends[0][0], ends[1][0])
+
+
+def test_innocent_changes_leave_recording_on(batch):
+    model = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1))
+    learner, plain = (MAML(model, nn.MSELoss(), compile=choice) for choice in (None, False))
+    for _ in range(3):
+        assert_alike(learner, plain, batch)
+    (recording,) = learner._mapping._recorder.recordings()
+    nn.functional.__warningregistry__ = {}  # as a warning there leaves it
+    copy.deepcopy(learner)
+    pickle.dumps(learner)
+    learner.train(False).train(True)
+    assert_alike(learner, plain, batch)
+    assert learner._mapping._recorder.recordings() == [recording]
+    del nn.functional.__warningregistry__
+
+
+def test_what_cannot_be_compared_is_left_to_python(batch):
+    model = nn.Sequential(nn.Linear(1, 1))
+    learner, plain = (MAML(model, nn.MSELoss(), compile=choice) for choice in (None, False))
+    model[0].register_buffer("unused", torch.eye(2).to_sparse())
+    for _ in range(3):
+        assert_alike(learner, plain, batch)
+    del model[0].unused
+    model[0].itself = {}
+    model[0].itself["again"] = model[0].itself
+    for _ in range(3):
+        assert_alike(learner, plain, batch)
+    assert learner._mapping._recorder.recordings() == []
 
 
 @pytest.mark.parametrize("cls", [MAML, ANIL, BOIL, MetaSGD, Reptile, ImplicitMAML, BayesianMAML, AmortizedMAML, ABML])

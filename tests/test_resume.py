@@ -190,6 +190,27 @@ def test_what_did_not_pay_is_remembered():
     assert train(resumed, 2, 1) == 2
 
 
+def test_the_next_phase_begins_where_the_last_one_ended(tmp_path, monkeypatch):
+    """What did not pay in one phase makes the next one wait, in a resumed run too."""
+    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 2)
+    monkeypatch.setattr(recorder, "_WAIT_LONGER", 2)
+
+    def train(folder, ckpt_path=None):
+        L.seed_everything(0, verbose=False)
+        learner = MAML(Conv4(2, filters=4), inner_lr=0.2, multi_step_loss_epochs=2)
+        data = image_data()
+        data.num_tasks["train"] = 3 * 7
+        options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        saves = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+        L.Trainer(max_epochs=3, callbacks=[saves], **options).fit(learner, data, ckpt_path=ckpt_path)
+        return {key: value.clone() for key, value in learner.state_dict().items()}
+
+    whole = train(tmp_path / "whole")
+    for epoch in (0, 1):
+        resumed = train(tmp_path / str(epoch), tmp_path / "whole" / f"epoch={epoch}.ckpt")
+        assert all(torch.equal(resumed[key], value) for key, value in whole.items()), epoch
+
+
 def test_evaluating_a_checkpoint_leaves_recordings_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 2)
     data = SinusoidDataModule(shots=4, tasks_per_batch=2, train_tasks=8, val_tasks=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +23,7 @@ from lightning_meta import (
     MetaSGD,
     Reptile,
 )
+from lightning_meta.recording import recorder
 
 THREADS, TASKS = 8, 40
 
@@ -128,3 +130,30 @@ def test_two_learners_of_one_model_and_a_training_do_not_disturb_each_other():
         assert all(torch.equal(one, that) for one, that in zip(results[name], those, strict=True))
     for found in results["training"]:
         assert all(torch.equal(one, that) for one, that in zip(found, expected_gradient, strict=True))
+
+
+@pytest.mark.parametrize("cls", [BayesianMAML, AmortizedMAML])
+def test_training_is_recorded_while_other_threads_adapt(cls, monkeypatch):
+    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 1)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    learner, batch = cls(MLP(hidden=[6]), nn.MSELoss()), Episode(*[torch.randn(4, 5, 1) for _ in range(4)])
+    done = threading.Event()
+
+    def serve():
+        while not done.is_set():
+            learner.adapt(batch.support_x[0], batch.support_y[0])(batch.query_x[0])
+
+    servers = [threading.Thread(target=serve) for _ in range(3)]
+    for server in servers:
+        server.start()
+    try:
+        for _ in range(60):
+            learner.training_step(batch, 0)
+    finally:
+        done.set()
+        for server in servers:
+            server.join()
+        sys.setswitchinterval(before)
+    assert learner._mapping._recorder is not None
+    assert len(learner._mapping._recorder._kinds) == 1  # one state throughout

@@ -203,7 +203,6 @@ class ImplicitMAML(MetaLearner):
         self._warned = True
         rate = f" with inner_lr={self.inner_lr}" if self.inner_solver == "gradient_descent" else ""
         ratio = stationarity / pull if pull else math.inf
-        ratio = stationarity / pull if pull else math.inf
         rank_zero_warn(
             f"The inner problem is far from solved after inner_steps={self.inner_steps}{rate}: its gradient's norm is "
             f"{ratio:.3g} times the proximal pull's on average over the tasks of training. The implicit gradient, that "

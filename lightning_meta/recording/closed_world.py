@@ -5,6 +5,10 @@ found out by looking at it: values in containers, class attributes, properties, 
 clock. So the world is closed: every module, loss function and update rule must be of a class of ``torch.nn`` or of this
 library, whose code reads its arguments, its own attributes and those of its parts, and nothing else. These are
 compared in every step. One object from elsewhere opens the world, and nothing is recorded.
+
+Replaced functions are seen where they are attributes of these classes, of `torch`, `torch.Tensor` or
+`torch.nn.functional`, or global names of the modules that define the classes; elsewhere inside torch and this library
+they are not.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import abc
 import contextlib
 import functools
 import inspect
+import operator
 import sys
 import types
 import typing
@@ -29,6 +34,8 @@ import typing_extensions
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from lightning_meta.functional import exclusive
+
 if TYPE_CHECKING:
     from lightning_meta.learner import MetaLearner
 
@@ -42,7 +49,6 @@ _GLOBAL_HOOKS = tuple(
     for name in vars(torch_module)
     if name.startswith("_global_") and name.endswith("_hooks") and "registration" not in name
 )
-_FUNCTIONAL = tuple(vars(F).values())
 _TORCH_FUNCTIONS = (F, torch, torch.special, torch._C._nn)
 
 # Where trusted code lies: torch, Lightning, this library, and what their classes take from the standard library.
@@ -62,11 +68,17 @@ _SUBCLASS_DUNDERS = frozenset(
     | {"__parameters__", "__orig_bases__", "__firstlineno__", "__static_attributes__", "__annotate_func__"}
 )
 # What may change in a class without changing what its code does; `training_phase` has what depends on the epoch.
-_IGNORED_IN_CLASSES = frozenset({"__annotations__", "__doc__", "_abc_impl", "current_epoch"})
+_IGNORED_IN_CLASSES = frozenset({"_abc_impl", "current_epoch"})
+# What per-task functions read of a learner's private attributes.
+_PRIVATE = frozenset({"_local", "_dropped_buffers", "_frozen"})
 
 
 class OpenWorldError(Exception):
     """Says which object may read what cannot be compared."""
+
+
+class ReplacedError(OpenWorldError):
+    """Says what of torch itself was replaced or switched, which the guards of `torch.compile` do not see either."""
 
 
 class _Identity:
@@ -106,6 +118,13 @@ class ClosedWorld:
         Raises:
             OpenWorldError: If an object is of a class from elsewhere, has hooks, or holds such an object.
         """
+        try:
+            with exclusive():  # no other thread has put other parameters or hooks into the modules
+                return self._state()
+        except RecursionError:
+            raise OpenWorldError("an attribute holds itself") from None
+
+    def _state(self) -> Hashable:
         _check_surroundings()
         learner = self._learner
         state: list[Any] = [learner.training_phase(), torch.get_default_dtype()]
@@ -123,10 +142,54 @@ class ClosedWorld:
 
 
 class _Class(NamedTuple):
-    """What a class was like when it was found to be trusted."""
+    """What a class was like when it was found to be trusted.
 
-    values: tuple[Any, ...]
-    lasting: dict[str, Any]
+    Attributes:
+        space: Its attributes.
+        functions: Those of its functions whose code is compared, too: a reload may put other code into them.
+        codes: Their code.
+    """
+
+    space: _Space
+    functions: tuple[types.FunctionType, ...]
+    codes: list[types.CodeType]
+
+
+class _Space:
+    """A class's or module's names, of which those that had a value must keep it."""
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+        self._lasting = self._take()
+        self._values = tuple(vars(owner).values())
+
+    def changed(self) -> str | None:
+        """Return the name of what was replaced, if anything was."""
+        values = tuple(vars(self._owner).values())
+        if values == self._values:  # fast, as equal objects are mostly the same
+            return None
+        now = self._take()
+        for name in self._lasting.keys() | (now.keys() if isinstance(self._owner, type) else set()):
+            if name not in now or name not in self._lasting or now[name] is not self._lasting[name]:
+                return name
+        self._values = values
+        return None
+
+    def _take(self) -> dict[str, Any]:
+        own = vars(self._owner)
+        if isinstance(self._owner, type):
+            kept = {n: v for n, v in own.items() if not n.startswith("__") or callable(v)}
+        else:
+            kept = {n: v for n, v in own.items() if isinstance(v, types.ModuleType) or _is_function(v)}
+        return {name: value for name, value in kept.items() if name not in _IGNORED_IN_CLASSES}
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type)
+
+
+_SURROUNDINGS: dict[str, Any] = {"torch.nn.functional": F, "torch.Tensor": Tensor, "torch": torch}
+_SPACES: dict[str, _Space] = {}  # of these, and of the modules that define trusted classes
 
 
 class _Look:
@@ -141,6 +204,7 @@ class _Look:
         self._classes = classes
         self._state = state
         self._checked: set[type] = set()
+        self._spaces: set[str] = set()
         self._modules: dict[int, int] = {}
 
     def check_learner(self, learner: MetaLearner) -> frozenset[str]:
@@ -175,7 +239,7 @@ class _Look:
         attributes = vars(module)
         if any(map(attributes.__getitem__, _HOOKS)):
             raise OpenWorldError(f"{path} has hooks")
-        state.append(cls)
+        state += (cls, path)
         defined = _attributes_of(cls)
         own_private = cls.__module__.startswith("lightning_meta.")
         for name, value in attributes.items():
@@ -185,10 +249,10 @@ class _Look:
                 raise OpenWorldError(f"{path}.{name} replaces what its class defines")
             kind = type(value)
             state += (name, kind, value) if kind in _PLAIN else (name, self.at(value, f"{path}.{name}"))
-        for p in attributes["_parameters"].values():
-            state.append(id(p) if p is not None and p.requires_grad else self.at(p, path))
-        for buffer in attributes["_buffers"].values():
-            state.append(self.at(buffer, path))
+        for name, p in attributes["_parameters"].items():
+            state += (name, id(p) if p is not None and p.requires_grad else self._of_tensor(p, path))
+        for name, buffer in attributes["_buffers"].items():
+            state += (name, self._of_tensor(buffer, path))
         for name, part in attributes["_modules"].items():
             if part is not None:
                 self.add_module(part, f"{path}.{name}")
@@ -200,11 +264,16 @@ class _Look:
         if kind in _PLAIN or isinstance(value, np.generic):
             return kind, value
         if kind is Tensor or kind is nn.Parameter:
-            if value.is_inference():
-                raise OpenWorldError(f"{path} is an inference tensor, whose changes are not counted")
-            return _Identity(value), value._version, value.data_ptr()
+            if value.numel() > 1:
+                return self._of_tensor(value, path)
+            # Torch makes a number of it, which the recording would keep.
+            if value.device.type != "cpu":
+                raise OpenWorldError(f"{path} is a tensor of one number on a device, which is slow to compare")
+            return _Identity(value), value.dtype, value.tolist()
         if kind in (tuple, list):
             return kind, *[self.at(item, path) for item in value]
+        if kind in (set, frozenset):
+            return kind, *[self.at(item, path) for item in sorted(value, key=repr)]
         if kind is dict:
             return kind, *[(self.at(k, path), self.at(v, path)) for k, v in value.items()]
         if kind is functools.partial:
@@ -219,6 +288,18 @@ class _Look:
             return kind, *[(name, self.at(own, path)) for name, own in vars(value).items()]
         raise OpenWorldError(f"{path} is {_described(value)}")
 
+    def _of_tensor(self, value: Tensor | None, path: str) -> Hashable:
+        """What a tensor is like whose numbers the recording reads anew each time."""
+        if value is None:
+            return None
+        if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided:
+            raise OpenWorldError(f"{path} holds a {type(value).__qualname__} of layout {value.layout}")
+        if value.requires_grad:  # trained, so that its version counts steps
+            return _Identity(value), value.data_ptr()
+        if value.is_inference():
+            raise OpenWorldError(f"{path} holds an inference tensor, whose changes are not counted")
+        return _Identity(value), value._version, value.data_ptr()
+
     def _check_class(self, cls: Any, path: str, packages: tuple[str, ...]) -> None:
         """Check a class and its bases."""
         for base in cls.__mro__[:-1]:
@@ -231,30 +312,58 @@ class _Look:
         if cls in self._checked:
             return
         known = self._classes.get(cls)
-        values = tuple(vars(cls).values())
-        if known is None or values != known.values:
-            lasting = {name: value for name, value in vars(cls).items() if name not in _IGNORED_IN_CLASSES}
-            if known is not None and lasting != known.lasting:
-                raise OpenWorldError(f"{cls.__qualname__} was changed")
-            if known is None:
-                _check_place(cls)
-                for name, value in lasting.items():
-                    if not all(map(_is_trusted_code, _functions_in(value))):
-                        raise OpenWorldError(f"{cls.__qualname__}.{name} was replaced")
-            self._classes[cls] = _Class(values, lasting)
+        if known is None:
+            known = self._classes[cls] = _trusted(cls)
+        changed = known.space.changed()
+        if changed is not None or list(map(_code_of, known.functions)) != known.codes:
+            raise OpenWorldError(f"{cls.__qualname__}{f'.{changed}' if changed else ''} was replaced")
+        if cls.__module__ not in self._spaces:
+            self._spaces.add(cls.__module__)
+            _check_space(cls.__module__, sys.modules[cls.__module__])
         self._checked.add(cls)
+
+
+_code_of = operator.attrgetter("__code__")
+
+
+def _trusted(cls: type) -> _Class:
+    """Check that a class and its code are those of a trusted package."""
+    _check_place(cls)
+    for name, value in vars(cls).items():
+        if name not in _IGNORED_IN_CLASSES and not all(map(_is_trusted_code, _functions_in(value))):
+            raise OpenWorldError(f"{cls.__qualname__}.{name} was replaced")
+    own = cls.__module__.startswith("lightning_meta.")
+    values = vars(cls).items()
+    functions = tuple(f for name, value in values if own or name == "forward" for f in _functions_in(value))
+    return _Class(_Space(cls), functions, [function.__code__ for function in functions])
+
+
+def _check_space(name: str, owner: Any) -> None:
+    """Check that no function of a namespace was replaced since it was first seen, or in torch's before."""
+    if name not in _SPACES:
+        if owner in (F, Tensor):
+            for value in vars(owner).values():
+                if not all(map(_is_trusted_code, _functions_in(value))):
+                    raise OpenWorldError(f"a function of {name} was replaced by {_described(value)}")
+        _SPACES[name] = _Space(owner)
+    changed = _SPACES[name].changed()
+    if changed is not None:
+        raise OpenWorldError(f"{name}.{changed} was replaced")
 
 
 def _check_surroundings() -> None:
     """Check what changes every module's and function's meaning."""
     if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
-        raise OpenWorldError("a torch function mode or dispatch mode is active")
+        raise ReplacedError("a torch function mode or dispatch mode is active")
     if any(_GLOBAL_HOOKS):
-        raise OpenWorldError("hooks on all modules are active")
+        raise ReplacedError("hooks on all modules are active")
     if torch.is_anomaly_enabled():
-        raise OpenWorldError("anomaly detection is active")
-    if tuple(vars(F).values()) != _FUNCTIONAL:
-        raise OpenWorldError("a function of torch.nn.functional was replaced")
+        raise ReplacedError("anomaly detection is active")
+    for name, owner in _SURROUNDINGS.items():
+        try:
+            _check_space(name, owner)
+        except OpenWorldError as error:
+            raise ReplacedError(str(error)) from None
 
 
 def _check_place(cls: type) -> None:
@@ -316,7 +425,7 @@ def _names(cls: type) -> tuple[frozenset[str], frozenset[str]]:
         defined = frozenset().union(*own) - _NOT_RECORDED
         functions = [value for space in own for name, value in space.items() if name in defined]
         code = [function.__code__ for value in functions for function in _functions_in(value)]
-        read = frozenset(name for each in code for name in _named_in(each) if not name.startswith("_"))
+        read = frozenset(name for each in code for name in _named_in(each) if not name.startswith("_")) | _PRIVATE
         names = _NAMES[cls] = read, frozenset(name for name in defined if not name.startswith("__"))
     return names
 

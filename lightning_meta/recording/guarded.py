@@ -19,7 +19,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves
 
 from lightning_meta.attention import differentiable_attention
 from lightning_meta.recording.autocast import autocast_now
@@ -46,7 +45,6 @@ class Guarded:
         self._compiled = compiled
         self._asked = "compile=True" if compiled else 'compile="record"'
         self.recordings: list[Recording] = []
-        self._is_new = self._differs = False
         self._start()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -57,27 +55,11 @@ class Guarded:
         self.__init__(state["_function"], state["_plain"], state["_compiled"])  # type: ignore[misc]
 
     def __call__(self, *arguments: Any) -> Any:
-        """Call what was traced where its guards hold; what was traced in this call is compared with the plain one."""
+        """Call what was traced where its guards hold."""
         if os.environ._data != self._environment:  # type: ignore[attr-defined]
             self._start()
-        if self._differs:
-            return self._plain(*arguments)
-        drawn_from = RandomState(tree_leaves(arguments)[0].device)
-        self._is_new = False
         with differentiable_attention():
-            results = self._traced(*arguments)
-        if not self._is_new:
-            return results
-        with drawn_from.again():
-            expected = self._plain(*arguments)
-            draws = drawn_from.moved()
-        if not agree(results, expected) and not (self._compiled and draws):
-            rank_zero_warn(
-                f"{self._asked}: the traced training step differs from the step itself, which is run instead."
-            )
-            self._differs = True
-            return expected
-        return results
+            return self._traced(*arguments)
 
     @property
     def worked(self) -> bool:
@@ -87,7 +69,6 @@ class Guarded:
     def _start(self) -> None:
         self._environment = dict(os.environ._data)  # type: ignore[attr-defined]
         self.recordings = []
-        self._differs = False
         self._traced = Compiled(self._compiler, self._plain, self._asked)
 
     def _compiler(self, *arguments: Any) -> Callable[..., Any]:
@@ -101,10 +82,13 @@ class Guarded:
         return torch.compile(call, fullgraph=True, dynamic=False, backend=self._backend)
 
     def _backend(self, graph: GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
-        """Record or compile what was traced, for tensors like these."""
-        self._is_new = True
+        """Record or compile what was traced, for tensors like these.
+
+        Its first results are compared with those of the traced operations. The function itself is not called for that:
+        whatever it changes in Python would change twice.
+        """
         if self._compiled:
-            return compiled_trace(graph, examples)
+            return _Proven(compiled_trace(graph, examples), graph.forward, self._asked, draws_alike=False)
         differentiates = torch.is_grad_enabled()  # as when it was traced, which left out what would have no effect
 
         def call(*tensors: Tensor) -> Any:
@@ -120,7 +104,38 @@ class Guarded:
             with autocast.off():
                 return recording(list(tensors))
 
-        return repeat
+        return _Proven(repeat, call, self._asked, draws_alike=True)
+
+
+class _Proven:
+    """Computes what a traced graph does, by other means once their first results were found equal.
+
+    Args:
+        fast: The other means.
+        traced: The graph's own operations.
+        asked: The argument that asked for it.
+        draws_alike: Whether random numbers are drawn in the same order.
+    """
+
+    def __init__(self, fast: Callable[..., Any], traced: Callable[..., Any], asked: str, draws_alike: bool) -> None:
+        self._fast, self._traced, self._asked, self._draws_alike = fast, traced, asked, draws_alike
+        self._call: Callable[..., Any] = self._first
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        return self._call(*tensors)
+
+    def _first(self, *tensors: Tensor) -> Any:
+        drawn_from = RandomState(tensors[0].device)
+        with drawn_from.again():
+            expected = self._traced(*tensors)
+            draws = drawn_from.moved()
+        results = self._fast(*tensors)
+        if agree([results], [expected]) or (draws and not self._draws_alike):
+            self._call = self._fast
+            return results
+        rank_zero_warn(f"{self._asked}: the traced step differs from its own operations, which are run instead.")
+        self._call = self._traced
+        return expected
 
 
 def _like(example: Tensor) -> Tensor:

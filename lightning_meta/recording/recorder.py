@@ -88,6 +88,10 @@ class Progress(NamedTuple):
     lost: int
     shares: bool
 
+    def of_another_phase(self) -> Progress:
+        """What is left where calls are no longer alike."""
+        return Progress([], self.lost + sum(_Kind(*numbers).unpaid for _, numbers in self.kinds), self.shares)
+
 
 class Recorder:
     """Calls a pure function, by a recording of it once enough calls were alike.
@@ -168,14 +172,21 @@ class Recorder:
         kinds |= {_printed(key): numbers for key, numbers in progress.kinds}
         return {"kinds": kinds, "lost": progress.lost, "shares": progress.shares}
 
-    def resume(self, progress: Mapping[str, Any]) -> None:
+    def resume(self, progress: Mapping[str, Any], same_phase: bool = True) -> None:
         """Go on where another recorder had this progress, and record at once what it had recorded.
 
         A recording may round otherwise than the function: so a resumed training goes on to the last bit.
+
+        Args:
+            progress: From `printed`.
+            same_phase: Whether calls of the same form will be alike.
         """
         self._kinds, self._latest = {}, None
         self._earlier = {printed: _Kind(*numbers) for printed, numbers in progress["kinds"].items()}
         self._lost, self.shares = progress["lost"], progress["shares"]
+        if not same_phase:
+            self._lost += sum(kind.unpaid for kind in self._earlier.values())
+            self._earlier = {}
 
     def recordings(self) -> list[Recording]:
         """The recordings in use."""
