@@ -255,6 +255,29 @@ def test_a_learned_prior_precision_has_the_right_gradient():
     assert float(found) == pytest.approx(numeric, rel=1e-5)
 
 
+def test_the_reported_density_has_the_learned_priors_normalizer():
+    """The log-density before the first step, with the prior as torch's normal distribution but for (2π)^(-d/2)."""
+    task = classes().select(0)
+    learner = BayesianMAML(
+        models()["plain"], num_particles=2, meta_loss="nll", prior_precision=0.5, learned_prior_precision=True
+    )
+    meta = {name: p.detach() for name, p in learner.named_parameters()}
+    expected = []
+    for particle in range(2):
+        values = {
+            n: meta[f"model.{n}"] if particle == 0 else meta[f"other_particles.{n.replace('.', '/')}"][0]
+            for n in learner.adapted_names
+        }
+        logits = functional_call(learner.model, values, (task.support_x,))
+        density = torch.distributions.Categorical(logits=logits).log_prob(task.support_y).sum()
+        for value in values.values():
+            prior = torch.distributions.Normal(0.0, 0.5**-0.5)
+            density = density + (prior.log_prob(value) + 0.5 * math.log(2 * math.pi)).sum()
+        expected.append(-density)
+    result = learner.task_gradient(meta, task)[1]
+    torch.testing.assert_close(result.support_losses[0], torch.stack(expected).mean())
+
+
 def test_particles_spread_to_the_posterior_of_a_linear_model():
     """Many Stein steps on a one-parameter Gaussian posterior: mean and, roughly, standard deviation."""
     x, y = torch.ones(20, 1), 2 + torch.randn(20, 1)
@@ -333,10 +356,18 @@ def test_what_a_likelihood_cannot_leave_out_is_refused():
         BayesianMAML(models()["plain"]).training_step(ignored, 0)
 
 
-def test_ragged_tasks_train_as_each_alone():
+@pytest.mark.parametrize("normalize_steps", [False, True])
+def test_ragged_tasks_train_as_each_alone(normalize_steps):
     tasks = [Episode(*(torch.randn(n, d) for n, d in [(s, 3), (s, 2), (q, 3), (q, 2)])) for s, q in [(2, 5), (4, 3)]]
     for meta_loss in ("chaser", "nll"):
-        learner = BayesianMAML(models()["plain"], nn.MSELoss(), num_particles=3, inner_lr=0.05, meta_loss=meta_loss)
+        learner = BayesianMAML(
+            models()["plain"],
+            nn.MSELoss(),
+            num_particles=3,
+            inner_lr=0.05,
+            meta_loss=meta_loss,
+            normalize_steps=normalize_steps,
+        )
         alone = [found_gradient(learner, collate_episodes([task]))[1] for task in tasks]
         together = found_gradient(learner, collate_episodes(tasks))[1]
         assert_same(together, {name: (alone[0][name] + alone[1][name]) / 2 for name in together}, 1e-9)

@@ -275,6 +275,43 @@ def test_newton_steps_decrease_the_objective_where_it_is_not_convex():
     assert max(float(g.abs().max()) for g in slope.values()) < 1e-3
 
 
+@pytest.mark.parametrize("start", [0.5, 0.9, 1.5, 2.5])
+def test_a_newton_step_is_the_longest_with_sufficient_decrease(start):
+    """On √(1 + φ²) Newton's step goes from φ to −φ³: from 0.9 the decrease is a tenth of what the slope foretells."""
+
+    class Itself(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.phi = nn.Parameter(torch.tensor(start))
+
+        def forward(self, x):
+            return self.phi.expand(len(x), 1)
+
+    def objective(phi):
+        return (1 + phi**2) ** 0.5
+
+    slope, curvature = start / objective(start), objective(start) ** -3 + 1e-9
+    length = 1.0
+    while objective(start - length * slope / curvature) > objective(start) - 1e-4 * length * slope**2 / curvature:
+        length /= 2
+    learner = ImplicitMAML(
+        Itself(),
+        lambda output, target: (1 + output.square()).sqrt().mean(),
+        prox_lambda=1e-9,
+        inner_solver="hessian_free",
+        inner_steps=1,
+    )
+    found = float(learner.adapt(torch.ones(3, 1), torch.zeros(3, 1)).state["phi"])
+    assert found == pytest.approx(start - length * slope / curvature, rel=1e-6)
+
+
+def test_the_logged_strength_is_the_geometric_mean_over_tensors(batch):
+    strengths = {"0.weight": 0.5, "0.bias": 1.0, "2.*": 8.0}
+    learner = ImplicitMAML(network(), nn.MSELoss(), inner_lr=0.01, inner_steps=2, prox_lambda=strengths)
+    _, result = learner.task_gradient({n: p.detach() for n, p in learner.named_parameters()}, batch.select(0))
+    assert float(result.diagnostics["prox_lambda"]) == pytest.approx((0.5 * 1.0 * 8.0 * 8.0) ** 0.25)
+
+
 def test_diagnostics_are_logged(tmp_path):
     class Spy(L.Callback):
         def on_train_batch_end(self, trainer, *_):

@@ -151,6 +151,42 @@ def test_minibatches_go_through_all_examples_before_one_comes_again():
     assert len({i for b in batches[3:] for i in b}) == 4
 
 
+def test_every_pass_through_the_examples_has_its_own_order():
+    seen = []
+
+    class Spy(nn.Linear):
+        def forward(self, x):
+            seen.append(x[:, 0].tolist())
+            return super().forward(x)
+
+    numbers = torch.arange(8.0)
+    x = torch.stack([numbers, torch.ones(8)], dim=1)
+    task = Episode(x[None, :3], torch.zeros(1, 3, 1), x[None, 3:], torch.zeros(1, 5, 1))
+    learner = Reptile(Spy(2, 1), nn.MSELoss(), inner_lr=1e-3, inner_steps=12, inner_batch_size=4, task_chunk_size=1)
+    learner.output_shape(x[None])
+    seen.clear()
+    learner.training_step(task, 0)
+    passes = [tuple(seen[i] + seen[i + 1]) for i in range(0, 12, 2)]
+    assert all(sorted(order) == numbers.tolist() for order in passes)
+    assert len(set(passes)) == 6
+
+
+@pytest.mark.parametrize("inner_batch_size", [None, 14])
+def test_the_meta_loss_reported_is_the_mean_of_the_inner_losses(batch, inner_batch_size):
+    model, expected = network(), []
+    for i in range(TASKS):
+        fast, (x, y) = copy.deepcopy(model), everything(batch, i)
+        optimizer = torch.optim.SGD(fast.parameters(), lr=0.1)
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = nn.MSELoss()(fast(x), y)
+            loss.backward()
+            optimizer.step()
+            expected.append(loss.detach())
+    learner = Reptile(model, nn.MSELoss(), inner_lr=0.1, inner_steps=4, inner_batch_size=inner_batch_size)
+    torch.testing.assert_close(meta_gradient(learner, batch)[0], torch.stack(expected).mean())
+
+
 def test_ragged_tasks_train_as_each_alone():
     model = network()
     tasks = [Episode(*(torch.randn(n, d) for n, d in [(s, 3), (s, 1), (q, 3), (q, 1)])) for s, q in [(2, 5), (4, 3)]]

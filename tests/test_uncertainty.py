@@ -69,6 +69,13 @@ def test_densities_and_quantiles_are_the_mixtures(regression):
         torch.testing.assert_close(exact.cdf(found[:, 0]), torch.full((8,), level), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("level", [1e-6, 0.001, 0.999, 1 - 1e-6])
+def test_quantiles_far_out_are_the_normal_distributions(level):
+    samples = Samples(torch.randn(1, 4, 1), torch.rand(1, 4, 1) + 0.1)
+    exact = Normal(samples.outputs[0], samples.noise[0].sqrt()).icdf(torch.tensor(level))
+    torch.testing.assert_close(quantile(samples, level), exact, rtol=1e-8, atol=1e-8)
+
+
 def test_a_targets_parts_count_jointly():
     samples, y = Samples(torch.randn(3, 4, 2), torch.ones(3, 4, 2)), torch.randn(4, 2)
     joint = Normal(samples.outputs, 1.0).log_prob(y).sum(2).exp().mean(0).log()
@@ -112,6 +119,36 @@ def test_metrics_of_a_right_and_a_wrong_noise_model():
     assert float(sharp["coverage_90"]) < 0.65
     assert float(sharp["quantile_ce"]) > 0.08
     assert float(sharp["nll"]) > float(right["nll"])
+
+
+def test_calibration_is_the_mean_distance_over_nineteen_levels():
+    outputs, noise, y = torch.randn(3, 1, 7, 1), torch.rand(3, 1, 7, 1) + 0.1, torch.randn(3, 7, 1)
+    found = uncertainty_metrics("gaussian", Samples(outputs, noise), y, None)["quantile_ce"]
+    for task in range(3):
+        distances = []
+        for level in range(1, 20):
+            below = Normal(outputs[task, 0], noise[task, 0].sqrt()).icdf(torch.tensor(level / 20)) >= y[task]
+            distances.append(abs(float(below.double().mean()) - level / 20))
+        assert float(found[task]) == pytest.approx(sum(distances) / 19)
+
+
+def test_binary_metrics_are_those_of_two_classes():
+    logits, y = torch.randn(3, 4, 9, 1), torch.randint(2, (3, 9))
+    mask = torch.rand(3, 9) < 0.7
+    binary = uncertainty_metrics("bernoulli", Samples(logits), y[..., None].double(), mask)
+    both = Samples(torch.cat([torch.zeros_like(logits), logits], dim=3))
+    two = uncertainty_metrics("categorical", both, y, mask)
+    for name in ("nll", "brier"):
+        torch.testing.assert_close(binary[name], two[name])
+
+
+def test_ignored_labels_count_in_no_metric():
+    samples, targets = Samples(torch.randn(2, 3, 9, 4)), torch.randint(4, (2, 9))
+    targets[:, 5:] = -100
+    found = uncertainty_metrics("categorical", samples, targets, None)
+    cut = uncertainty_metrics("categorical", Samples(samples.outputs[:, :, :5]), targets[:, :5], None)
+    for name, value in cut.items():
+        torch.testing.assert_close(found[name], value)
 
 
 def test_padding_counts_in_no_metric():
