@@ -57,7 +57,11 @@ def log_likelihood(output, y, parameters):
 def rate(parameters, examples, normalized):
     if not normalized:
         return ALPHA
-    return ALPHA / examples * (2 * parameters["noise.log_std"]).exp() if "noise.log_std" in parameters else ALPHA / examples
+    return (
+        ALPHA / examples * (2 * parameters["noise.log_std"]).exp()
+        if "noise.log_std" in parameters
+        else ALPHA / examples
+    )
 
 
 def divergence(q, p):
@@ -126,7 +130,6 @@ def test_the_objective_of_abml(kind, normalized, fix_noise):
         p = {n: (parameters[f"model.{n}"], parameters[f"log_std.{n}"]) for n in names}
         q = p
         for _ in range(2):
-
 
             def bound(*values):
                 q = dict(zip(names, (values[:2], values[2:]), strict=True))
@@ -200,7 +203,6 @@ def test_the_objective_of_amortized_maml(kind, inner_steps, fix_noise):
             h = features(body, task.support_x)
             head = inverse(h) @ (h.T @ y + penalty * own_head)
             for _ in range(inner_steps - 1):
-
 
                 def support_loss(*values):
                     output = scores(features(values[:2], task.support_x) @ values[2])
