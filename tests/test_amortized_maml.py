@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -120,6 +122,39 @@ def test_the_order_of_the_support_set_does_not_matter():
     torch.testing.assert_close(found[0], found[1])
 
 
+def test_before_adaptation_it_is_the_model_itself():
+    learner, batch = regression().eval(), numbers()
+    outputs = learner.evaluate(batch, record=(0, 1)).outputs
+    torch.testing.assert_close(outputs[:, 0], learner.model(batch.query_x).detach())
+    assert not torch.allclose(outputs[:, 1], outputs[:, 0])
+
+
+def test_whole_numbers_are_targets_of_a_regression():
+    batch = numbers()
+    learner, y = regression(initial_log_std=-30.0).eval(), torch.arange(6)[:, None]
+    found = [learner.adapt(batch.support_x[0], targets)(batch.query_x[0]) for targets in (y, y.double())]
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_head_that_is_certain_has_a_finite_gradient():
+    """Where a query repeats the support set and the penalty is tiny, the variance is rounded to 0: no slope of √0."""
+    learner = classification(ridge_penalty=1e-9, num_samples=1, initial_log_std=-30.0).float()
+    batch = Episode(torch.randn(2, 4, 2), torch.randint(3, (2, 4)), torch.randn(2, 4, 2), torch.randint(3, (2, 4)))
+    batch = Episode(*[leaf.float() if leaf.is_floating_point() else leaf for leaf in batch[:4]])
+    learner.training_step(batch._replace(query_x=batch.support_x), 0).backward()
+    assert all(torch.isfinite(p.grad).all() for p in learner.parameters())
+
+
+def test_where_learned_numbers_start():
+    learner = classification(initial_log_std=-3.0, ridge_penalty=0.5)
+    starts = {"log_scale": 5.0, "log_penalty": 0.5, "log_head_std": 1 / math.e}
+    for name, start in starts.items():
+        assert float(getattr(learner, name).detach().exp()) == pytest.approx(start), name
+    assert float(learner.shift.detach()) == 0
+    assert all((value == -3).all() for value in learner.log_std.values())
+    assert float(regression().noise.log_std.detach()) == 0
+
+
 def test_more_support_tightens_the_prediction():
     learner = regression(initial_log_std=-30.0, observation_std=0.1).eval()
     x, y, query = torch.randn(40, 2), torch.randn(40, 1), torch.randn(20, 2)
@@ -188,6 +223,16 @@ def test_an_attention_encoder_fits():
     learner = regression(encoder=Attention())
     learner.training_step(numbers(), 0).backward()
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters())
+
+
+def test_an_encoder_may_round():
+    """Sums of another order differ in their last digits, which may be large beside a result near 0."""
+
+    class Rounding(SetEncoder):
+        def forward(self, elements):
+            return 0 * super().forward(elements) + 1e-6 * elements[0, 0]
+
+    assert regression(encoder=Rounding(9, 48)).generated_names == ("0.weight", "0.bias")
 
 
 def test_a_frozen_head_stays_and_serves():

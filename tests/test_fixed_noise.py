@@ -95,8 +95,10 @@ def assert_objective(learner, objective, batch):
     for (name, p), slope in zip(learner.named_parameters(), slopes, strict=True):
         torch.testing.assert_close(p.grad, slope, rtol=1e-6, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
     result = learner.task_loss({name: p.detach() for name, p in learner.named_parameters()}, batch.select(0))[1]
+    reported = {**result.diagnostics, "losses": result.support_losses}
+    assert reported.keys() == parts[0].keys()
     for name, value in parts[0].items():
-        torch.testing.assert_close(result.diagnostics[name].detach(), value.detach(), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(reported[name].detach(), value.detach(), rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("normalized", [False, True])
@@ -128,13 +130,14 @@ def test_the_objective_of_abml(kind, normalized, fix_noise):
             return log_likelihood(outputs(q, x), y, parameters).sum(1).mean()
 
         p = {n: (parameters[f"model.{n}"], parameters[f"log_std.{n}"]) for n in names}
-        q = p
+        q, losses = p, []
         for _ in range(2):
 
             def bound(*values):
                 q = dict(zip(names, (values[:2], values[2:]), strict=True))
                 return WEIGHT * divergence(q, p) - expected(q, task.support_x, task.support_y)
 
+            losses.append(bound(*q["weight"], *q["bias"]))
             values = descended(bound, [*q["weight"], *q["bias"]], rate(parameters, 5, normalized))
             q = dict(zip(names, (values[:2], values[2:]), strict=True))
         hyper_prior = sum(
@@ -143,7 +146,7 @@ def test_the_objective_of_abml(kind, normalized, fix_noise):
         )
         both = expected(q, task.support_x, task.support_y) + expected(q, task.query_x, task.query_y)
         logs = log_likelihood(outputs(q, task.query_x), task.query_y, parameters)
-        parts = {"kl": divergence(q, p), "nll": -logs.exp().mean(0).log().mean()}
+        parts = {"kl": divergence(q, p), "nll": -logs.exp().mean(0).log().mean(), "losses": torch.stack(losses)}
         return WEIGHT * parts["kl"] - both - hyper_prior / 20, parts
 
     learner, batch = scattered(learner), episodes(kind)
@@ -197,17 +200,19 @@ def test_the_objective_of_amortized_maml(kind, inner_steps, fix_noise):
         def inverse(h):
             return torch.linalg.inv(h.T @ h + penalty * torch.eye(5))
 
-        densities = []
+        densities, losses = [], torch.zeros(inner_steps)
         for draw in DRAWS:
             body = [q[n][0] + draw * q[n][1].exp() for n in names]
             h = features(body, task.support_x)
             head = inverse(h) @ (h.T @ y + penalty * own_head)
-            for _ in range(inner_steps - 1):
+            losses[0] += (h @ head - y).square().mean().detach() / 2
+            for step in range(1, inner_steps):
 
                 def support_loss(*values):
                     output = scores(features(values[:2], task.support_x) @ values[2])
                     return -log_likelihood(output, task.support_y, parameters).sum()
 
+                losses[step] += support_loss(*body, head).detach() / 2
                 *body, head = descended(support_loss, [*body, head], rate(parameters, 5, normalized=True))
             h, query = features(body, task.support_x), features(body, task.query_x)
             output, variance = query @ head, ((query @ inverse(h)) * query).sum(1, keepdim=True)
@@ -218,7 +223,7 @@ def test_the_objective_of_amortized_maml(kind, inner_steps, fix_noise):
                 spread = spread_out(4, QUERIES, 3) * variance.sqrt() * parameters["log_head_std"].exp()
                 densities += list(log_likelihood(scores(output + spread), task.query_y, parameters).exp())
         nll = -torch.stack(densities).mean(0).log().mean()
-        parts = {"nll": nll, "kl": divergence(q, p), "ridge_penalty": penalty}
+        parts = {"nll": nll, "kl": divergence(q, p), "ridge_penalty": penalty, "losses": losses}
         return nll + WEIGHT / QUERIES * parts["kl"], parts
 
     learner, batch = scattered(learner), episodes(kind)

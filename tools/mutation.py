@@ -28,7 +28,7 @@ PACKAGE = ROOT / "lightning_meta"
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.txt")
 FILES = ["algorithms/*.py", "inner/*.py", "metrics/*.py", "predictive.py", "task_mapping.py", "task_batches.py"]
 
-# Which files which tests concern, those first that are most likely to notice a change; then tests for all files.
+# Which files which tests concern, beside those named after a file, which come first; then tests for all files.
 TESTS = {
     "quadratic_oracles maml_family meta_gradients checkpointed_inner_loop inputs":
         "anil checkpoint maml meta_sgd adapted multi_step rates",
@@ -43,7 +43,14 @@ TESTS = {
 FALLBACK = ["constructors", "randomness", "uncertainty"]
 
 
-def notice(names: Sequence[str], file: str, source: str | None, seconds: int) -> bool:
+def tests_of(stem: str) -> list[str]:
+    """The test files that concern a file, those first that are most likely to notice a change."""
+    own = [name for names, stems in TESTS.items() if stem in stems.split() for name in names.split()]
+    names = dict.fromkeys([stem, *own, *FALLBACK])
+    return [path for path in (f"tests/test_{name}.py" for name in names) if (ROOT / path).exists()]
+
+
+def notice(tests: Sequence[str], file: str, source: str | None, seconds: int) -> bool:
     """Whether tests fail, or take longer than so many seconds, where a file of the package reads so; None: as it is."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, PACKAGE.name)
@@ -53,7 +60,7 @@ def notice(names: Sequence[str], file: str, source: str | None, seconds: int) ->
         process = os.fork()
         if process == 0:
             signal.alarm(seconds)
-            os._exit(run(folder, [f"tests/test_{name}.py" for name in dict.fromkeys(names)]))
+            os._exit(run(folder, list(dict.fromkeys(tests))))
         return os.waitpid(process, 0)[1] != 0
 
 
@@ -93,27 +100,26 @@ def main() -> None:
     sample = random.Random(options.seed).sample(mutants, min(options.limit, len(mutants)))
     if options.only:
         sample = [mutant for mutant in mutants if mutant.name.startswith(tuple(options.only))]
-    own = {stem: names.split() for names, stems in TESTS.items() for stem in stems.split()}
-    tests = {mutant.file: [*own.get(Path(mutant.file).stem, []), *FALLBACK] for mutant in sample}
+    tests = {mutant.file: tests_of(Path(mutant.file).stem) for mutant in sample}
 
     os.environ["OMP_NUM_THREADS"] = "1"
     os.chdir(ROOT)
     for module in ("lightning.pytorch.cli", "torchmetrics.functional.classification", "torch._dynamo", "wandb"):
         importlib.import_module(module)
     importlib.import_module("torch").set_num_threads(1)
-    if notice([name for names in tests.values() for name in names], "", None, 1000):
+    if notice([path for paths in tests.values() for path in paths], "", None, 1000):
         sys.exit("the tests fail without a change")
     listed, numbers = equivalent(), Counter[tuple[str, str]]()
-    for mutant in sorted(sample):
+    for mutant in sample:
         if mutant[:4] in listed:
             outcome = "equivalent"
         else:
             killed = notice(tests[mutant.file], mutant.file, mutant.source, options.seconds)
             outcome = "killed" if killed else "survived"
         numbers[mutant.file, outcome] += 1
+        print(f"{mutant.name} {mutant.file}:{mutant.line} {outcome}", flush=True)
         if outcome == "survived":
-            print(f"{mutant.name}, line {mutant.line}:\n{mutant.file} {mutant.function}", flush=True)
-            print(f"- {mutant.before}\n+ {mutant.after}\n", flush=True)
+            print(f"\n{mutant.file} {mutant.function}\n- {mutant.before}\n+ {mutant.after}\n", flush=True)
     for file in [*sorted(tests), ""]:  # then the sums
         of_file = {
             kind: sum(n for (own, k), n in numbers.items() if k == kind and own.startswith(file))
