@@ -156,6 +156,22 @@ def test_no_random_parameter_is_left_out(part):
     assert (prediction.epistemic > 0.1).all()
 
 
+def test_a_layers_weight_may_be_called_with_another_bias():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.layer.weight, torch.full((2,), 5.0)).mean(1)
+
+    learner = ABML(Shifted(), nn.MSELoss(), initial_log_std=-30.0).eval()
+    x = torch.randn(4, 6, 3)
+    outputs = learner.adapt(x, torch.randn(4, 2), steps=1).samples(x).outputs
+    assert outputs.shape == (10, 4, 2)
+    assert torch.isfinite(outputs).all()
+
+
 def test_a_layer_that_uses_its_weight_otherwise_is_not_reparameterized():
     class Transposed(nn.Linear):
         def forward(self, x):

@@ -48,6 +48,19 @@ def test_the_head_predicts_as_the_exact_gaussian_posterior(examples):
     torch.testing.assert_close(noise**2 * (1 + found.variance(query)), covariance.diagonal(), rtol=1e-9, atol=1e-9)
 
 
+def test_the_head_is_solved_for_in_full_precision():
+    x, y, w0 = torch.randn(4, 6).float(), torch.randn(4, 2).float(), torch.randn(6, 2).float()
+    penalty = torch.tensor(0.3).float()
+    for examples in (x, x.repeat(2, 1)):  # in the dual, in the primal
+        targets = y.repeat(len(examples) // 4, 1)
+        expected = ridge(examples, targets, penalty, w0)
+        variance = expected.variance(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = ridge(examples, targets, penalty, w0)
+            assert torch.equal(found.variance(x), variance)
+        assert torch.equal(found.weight, expected.weight)
+
+
 def regression(**arguments):
     model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
     return AmortizedMAML(model, nn.MSELoss(), **arguments)
@@ -186,6 +199,8 @@ def test_what_is_generated():
     assert set(large.generated_names) == {
         n for n, p in large.model.named_parameters() if p.ndim == 1 and n != "head.bias"
     }
+    wide = nn.Sequential(nn.Linear(2, 80), nn.Tanh(), nn.Linear(80, 80), nn.Tanh(), nn.Linear(80, 1))
+    assert set(AmortizedMAML(wide, nn.MSELoss()).generated_names) == {"0.bias", "2.bias"}
     chosen = AmortizedMAML(Conv4(5, filters=8), generate=["norms.*"])
     assert all(name.startswith("norms.") for name in chosen.generated_names)
 

@@ -53,6 +53,14 @@ def test_the_direction_is_the_sum_over_pairs(count):
     torch.testing.assert_close(joined, naive_direction(x, slopes), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_particles_at_one_place_move_along_their_mean_slope(dtype):
+    x, slopes = torch.randn(1, 6, dtype=dtype).expand(3, 6), torch.randn(3, 6, dtype=dtype)
+    found, pull_back = torch.func.vjp(lambda x: stein_direction({"x": x}, {"x": slopes})["x"], x)
+    torch.testing.assert_close(found, slopes.mean(0).expand(3, 6))
+    assert torch.isfinite(pull_back(torch.ones_like(x))[0]).all()
+
+
 def models():
     batch_norm = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2))
     layer_norm = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 2))
@@ -302,6 +310,7 @@ def test_particles_spread_to_the_posterior_of_a_linear_model():
         ({"meta_loss": "elbo"}, "meta_loss='elbo' is not one of"),
         ({"prior_precision": -1.0}, "prior_precision=-1.0 must be 0 or a positive number"),
         ({"learned_prior_precision": True}, "needs meta_loss='nll'"),
+        ({"learned_prior_precision": True, "meta_loss": "nll", "prior_precision": 0.0}, "and a start above 0"),
         ({"observation_std": 0.1}, "observation_std=0.1 but the likelihood is categorical"),
         ({"loss_fn": nn.L1Loss()}, r"stands for no likelihood.*nn.CrossEntropyLoss\(\)"),
         ({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, "stands for no likelihood"),
@@ -311,6 +320,13 @@ def test_particles_spread_to_the_posterior_of_a_linear_model():
 def test_wrong_arguments_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         BayesianMAML(models()["plain"], **wrong)
+
+
+def test_a_learned_prior_precision_starts_where_it_is_told():
+    learner = BayesianMAML(models()["plain"], meta_loss="nll", prior_precision=1.0, learned_prior_precision=True)
+    assert float(learner.log_prior_precision.detach()) == 0
+    learner = BayesianMAML(models()["plain"], meta_loss="nll", prior_precision=0.3, learned_prior_precision=True)
+    assert float(learner.log_prior_precision.detach().exp()) == pytest.approx(0.3)
 
 
 def test_particles_that_would_start_alike_are_refused():
@@ -343,6 +359,36 @@ def test_noise_that_sets_the_rate_of_normalized_steps_has_the_right_gradient():
     )
     batch = numbers()
     assert_same(found_gradient(learner, batch)[1], reference_gradient(learner, batch)[1], 1e-9)
+
+
+@pytest.mark.parametrize("noise", [{"observation_std": 0.5}, {}], ids=["fixed", "none"])
+def test_normalized_steps_without_learned_noise(noise):
+    """With one particle and no prior, steps of rate α σ² / n on the sum are MAML's on the mean."""
+    loss_fn, batch = (nn.MSELoss(), numbers()) if noise else (nn.CrossEntropyLoss(), classes())
+    model = models()["plain"]
+    options = {"num_particles": 1, "prior_precision": 0.0, "meta_loss": "nll", "inner_lr": 0.1, "inner_steps": 2}
+    learner = BayesianMAML(copy.deepcopy(model), loss_fn, normalize_steps=True, **options, **noise)
+
+    def half_squared_error(output, target):
+        return 0.5 * (output - target).square().sum(1).mean()
+
+    inner = half_squared_error if noise else loss_fn
+    parameters = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+    losses = []
+    for i in range(batch.num_tasks):
+        task, fast = batch.select(i), parameters
+        for _ in range(2):
+            loss = inner(functional_call(model, fast, (task.support_x,)), task.support_y)
+            slopes = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
+            fast = {n: p - 0.1 * slope for (n, p), slope in zip(fast.items(), slopes, strict=True)}
+        output = functional_call(model, fast, (task.query_x,))
+        if noise:
+            losses.append(-torch.distributions.Normal(output, 0.5).log_prob(task.query_y).sum(1).mean())
+        else:
+            losses.append(loss_fn(output, task.query_y))
+    expected = torch.autograd.grad(torch.stack(losses).mean(), list(parameters.values()))
+    found = found_gradient(learner, batch)[1]
+    assert_same(found, {f"model.{n}": slope for n, slope in zip(parameters, expected, strict=True)}, 1e-9)
 
 
 def test_what_a_likelihood_cannot_leave_out_is_refused():

@@ -142,6 +142,34 @@ def test_binary_metrics_are_those_of_two_classes():
         torch.testing.assert_close(binary[name], two[name])
 
 
+def test_targets_that_allow_no_metric_have_none():
+    scores, real = Samples(torch.randn(2, 3, 9, 4)), Samples(torch.randn(2, 3, 9, 1), torch.ones(2, 3, 9, 1))
+    labels = torch.randint(4, (2, 9))
+    for targets in ({"boxes": labels}, torch.rand(2, 9, 4), torch.rand(2, 9), labels[..., None].expand(2, 9, 5)):
+        assert uncertainty_metrics("categorical", scores, targets, None) == {}
+    assert uncertainty_metrics(None, scores, labels, None) == {}
+    assert uncertainty_metrics("gaussian", real, {"boxes": labels}, None) == {}
+    assert uncertainty_metrics("gaussian", real._replace(noise=None), torch.randn(2, 9, 1), None) == {}
+    assert uncertainty_metrics("bernoulli", real, labels[..., None], None) == {}
+
+
+def test_widths_and_coverage_are_means_over_the_parts_of_a_target():
+    deviations = torch.tensor([0.5, 2.0])
+    samples = Samples(torch.zeros(1, 1, 6, 2), deviations.square().expand(1, 1, 6, 2))
+    y = torch.tensor([0.0, 10.0]).expand(1, 6, 2)  # the first part is inside its interval, the second is not
+    found = uncertainty_metrics("gaussian", samples, y, None)
+    assert float(found["width_90"]) == pytest.approx(2 * 1.6448536 * 1.25, rel=1e-6)
+    assert float(found["coverage_90"]) == 0.5
+
+
+def test_one_draw_with_a_spread_has_epistemic_uncertainty():
+    samples = Samples(torch.randn(1, 4, 1), torch.rand(1, 4, 1), torch.rand(1, 4, 1))
+    prediction = predict("gaussian", samples)
+    torch.testing.assert_close(prediction.epistemic, samples.spread[0])
+    torch.testing.assert_close(prediction.total, samples.noise[0] + samples.spread[0])
+    assert predict("gaussian", samples._replace(spread=None)).epistemic is None
+
+
 def test_ignored_labels_count_in_no_metric():
     samples, targets = Samples(torch.randn(2, 3, 9, 4)), torch.randint(4, (2, 9))
     targets[:, 5:] = -100
