@@ -53,9 +53,10 @@ def test_the_direction_is_the_sum_over_pairs(count):
     torch.testing.assert_close(joined, naive_direction(x, slopes), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_particles_at_one_place_move_along_their_mean_slope(dtype):
-    x, slopes = torch.randn(1, 6, dtype=dtype).expand(3, 6), torch.randn(3, 6, dtype=dtype)
+@pytest.mark.parametrize(("dtype", "gap"), [(torch.float32, 1e-25), (torch.float64, 1e-170), (torch.float64, 0.0)])
+def test_particles_at_one_place_move_along_their_mean_slope(dtype, gap):
+    """Where squared distances underflow, repulsion does not throw particles apart."""
+    x, slopes = gap * torch.arange(3, dtype=dtype)[:, None].expand(3, 6), torch.randn(3, 6, dtype=dtype)
     found, pull_back = torch.func.vjp(lambda x: stein_direction({"x": x}, {"x": slopes})["x"], x)
     torch.testing.assert_close(found, slopes.mean(0).expand(3, 6))
     assert torch.isfinite(pull_back(torch.ones_like(x))[0]).all()
