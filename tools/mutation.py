@@ -114,6 +114,9 @@ def main() -> None:
     if notice([path for paths in tests.values() for path in paths], "", None, 1000):
         sys.exit("the tests fail without a change")
     listed, numbers = equivalent(), Counter[tuple[str, str]]()
+    for gone in sorted(listed - {mutant[:4] for mutant in mutants}):
+        if gone[0] in files:
+            print("listed as equivalent, but no longer there:", *gone, flush=True)
     for mutant in sample:
         if mutant[:4] in listed:
             outcome = "equivalent"
