@@ -138,6 +138,28 @@ def test_tokens_share_a_draw_of_the_weights():
     assert float(torch.stack(draws).var()) == pytest.approx(5.0, rel=0.1)
 
 
+def test_layers_that_share_a_weight_share_its_draw():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 2), nn.Linear(3, 2)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.first(x) - self.second(x)
+
+    model = Tied()
+    mean = {n: p.detach() for n, p in model.named_parameters()}
+    log_std = {n: torch.full_like(p, 0.0 if p.ndim > 1 else -30.0) for n, p in mean.items()}
+
+    def call(parameters, x):
+        return torch.func.functional_call(model, dict(parameters), (x,))
+
+    x = torch.randn(4, 3)
+    found = call_with_random_parameters(call, DiagonalGaussian(mean, log_std), linear_layers(model), x)
+    torch.testing.assert_close(found, (mean["first.bias"] - mean["second.bias"]).expand(4, 2))
+
+
 @pytest.mark.parametrize("part", ["bias only", "weight by hand"])
 def test_no_random_parameter_is_left_out(part):
     class ByHand(nn.Module):

@@ -62,6 +62,19 @@ def test_accuracy_leaves_ignored_labels_out():
     torch.testing.assert_close(found, torch.stack(expected))
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (3, 5, 2)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_binary_accuracy_compares_scores_with_zero(shape, masked):
+    outputs, targets = torch.randn(shape), torch.randint(2, shape).double()
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 0, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    found = per_task_metrics(nn.BCEWithLogitsLoss(), outputs, targets, mask if masked else None)["acc"]
+    for task in range(3):
+        own = mask[task] if masked else torch.ones(5, dtype=torch.bool)
+        scores, labels = outputs[task][own].flatten().tolist(), targets[task][own].flatten().tolist()
+        right = [(score > 0) == (label == 1) for score, label in zip(scores, labels, strict=True)]
+        assert float(found[task]) == pytest.approx(sum(right) / len(right))
+
+
 def test_squared_error_per_task_leaves_padding_out():
     outputs, targets = torch.randn(3, 5, 2), torch.randn(3, 5, 2)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 0, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)

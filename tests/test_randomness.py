@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_meta import ABML, MAML, AmortizedMAML, Conv4, Episode, Reptile
 from lightning_meta.data import SinusoidDataModule
+from lightning_meta.recording import recorder
 from lightning_meta.surrogate import surrogate_loss
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -112,6 +113,31 @@ def test_draws_do_not_depend_on_the_number_of_threads(cls):
             torch.manual_seed(3)
             learner.zero_grad()
             learner.training_step(batch, 0).backward()
+            found.append(torch.cat([p.grad.flatten() for p in learner.parameters()]))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_draws_that_only_a_recording_shows_do_not_depend_on_threads_either(monkeypatch):
+    class Dropping(nn.Linear):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x), 0.5)
+
+    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 0)
+    model = Conv4(3, filters=2)
+    model.head = Dropping(model.head.in_features, 3)
+    labels = torch.arange(3).expand(4, 3)
+    batch = Episode(torch.rand(4, 3, 1, 28, 28), labels, torch.rand(4, 3, 1, 28, 28), labels)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            learner = MAML(model)
+            for _ in range(2):  # the first step shows that it draws
+                torch.manual_seed(3)
+                learner.zero_grad()
+                learner.training_step(batch, 0).backward()
             found.append(torch.cat([p.grad.flatten() for p in learner.parameters()]))
     finally:
         torch.set_num_threads(before)
