@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from lightning_meta import BayesianMAML, Episode, collate_episodes
-from lightning_meta.inner.svgd import stein_direction
+from lightning_meta.inner.svgd import stein_direction, svgd_step
 from tests.reference import assert_same, without_running_statistics
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -328,6 +328,16 @@ def test_a_learned_prior_precision_starts_where_it_is_told():
     assert float(learner.log_prior_precision.detach()) == 0
     learner = BayesianMAML(models()["plain"], meta_loss="nll", prior_precision=0.3, learned_prior_precision=True)
     assert float(learner.log_prior_precision.detach().exp()) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_equal_particles_of_a_model_that_draws_have_draws_of_their_own(vectorize):
+    def log_density(particle, shared):
+        return -(particle["x"] + torch.randn_like(particle["x"])).square().sum()
+
+    step = svgd_step(log_density, {"x": torch.ones(3, 4)}, {}, 0.1, vectorize)
+    assert len(step.log_densities.unique()) == 3
+    assert len(step.slopes["x"].unique(dim=0)) == 3
 
 
 def test_particles_that_would_start_alike_are_refused():
