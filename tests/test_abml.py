@@ -125,6 +125,7 @@ def test_random_linear_layers_have_the_exact_moments(local):
 def test_tokens_share_a_draw_of_the_weights():
     """A mean over 64 equal tokens is as uncertain as one token, unless each had its own noise."""
     model = nn.Linear(4, 1)
+    nn.init.constant_(model.bias, 10.0)
     distribution = DiagonalGaussian(
         {n: p.detach() for n, p in model.named_parameters()},
         {n: torch.zeros_like(p) for n, p in model.named_parameters()},
@@ -134,8 +135,9 @@ def test_tokens_share_a_draw_of_the_weights():
     def call(parameters, x):
         return torch.func.functional_call(model, dict(parameters), (x,)).mean(1)
 
-    draws = [call_with_random_parameters(call, distribution, linear_layers(model), x) for _ in range(4000)]
-    assert float(torch.stack(draws).var()) == pytest.approx(5.0, rel=0.1)
+    draws = torch.stack([call_with_random_parameters(call, distribution, linear_layers(model), x) for _ in range(4000)])
+    assert float(draws.var()) == pytest.approx(5.0, rel=0.1)
+    assert float(draws.mean()) == pytest.approx(float(model(torch.ones(1, 4)).detach()), abs=0.15)
 
 
 def test_layers_that_share_a_weight_share_its_draw():

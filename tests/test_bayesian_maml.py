@@ -199,6 +199,17 @@ def test_regression_with_learned_noise(meta_loss):
     assert_same(found, expected, 1e-9)
 
 
+def test_the_chasers_report_tells_both_losses():
+    learner, batch = BayesianMAML(models()["plain"], num_particles=3, inner_lr=0.2, leader_steps=2), classes()
+    chased = reference_gradient(learner, batch)[0]
+    results = [learner.task_gradient(dict(learner.named_parameters()), batch.select(i))[1] for i in range(2)]
+    told = torch.stack([result.diagnostics["chaser_loss"] for result in results]).mean()
+    torch.testing.assert_close(told.detach(), chased)
+    adapted = learner.adapt(batch.support_x[0], batch.support_y[0])
+    logs = torch.distributions.Categorical(logits=adapted.samples(batch.query_x[0]).outputs).log_prob(batch.query_y[0])
+    torch.testing.assert_close(results[0].diagnostics["nll"].detach(), -logs.exp().mean(0).log().mean())
+
+
 def test_no_gradient_flows_through_the_leader():
     batch = classes()
     learner = BayesianMAML(models()["plain"], num_particles=3, inner_lr=0.2, leader_steps=2)

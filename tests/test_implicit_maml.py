@@ -275,8 +275,9 @@ def test_newton_steps_decrease_the_objective_where_it_is_not_convex():
     assert max(float(g.abs().max()) for g in slope.values()) < 1e-3
 
 
+@pytest.mark.parametrize(("lam", "steps"), [(1e-9, 1), (0.2, 4)])
 @pytest.mark.parametrize("start", [0.5, 0.9, 0.9998, 0.99993, 1.5, 2.5])
-def test_a_newton_step_is_the_longest_with_sufficient_decrease(start):
+def test_newton_steps_are_the_longest_with_sufficient_decrease(start, lam, steps):
     """On √(1 + φ²) Newton's step goes from φ to −φ³.
 
     From 0.9 the decrease is a tenth of what the slope foretells, from 0.99993 only 0.00007 of it.
@@ -291,21 +292,24 @@ def test_a_newton_step_is_the_longest_with_sufficient_decrease(start):
             return self.phi.expand(len(x), 1)
 
     def objective(phi):
-        return (1 + phi**2) ** 0.5
+        return (1 + phi**2) ** 0.5 + lam / 2 * (phi - start) ** 2
 
-    slope, curvature = start / objective(start), objective(start) ** -3 + 1e-9
-    length = 1.0
-    while objective(start - length * slope / curvature) > objective(start) - 1e-4 * length * slope**2 / curvature:
-        length /= 2
+    phi = start
+    for _ in range(steps):
+        slope, curvature = phi * (1 + phi**2) ** -0.5 + lam * (phi - start), (1 + phi**2) ** -1.5 + lam
+        length = 1.0
+        while objective(phi - length * slope / curvature) > objective(phi) - 1e-4 * length * slope**2 / curvature:
+            length /= 2
+        phi -= length * slope / curvature
     learner = ImplicitMAML(
         Itself(),
         lambda output, target: (1 + output.square()).sqrt().mean(),
-        prox_lambda=1e-9,
+        prox_lambda=lam,
         inner_solver="hessian_free",
-        inner_steps=1,
+        inner_steps=steps,
     )
     found = float(learner.adapt(torch.ones(3, 1), torch.zeros(3, 1)).state["phi"])
-    assert found == pytest.approx(start - length * slope / curvature, rel=1e-6)
+    assert found == pytest.approx(phi, rel=1e-6)
 
 
 def test_the_logged_strength_is_the_geometric_mean_over_tensors(batch):
