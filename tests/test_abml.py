@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributions import Gamma, Normal, kl_divergence
 
 from lightning_meta import ABML, Episode
+from lightning_meta.algorithms import abml
 from lightning_meta.algorithms.abml import _log_hyper_prior
 from lightning_meta.inner.variational import (
     DiagonalGaussian,
@@ -91,10 +92,13 @@ def test_the_divergence_is_torchs():
     torch.testing.assert_close(gaussian_kl(q, q), torch.tensor(0.0))
 
 
-def test_the_hyper_prior_is_torchs():
+@pytest.mark.parametrize(("shape", "rate"), [(1.0, 0.01), (2.5, 0.3)])
+def test_the_hyper_prior_is_torchs(shape, rate, monkeypatch):
+    monkeypatch.setattr(abml, "_GAMMA_SHAPE", shape)
+    monkeypatch.setattr(abml, "_GAMMA_RATE", rate)
     p = random_gaussian()
     expected = sum(
-        Normal(0.0, 1.0).log_prob(p.mean[n]).sum() + Gamma(1.0, 0.01).log_prob((-2 * p.log_std[n]).exp()).sum()
+        Normal(0.0, 1.0).log_prob(p.mean[n]).sum() + Gamma(shape, rate).log_prob((-2 * p.log_std[n]).exp()).sum()
         for n in p.mean
     )
     torch.testing.assert_close(_log_hyper_prior(p), expected)
@@ -178,6 +182,31 @@ def test_no_random_parameter_is_left_out(part):
     learner = ABML(model, nn.MSELoss(), initial_log_std=0.0, eval_num_samples=500).eval()
     prediction = learner.adapt(torch.randn(4, 3), torch.randn(4, 2)).predict(torch.randn(5, 3))
     assert (prediction.epistemic > 0.1).all()
+
+
+def test_a_weight_may_be_used_by_keyword():
+    model = nn.Linear(3, 2)
+    mean = {n: p.detach() for n, p in model.named_parameters()}
+
+    def call(parameters, x):
+        output = nn.functional.linear(input=x, weight=parameters["weight"], bias=parameters["bias"])
+        return output.sum(dim=1, keepdim=True)
+
+    x, draws = torch.randn(4, 3), {}
+    for log_std in (-30.0, 0.0):
+        distribution = DiagonalGaussian(mean, {n: torch.full_like(p, log_std) for n, p in mean.items()})
+        draws[log_std] = [call_with_random_parameters(call, distribution, linear_layers(model), x) for _ in range(3)]
+    torch.testing.assert_close(draws[-30.0][0], model(x).detach().sum(1, keepdim=True))
+    assert (torch.stack(draws[0.0]).var(0) > 1e-3).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_all_inputs_are_zero_the_gradient_is_finite(dtype):
+    """Without a bias the output is then certain: the root of its variance has no slope."""
+    learner = ABML(nn.Linear(3, 2, bias=False).to(dtype), nn.MSELoss(), inner_steps=2, initial_log_std=-1.0)
+    sets = [torch.zeros(2, 4, 3, dtype=dtype), torch.randn(2, 4, 2, dtype=dtype)]
+    learner.training_step(Episode(*sets, *sets), 0).backward()
+    assert all(torch.isfinite(p.grad).all() for p in learner.parameters())
 
 
 def test_a_layers_weight_may_be_called_with_another_bias():

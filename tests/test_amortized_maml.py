@@ -135,8 +135,11 @@ def test_the_order_of_the_support_set_does_not_matter():
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_before_adaptation_it_is_the_model_itself():
-    learner, batch = regression().eval(), numbers()
+@pytest.mark.parametrize("bias", [True, False])
+def test_before_adaptation_it_is_the_model_itself(bias):
+    model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1, bias=bias))
+    learner, batch = AmortizedMAML(model, nn.MSELoss()).eval(), numbers()
+    assert not learner.evaluate(batch, steps=0).samples["spread"].any()
     outputs = learner.evaluate(batch, record=(0, 1)).outputs
     torch.testing.assert_close(outputs[:, 0], learner.model(batch.query_x).detach())
     assert not torch.allclose(outputs[:, 1], outputs[:, 0])
@@ -154,8 +157,16 @@ def test_a_head_that_is_certain_has_a_finite_gradient():
     learner = classification(ridge_penalty=1e-9, num_samples=1, initial_log_std=-30.0).float()
     batch = Episode(torch.randn(2, 4, 2), torch.randint(3, (2, 4)), torch.randn(2, 4, 2), torch.randint(3, (2, 4)))
     batch = Episode(*[leaf.float() if leaf.is_floating_point() else leaf for leaf in batch[:4]])
-    learner.training_step(batch._replace(query_x=batch.support_x), 0).backward()
+    loss = learner.training_step(batch._replace(query_x=batch.support_x), 0)
+    loss.backward()
+    assert loss.dtype == learner.adapt(batch.support_x[0], batch.support_y[0])(batch.query_x[0]).dtype == torch.float32
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters())
+
+
+def test_nothing_is_left_on_the_model():
+    learner = regression()
+    learner.training_step(numbers(), 0)
+    assert not any(module._forward_hooks for module in learner.modules())
 
 
 def test_where_learned_numbers_start():
@@ -199,6 +210,9 @@ def test_what_is_generated():
     assert set(large.generated_names) == {
         n for n, p in large.model.named_parameters() if p.ndim == 1 and n != "head.bias"
     }
+    for width, all_of_it in ((1000, True), (1001, False)):  # 5,000 parameters in the body, and 5 more
+        names = AmortizedMAML(nn.Sequential(nn.Linear(4, width), nn.Linear(width, 1)), nn.MSELoss()).generated_names
+        assert ("0.weight" in names) == all_of_it
     wide = nn.Sequential(nn.Linear(2, 80), nn.Tanh(), nn.Linear(80, 80), nn.Tanh(), nn.Linear(80, 1))
     assert set(AmortizedMAML(wide, nn.MSELoss()).generated_names) == {"0.bias", "2.bias"}
     chosen = AmortizedMAML(Conv4(5, filters=8), generate=["norms.*"])
@@ -209,6 +223,8 @@ def test_what_is_generated():
     ("wrong", "message"),
     [
         ({"num_samples": 0}, "num_samples=0 must be an integer of at least 1"),
+        ({"eval_num_samples": 0}, "eval_num_samples=0 must be an integer of at least 1"),
+        ({"head_samples": 0}, "head_samples=0 must be an integer of at least 1"),
         ({"kl_weight": -1.0}, "kl_weight=-1.0 must be a positive number"),
         ({"ridge_penalty": 0.0}, "ridge_penalty=0.0 must be a positive number"),
         ({"generate": ["2.*"]}, "leaves no parameter but the head's"),
@@ -274,6 +290,17 @@ def test_class_probabilities_are_targets_as_they_are():
 def test_models_that_do_not_end_in_a_linear_layer_are_refused():
     with pytest.raises(ValueError, match="model ends in LayerNorm"):
         AmortizedMAML(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)))
+
+    class Twice(nn.Sequential):
+        def forward(self, x):
+            self[1](self[0](x))
+            return super().forward(x)
+
+    with pytest.raises(ValueError, match="model.1 is called 2 times"):
+        AmortizedMAML(Twice(nn.Linear(2, 4), nn.Linear(4, 1)), nn.MSELoss()).training_step(numbers(), 0)
+    deep = Episode(*(torch.randn(2, 6, 5, size) for size in (2, 1, 2, 1)))
+    with pytest.raises(ValueError, match=r"\[examples, features\]"):
+        AmortizedMAML(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1)), nn.MSELoss()).training_step(deep, 0)
 
     class Squeezed(nn.Sequential):
         def forward(self, x):

@@ -62,6 +62,14 @@ def test_particles_at_one_place_move_along_their_mean_slope(dtype, gap):
     assert torch.isfinite(pull_back(torch.ones_like(x))[0]).all()
 
 
+def test_particles_of_which_most_are_alike_stay_finite():
+    """The median distance is then 0, or what rounding makes of it."""
+    for _ in range(20):
+        place, other = 10 * torch.randn(2, 1, 6)
+        x = torch.cat([place.expand(4, 6), other])
+        assert torch.isfinite(stein_direction({"x": x}, {"x": torch.randn(5, 6)})["x"]).all()
+
+
 def models():
     batch_norm = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2))
     layer_norm = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 2))
@@ -362,6 +370,13 @@ def test_particles_that_would_start_alike_are_refused():
 
     with pytest.raises(ValueError, match="particle_noise"):
         BayesianMAML(Bare())
+    constant = nn.LayerNorm(3)  # initialized anew it is the same each time, though not what it is now
+    nn.init.normal_(constant.weight)
+    with pytest.raises(ValueError, match="particle_noise"):
+        BayesianMAML(constant, nn.MSELoss(), num_particles=3)
+    BayesianMAML(constant, nn.MSELoss(), num_particles=2)
+    with pytest.raises(ValueError, match="particle_noise=0.0 must be a positive number"):
+        BayesianMAML(Bare(), particle_noise=0.0)
     learner = BayesianMAML(Bare(), particle_noise=0.1)
     assert learner.other_particles["weight"].shape == (4, 3, 2)
     assert float((learner.other_particles["weight"] - learner.model.weight).detach().std()) == pytest.approx(
@@ -413,9 +428,21 @@ def test_normalized_steps_without_learned_noise(noise):
     assert_same(found, {f"model.{n}": slope for n, slope in zip(parameters, expected, strict=True)}, 1e-9)
 
 
+@pytest.mark.parametrize("meta_loss", ["nll", "chaser"])
+def test_models_that_cannot_be_vectorized_train_one_task_at_a_time(meta_loss):
+    class Branching(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 and self.weight.sum() > -1e9 else -super().forward(x)
+
+    learner, batch = BayesianMAML(Branching(3, 2), meta_loss=meta_loss, task_chunk_size=1), classes()
+    learner.training_step(batch, 0).backward()
+    assert torch.isfinite(learner.evaluate(batch).loss).all()
+
+
 def test_what_a_likelihood_cannot_leave_out_is_refused():
     with pytest.raises(ValueError, match="model has dropout"):
         BayesianMAML(nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.1)))
+    BayesianMAML(nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.0)))
     with pytest.raises(ValueError, match="stands for no likelihood"):
         BayesianMAML(models()["plain"], nn.CrossEntropyLoss(ignore_index=0))
     batch = classes()

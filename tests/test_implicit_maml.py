@@ -186,6 +186,17 @@ def test_conjugate_gradients_solve_and_tell_their_residual():
     assert not early.negative_curvature.any()
 
 
+def test_conjugate_gradients_are_exact_to_rounding():
+    root = torch.randn(6, 6)
+    matrix, b = torch.eye(6) + 0.01 * root @ root.T, torch.randn(6)
+    found = conjugate_gradient(lambda v: {"v": matrix @ v["v"]}, {"v": b}, 12, fallback={"v": b})
+    torch.testing.assert_close(found.x["v"], torch.linalg.solve(matrix, b), rtol=1e-12, atol=1e-12)
+    nothing = conjugate_gradient(lambda v: {"v": matrix @ v["v"]}, {"v": 0 * b}, 12, fallback={"v": b})
+    assert not nothing.x["v"].any()
+    assert not nothing.negative_curvature
+    assert float(nothing.relative_residual) == 0
+
+
 def test_negative_curvature_ends_the_iteration_and_is_told():
     diagonals = torch.tensor([[3.0, 2.0, 1.0], [3.0, -1.0, 0.5], [-1.0, -2.0, -3.0], [0.0, 0.0, 0.0]])
     b = torch.tensor([1.0, 1.0, 1.0])

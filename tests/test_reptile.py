@@ -204,6 +204,8 @@ def test_minibatches_never_hold_padding():
     loss, gradients = meta_gradient(learner, broken)
     assert torch.isfinite(loss)
     assert all(torch.isfinite(g).all() for g in gradients.values())
+    evaluating = Reptile(network(), nn.MSELoss(), eval_inner_batch_size=2, eval_inner_steps=8)
+    assert torch.isfinite(evaluating.evaluate(broken).loss).all()
 
 
 def test_a_frozen_learner_adapts_as_before(batch):
@@ -322,7 +324,12 @@ def test_an_optimizer_that_cannot_run_functionally_is_refused(optimizer):
 
 
 def test_wrong_arguments_are_refused():
-    for wrong in ({"inner_batch_size": 0}, {"inner_state": "maybe"}, {"lr_scheduler_interval": "week"}):
+    for wrong in (
+        {"inner_batch_size": 0},
+        {"eval_inner_batch_size": 0},
+        {"inner_state": "maybe"},
+        {"lr_scheduler_interval": "week"},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Reptile(network(), nn.MSELoss(), **wrong)
 

@@ -69,6 +69,15 @@ def test_ragged_tasks_may_meet_batch_normalization_of_features():
     assert torch.isfinite(loss)
 
 
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_reports_keep_no_graph(tasks):
+    reports = []
+    learner = MAML(MLP(), nn.MSELoss(), compile=False)
+    learner.after_batch = reports.append
+    learner.training_step(batch(tasks), 0)
+    assert not any(leaf.requires_grad for leaf in (reports[0].loss, reports[0].outputs, reports[0].support_losses))
+
+
 @pytest.mark.parametrize("cls", [MAML, Reptile])
 def test_one_task_needs_no_vectorizing(cls):
     """A model that branches on values works in batches of one task, however the tasks are mapped."""

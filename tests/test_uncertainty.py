@@ -170,6 +170,47 @@ def test_one_draw_with_a_spread_has_epistemic_uncertainty():
     assert predict("gaussian", samples._replace(spread=None)).epistemic is None
 
 
+def test_binary_parts_count_alike():
+    logits, y = torch.randn(2, 3, 30, 2), torch.randint(2, (2, 30, 2)).double()
+    found = uncertainty_metrics("bernoulli", Samples(logits), y, None)
+    parts = [uncertainty_metrics("bernoulli", Samples(logits[..., [i]]), y[..., [i]], None) for i in range(2)]
+    torch.testing.assert_close(found["brier"], (parts[0]["brier"] + parts[1]["brier"]) / 2)
+    p, labels = logits.sigmoid().mean(1).flatten(1), y.flatten(1)
+    for task in range(2):
+        expected = 0.0
+        for low in torch.arange(15) / 15:
+            inside = (p[task] > low) & (p[task] <= low + 1 / 15)
+            if inside.any():
+                gap = (p[task][inside].mean() - labels[task][inside].mean()).abs()
+                expected += float(inside.double().mean() * gap)
+        assert float(found["ece"][task]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_likelihood_of_labels_is_that_of_the_mean_probabilities():
+    logits, y = torch.randn(4, 6, 1), torch.randint(2, (6, 1)).double()
+    p = logits.sigmoid().mean(0)
+    expected = torch.distributions.Bernoulli(p).log_prob(y)[:, 0]
+    torch.testing.assert_close(mixture_log_likelihood("bernoulli", Samples(logits), y), expected)
+    scores, labels = torch.randn(4, 6, 3), torch.randint(3, (6,))
+    expected = Categorical(probs=scores.softmax(2).mean(0)).log_prob(labels)
+    torch.testing.assert_close(mixture_log_likelihood("categorical", Samples(scores), labels), expected)
+
+
+def test_a_gaussian_without_noise_has_no_likelihood():
+    with pytest.raises(ValueError, match="these samples have no noise"):
+        mixture_log_likelihood("gaussian", Samples(torch.randn(2, 3, 1)), torch.randn(3, 1))
+    samples = Samples(torch.randn(5, 3, 1))
+    torch.testing.assert_close(mean_output("gaussian", samples), samples.outputs.mean(0))
+    assert predict("gaussian", samples)[1:] == (None, None, None)
+
+
+def test_predictions_of_half_precision_are_told_in_single():
+    outputs = torch.randn(3, 4, 5).bfloat16()
+    prediction = predict("categorical", Samples(outputs))
+    assert prediction.mean.dtype == prediction.total.dtype == torch.float32
+    torch.testing.assert_close(prediction.mean, outputs.float().softmax(2).mean(0))
+
+
 def test_ignored_labels_count_in_no_metric():
     samples, targets = Samples(torch.randn(2, 3, 9, 4)), torch.randint(4, (2, 9))
     targets[:, 5:] = -100
