@@ -287,11 +287,12 @@ def test_newton_steps_decrease_the_objective_where_it_is_not_convex():
 
 
 @pytest.mark.parametrize(("lam", "steps"), [(1e-9, 1), (0.2, 4)])
-@pytest.mark.parametrize("start", [0.5, 0.9, 0.9998, 0.99993, 1.5, 2.5])
+@pytest.mark.parametrize("start", [0.5, 0.9, 0.9998, 0.99993, 1.5, 1.73182, 2.5])
 def test_newton_steps_are_the_longest_with_sufficient_decrease(start, lam, steps):
     """On √(1 + φ²) Newton's step goes from φ to −φ³.
 
-    From 0.9 the decrease is a tenth of what the slope foretells, from 0.99993 only 0.00007 of it.
+    From 0.9 the decrease is a tenth of what the slope foretells, from 0.99993 only 0.00007 of it. From
+    1.73182, just under √3, half the step decreases by 0.0002 of what its slope foretells.
     """
 
     class Itself(nn.Module):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -130,3 +132,16 @@ def test_derivative_order_annealing_switches_at_its_epoch(model, batch, monkeypa
         monkeypatch.setattr(MAML, "current_epoch", epoch)
         expected = loop_meta_gradient(model, nn.MSELoss(), batch, 0.2, 2, first_order)[1]
         assert_same(meta_gradient(learner, batch)[1], expected)
+
+
+def test_the_phase_of_training_changes_with_what_a_step_computes(model, monkeypatch):
+    def phases(**options):
+        learner, found = MAML(model, nn.MSELoss(), **options), []
+        for epoch in range(6):
+            monkeypatch.setattr(MAML, "current_epoch", epoch)
+            found.append(learner.training_phase())
+        return [phase == before for before, phase in itertools.pairwise(found)]
+
+    assert phases() == [True] * 5
+    assert phases(first_order_epochs=3) == [True, True, False, True, True]
+    assert phases(multi_step_loss_epochs=2) == [False, False, True, True, True]

@@ -77,5 +77,8 @@ def test_unknown_rule_and_bad_settings_are_refused():
         update_rule("lion")
     with pytest.raises(ValueError, match=r"beta=1.0 must lie in \[0, 1\)"):
         Momentum(1.0)
+    for wrong in ({"beta1": 1.0}, {"beta2": -0.1}):
+        with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
+            Adam(**wrong)
     with pytest.raises(ValueError, match="eps=0 must be positive"):
         Adam(eps=0)
