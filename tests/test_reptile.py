@@ -260,7 +260,8 @@ def test_the_shipped_schedule_is_the_authors_annealed_interpolation():
     )
 
 
-def test_a_kept_state_goes_on_where_the_last_batch_left_it(batch):
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+def test_a_kept_state_goes_on_where_the_last_batch_left_it(batch, beta1):
     """With one task a batch: the authors' code, one optimizer of torch that is never reset."""
     model, shadow = network(), None
     learner = Reptile(
@@ -268,11 +269,11 @@ def test_a_kept_state_goes_on_where_the_last_batch_left_it(batch):
         nn.MSELoss(),
         inner_lr=0.02,
         inner_steps=3,
-        inner_optimizer=Adam(beta1=0.0, eps=1e-12),
+        inner_optimizer=Adam(beta1=beta1, eps=1e-12),
         inner_state="kept",
     )
     shadow = copy.deepcopy(model)
-    optimizer = torch.optim.Adam(shadow.parameters(), lr=0.02, betas=(0.0, 0.999), eps=1e-12)
+    optimizer = torch.optim.Adam(shadow.parameters(), lr=0.02, betas=(beta1, 0.999), eps=1e-12)
     for i in range(TASKS):
         start = copy.deepcopy(shadow.state_dict())
         x, y = everything(batch, i)
@@ -284,7 +285,7 @@ def test_a_kept_state_goes_on_where_the_last_batch_left_it(batch):
         assert_same(meta_gradient(learner, batch.select(slice(i, i + 1)))[1], expected, 1e-8)
         shadow.load_state_dict(start)
     again = Reptile(
-        network(), nn.MSELoss(), inner_lr=0.02, inner_optimizer=Adam(beta1=0.0, eps=1e-12), inner_state="kept"
+        network(), nn.MSELoss(), inner_lr=0.02, inner_optimizer=Adam(beta1=beta1, eps=1e-12), inner_state="kept"
     )
     again.load_state_dict(learner.state_dict())
     assert int(again.kept_state.steps) == 9
