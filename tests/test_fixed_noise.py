@@ -96,7 +96,6 @@ def assert_objective(learner, objective, batch):
         torch.testing.assert_close(p.grad, slope, rtol=1e-6, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
     result = learner.task_loss({name: p.detach() for name, p in learner.named_parameters()}, batch.select(0))[1]
     reported = {**result.diagnostics, "losses": result.support_losses}
-    assert reported.keys() == parts[0].keys()
     for name, value in parts[0].items():
         torch.testing.assert_close(reported[name].detach(), value.detach(), rtol=1e-8, atol=1e-8)
 
