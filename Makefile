@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo posterior test test-slow check bench bench-episodes bench-memory bench-uncertainty clean
+.PHONY: demo posterior test test-slow check mutation bench bench-episodes bench-memory bench-uncertainty clean
 
 ALGORITHM ?= maml
 demo: $(VENV)/.installed  ## Train on sinusoids for a minute (ALGORITHM=maml, reptile, imaml); a table, a picture.
@@ -22,6 +22,9 @@ check: $(VENV)/.installed  ## Style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+mutation: $(VENV)/.installed  ## Small changes of the code that no test notices, from a sample of 300; about an hour.
+	$(BIN)/python tools/mutation.py
 
 bench: $(VENV)-peers/.installed  ## Speed and memory beside the peers, to benchmarks/RESULTS.md; about half an hour.
 	$(VENV)-peers/bin/python benchmarks/run_all.py

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributions import Gamma, Normal, kl_divergence
 
 from lightning_meta import ABML, Episode
+from lightning_meta.algorithms import abml
 from lightning_meta.algorithms.abml import _log_hyper_prior
 from lightning_meta.inner.variational import (
     DiagonalGaussian,
@@ -91,10 +92,13 @@ def test_the_divergence_is_torchs():
     torch.testing.assert_close(gaussian_kl(q, q), torch.tensor(0.0))
 
 
-def test_the_hyper_prior_is_torchs():
+@pytest.mark.parametrize(("shape", "rate"), [(1.0, 0.01), (2.5, 0.3)])
+def test_the_hyper_prior_is_torchs(shape, rate, monkeypatch):
+    monkeypatch.setattr(abml, "_GAMMA_SHAPE", shape)
+    monkeypatch.setattr(abml, "_GAMMA_RATE", rate)
     p = random_gaussian()
     expected = sum(
-        Normal(0.0, 1.0).log_prob(p.mean[n]).sum() + Gamma(1.0, 0.01).log_prob((-2 * p.log_std[n]).exp()).sum()
+        Normal(0.0, 1.0).log_prob(p.mean[n]).sum() + Gamma(shape, rate).log_prob((-2 * p.log_std[n]).exp()).sum()
         for n in p.mean
     )
     torch.testing.assert_close(_log_hyper_prior(p), expected)
@@ -125,6 +129,7 @@ def test_random_linear_layers_have_the_exact_moments(local):
 def test_tokens_share_a_draw_of_the_weights():
     """A mean over 64 equal tokens is as uncertain as one token, unless each had its own noise."""
     model = nn.Linear(4, 1)
+    nn.init.constant_(model.bias, 10.0)
     distribution = DiagonalGaussian(
         {n: p.detach() for n, p in model.named_parameters()},
         {n: torch.zeros_like(p) for n, p in model.named_parameters()},
@@ -134,8 +139,31 @@ def test_tokens_share_a_draw_of_the_weights():
     def call(parameters, x):
         return torch.func.functional_call(model, dict(parameters), (x,)).mean(1)
 
-    draws = [call_with_random_parameters(call, distribution, linear_layers(model), x) for _ in range(4000)]
-    assert float(torch.stack(draws).var()) == pytest.approx(5.0, rel=0.1)
+    draws = torch.stack([call_with_random_parameters(call, distribution, linear_layers(model), x) for _ in range(4000)])
+    assert float(draws.var()) == pytest.approx(5.0, rel=0.1)
+    assert float(draws.mean()) == pytest.approx(float(model(torch.ones(1, 4)).detach()), abs=0.15)
+
+
+def test_layers_that_share_a_weight_share_its_draw():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 2), nn.Linear(3, 2)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.first(x) - self.second(x)
+
+    model = Tied()
+    mean = {n: p.detach() for n, p in model.named_parameters()}
+    log_std = {n: torch.full_like(p, 0.0 if p.ndim > 1 else -30.0) for n, p in mean.items()}
+
+    def call(parameters, x):
+        return torch.func.functional_call(model, dict(parameters), (x,))
+
+    x = torch.randn(4, 3)
+    found = call_with_random_parameters(call, DiagonalGaussian(mean, log_std), linear_layers(model), x)
+    torch.testing.assert_close(found, (mean["first.bias"] - mean["second.bias"]).expand(4, 2))
 
 
 @pytest.mark.parametrize("part", ["bias only", "weight by hand"])
@@ -203,6 +231,47 @@ def test_looking_at_a_weight_leaves_its_layer_reparameterized():
     x = torch.ones(2, 3)
     draws = [call_with_random_parameters(call, distribution, linear_layers(model), x) for _ in range(2000)]
     assert abs(float(torch.corrcoef(torch.stack(draws)[:, :, 0].T)[0, 1])) < 0.1
+
+
+def test_a_weight_may_be_used_by_keyword():
+    model = nn.Linear(3, 2)
+    mean = {n: p.detach() for n, p in model.named_parameters()}
+
+    def call(parameters, x):
+        output = nn.functional.linear(input=x, weight=parameters["weight"], bias=parameters["bias"])
+        return output.sum(dim=1, keepdim=True)
+
+    x, draws = torch.randn(4, 3), {}
+    for log_std in (-30.0, 0.0):
+        distribution = DiagonalGaussian(mean, {n: torch.full_like(p, log_std) for n, p in mean.items()})
+        draws[log_std] = [call_with_random_parameters(call, distribution, linear_layers(model), x) for _ in range(3)]
+    torch.testing.assert_close(draws[-30.0][0], model(x).detach().sum(1, keepdim=True))
+    assert (torch.stack(draws[0.0]).var(0) > 1e-3).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_all_inputs_are_zero_the_gradient_is_finite(dtype):
+    """Without a bias the output is then certain: the root of its variance has no slope."""
+    learner = ABML(nn.Linear(3, 2, bias=False).to(dtype), nn.MSELoss(), inner_steps=2, initial_log_std=-1.0)
+    sets = [torch.zeros(2, 4, 3, dtype=dtype), torch.randn(2, 4, 2, dtype=dtype)]
+    learner.training_step(Episode(*sets, *sets), 0).backward()
+    assert all(torch.isfinite(p.grad).all() for p in learner.parameters())
+
+
+def test_a_layers_weight_may_be_called_with_another_bias():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.layer.weight, torch.full((2,), 5.0)).mean(1)
+
+    learner = ABML(Shifted(), nn.MSELoss(), initial_log_std=-30.0).eval()
+    x = torch.randn(4, 6, 3)
+    outputs = learner.adapt(x, torch.randn(4, 2), steps=1).samples(x).outputs
+    assert outputs.shape == (10, 4, 2)
+    assert torch.isfinite(outputs).all()
 
 
 def test_a_layer_that_uses_its_weight_otherwise_is_not_reparameterized():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -44,6 +46,19 @@ def test_the_head_predicts_as_the_exact_gaussian_posterior(examples):
     torch.testing.assert_close(query @ found.weight, query @ w0 + gain @ (y - x @ w0), rtol=1e-9, atol=1e-9)
     covariance = rest - gain @ cross.T
     torch.testing.assert_close(noise**2 * (1 + found.variance(query)), covariance.diagonal(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("examples", [4, 8], ids=["dual", "primal"])
+def test_the_head_is_solved_for_in_full_precision(examples):
+    x, y, w0 = torch.randn(examples, 6), torch.randn(examples, 2), torch.randn(6, 2)
+    system = x.T @ x + 0.3 * torch.eye(6)
+    query = torch.randn(5, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ridge(x.float(), y.float(), torch.tensor(0.3).float(), w0.float())
+        variance = found.variance(query.float())
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(found.weight.double(), torch.linalg.solve(system, x.T @ y + 0.3 * w0), **close)
+    torch.testing.assert_close(variance.double(), (query @ torch.linalg.inv(system) * query).sum(1), **close)
 
 
 def regression(**arguments):
@@ -118,6 +133,50 @@ def test_the_order_of_the_support_set_does_not_matter():
         torch.manual_seed(0)
         found.append(learner.adapt(batch.support_x[0][chosen], batch.support_y[0][chosen])(batch.query_x[0]))
     torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_before_adaptation_it_is_the_model_itself(bias):
+    model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1, bias=bias))
+    learner, batch = AmortizedMAML(model, nn.MSELoss()).eval(), numbers()
+    assert not learner.evaluate(batch, steps=0).samples["spread"].any()
+    outputs = learner.evaluate(batch, record=(0, 1)).outputs
+    torch.testing.assert_close(outputs[:, 0], learner.model(batch.query_x).detach())
+    assert not torch.allclose(outputs[:, 1], outputs[:, 0])
+
+
+def test_whole_numbers_are_targets_of_a_regression():
+    batch = numbers()
+    learner, y = regression(initial_log_std=-30.0).eval(), torch.arange(6)[:, None]
+    found = [learner.adapt(batch.support_x[0], targets)(batch.query_x[0]) for targets in (y, y.double())]
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_head_that_is_certain_has_a_finite_gradient():
+    """Where a query repeats the support set and the penalty is tiny, the variance is rounded to 0: no slope of √0."""
+    learner = classification(ridge_penalty=1e-9, num_samples=1, initial_log_std=-30.0).float()
+    batch = Episode(torch.randn(2, 4, 2), torch.randint(3, (2, 4)), torch.randn(2, 4, 2), torch.randint(3, (2, 4)))
+    batch = Episode(*[leaf.float() if leaf.is_floating_point() else leaf for leaf in batch[:4]])
+    loss = learner.training_step(batch._replace(query_x=batch.support_x), 0)
+    loss.backward()
+    assert loss.dtype == learner.adapt(batch.support_x[0], batch.support_y[0])(batch.query_x[0]).dtype == torch.float32
+    assert all(torch.isfinite(p.grad).all() for p in learner.parameters())
+
+
+def test_nothing_is_left_on_the_model():
+    learner = regression()
+    learner.training_step(numbers(), 0)
+    assert not any(module._forward_hooks for module in learner.modules())
+
+
+def test_where_learned_numbers_start():
+    learner = classification(initial_log_std=-3.0, ridge_penalty=0.5)
+    starts = {"log_scale": 5.0, "log_penalty": 0.5, "log_head_std": 1 / math.e}
+    for name, start in starts.items():
+        assert float(getattr(learner, name).detach().exp()) == pytest.approx(start), name
+    assert float(learner.shift.detach()) == 0
+    assert all((value == -3).all() for value in learner.log_std.values())
+    assert float(regression().noise.log_std.detach()) == 0
 
 
 def test_more_support_tightens_the_prediction():
@@ -199,6 +258,11 @@ def test_what_is_generated():
     assert set(large.generated_names) == {
         n for n, p in large.model.named_parameters() if p.ndim == 1 and n != "head.bias"
     }
+    for width, all_of_it in ((1000, True), (1001, False)):  # 5,000 parameters in the body, and 5 more
+        names = AmortizedMAML(nn.Sequential(nn.Linear(4, width), nn.Linear(width, 1)), nn.MSELoss()).generated_names
+        assert ("0.weight" in names) == all_of_it
+    wide = nn.Sequential(nn.Linear(2, 80), nn.Tanh(), nn.Linear(80, 80), nn.Tanh(), nn.Linear(80, 1))
+    assert set(AmortizedMAML(wide, nn.MSELoss()).generated_names) == {"0.bias", "2.bias"}
     chosen = AmortizedMAML(Conv4(5, filters=8), generate=["norms.*"])
     assert all(name.startswith("norms.") for name in chosen.generated_names)
 
@@ -207,6 +271,8 @@ def test_what_is_generated():
     ("wrong", "message"),
     [
         ({"num_samples": 0}, "num_samples=0 must be an integer of at least 1"),
+        ({"eval_num_samples": 0}, "eval_num_samples=0 must be an integer of at least 1"),
+        ({"head_samples": 0}, "head_samples=0 must be an integer of at least 1"),
         ({"kl_weight": -1.0}, "kl_weight=-1.0 must be a positive number"),
         ({"ridge_penalty": 0.0}, "ridge_penalty=0.0 must be a positive number"),
         ({"generate": ["2.*"]}, "leaves no parameter but the head's"),
@@ -238,6 +304,16 @@ def test_an_attention_encoder_fits():
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters())
 
 
+def test_an_encoder_may_round():
+    """Sums of another order differ in their last digits, which may be large beside a result near 0."""
+
+    class Rounding(SetEncoder):
+        def forward(self, elements):
+            return 0 * super().forward(elements) + 1e-6 * elements[0, 0]
+
+    assert regression(encoder=Rounding(9, 48)).generated_names == ("0.weight", "0.bias")
+
+
 def test_a_frozen_head_stays_and_serves():
     model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
     model[2].requires_grad_(False)
@@ -262,6 +338,17 @@ def test_class_probabilities_are_targets_as_they_are():
 def test_models_that_do_not_end_in_a_linear_layer_are_refused():
     with pytest.raises(ValueError, match="model ends in LayerNorm"):
         AmortizedMAML(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)))
+
+    class Twice(nn.Sequential):
+        def forward(self, x):
+            self[1](self[0](x))
+            return super().forward(x)
+
+    with pytest.raises(ValueError, match="model.1 is called 2 times"):
+        AmortizedMAML(Twice(nn.Linear(2, 4), nn.Linear(4, 1)), nn.MSELoss()).training_step(numbers(), 0)
+    deep = Episode(*(torch.randn(2, 6, 5, size) for size in (2, 1, 2, 1)))
+    with pytest.raises(ValueError, match=r"\[examples, features\]"):
+        AmortizedMAML(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1)), nn.MSELoss()).training_step(deep, 0)
 
     class Squeezed(nn.Sequential):
         def forward(self, x):

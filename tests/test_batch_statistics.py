@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta import MAML, Episode
+from lightning_meta import MAML, Episode, collate_episodes
 from lightning_meta.models import TaskBatchNorm2d
 from tests.reference import assert_same, loop_meta_gradient, meta_gradient
 
@@ -70,6 +70,28 @@ def test_support_statistics_make_queries_independent(model, batch):
     together = torch.cat([batch.support_x[0], batch.query_x[0, :1]])
     expected = learner.query_output({f"model.{n}": p for n, p in model.named_parameters()}, task.state, together)[-1]
     torch.testing.assert_close(outputs[0, 0], expected)
+
+
+@pytest.mark.parametrize("tracking", [True, False])
+def test_normalization_that_does_not_show_yet_keeps_padding_out(tracking):
+    """A gate at 0 hides it in every output, but not in the gate's gradient."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.layer = nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=tracking)
+            self.gate = nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, x):
+            hidden = self.hidden(x)
+            return hidden + self.gate * self.layer(hidden)
+
+    model, sizes = Gated(), [(4, 5), (7, 3)]
+    tasks = [Episode(torch.randn(s, 3), torch.randn(s, 2), torch.randn(q, 3), torch.randn(q, 2)) for s, q in sizes]
+    learner = MAML(model, nn.MSELoss(), inner_lr=0.1, inner_steps=2)
+    found = meta_gradient(learner, collate_episodes(tasks))[1]
+    alone = [loop_meta_gradient(model, nn.MSELoss(), collate_episodes([task]), 0.1, 2)[1] for task in tasks]
+    assert_same(found, {name: (alone[0][name] + alone[1][name]) / 2 for name in found})
 
 
 def test_layers_that_cannot_run_per_task_are_refused():

@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from lightning_meta import BayesianMAML, Episode, collate_episodes
-from lightning_meta.inner.svgd import stein_direction
+from lightning_meta.inner.svgd import stein_direction, svgd_step
 from tests.reference import assert_same, without_running_statistics
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -51,6 +51,24 @@ def test_the_direction_is_the_sum_over_pairs(count):
     found = stein_direction(*parted)
     joined = torch.cat([found["a"], found["b"].flatten(1)], dim=1)
     torch.testing.assert_close(joined, naive_direction(x, slopes), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("dtype", "gap"), [(torch.float32, 1e-25), (torch.float64, 1e-170), (torch.float64, 0.0)])
+def test_particles_at_one_place_move_along_their_mean_slope(dtype, gap):
+    """Where squared distances underflow, repulsion does not throw particles apart."""
+    x, slopes = gap * torch.arange(3, dtype=dtype)[:, None].expand(3, 6), torch.randn(3, 6, dtype=dtype)
+    found, pull_back = torch.func.vjp(lambda x: stein_direction({"x": x}, {"x": slopes})["x"], x)
+    torch.testing.assert_close(found, slopes.mean(0).expand(3, 6))
+    assert torch.isfinite(pull_back(torch.ones_like(x))[0]).all()
+
+
+def test_particles_of_which_most_are_alike_stay_finite():
+    """The median distance is then 0, or what rounding makes of it, which may be negative."""
+    for size in (6, 257, 4097):
+        for _ in range(10):
+            place, other = 10 * torch.randn(2, 1, size)
+            x = torch.cat([place.expand(16, size), other])
+            assert torch.isfinite(stein_direction({"x": x}, {"x": torch.randn(17, size)})["x"]).all()
 
 
 def models():
@@ -190,6 +208,17 @@ def test_regression_with_learned_noise(meta_loss):
     assert_same(found, expected, 1e-9)
 
 
+def test_the_chasers_report_tells_both_losses():
+    learner, batch = BayesianMAML(models()["plain"], num_particles=3, inner_lr=0.2, leader_steps=2), classes()
+    chased = reference_gradient(learner, batch)[0]
+    results = [learner.task_gradient(dict(learner.named_parameters()), batch.select(i))[1] for i in range(2)]
+    told = torch.stack([result.diagnostics["chaser_loss"] for result in results]).mean()
+    torch.testing.assert_close(told.detach(), chased)
+    adapted = learner.adapt(batch.support_x[0], batch.support_y[0])
+    logs = torch.distributions.Categorical(logits=adapted.samples(batch.query_x[0]).outputs).log_prob(batch.query_y[0])
+    torch.testing.assert_close(results[0].diagnostics["nll"].detach(), -logs.exp().mean(0).log().mean())
+
+
 def test_no_gradient_flows_through_the_leader():
     batch = classes()
     learner = BayesianMAML(models()["plain"], num_particles=3, inner_lr=0.2, leader_steps=2)
@@ -271,6 +300,29 @@ def test_a_learned_prior_precision_has_the_right_gradient():
     assert float(found) == pytest.approx(numeric, rel=1e-5)
 
 
+def test_the_reported_density_has_the_learned_priors_normalizer():
+    """The log-density before the first step, with the prior as torch's normal distribution but for (2π)^(-d/2)."""
+    task = classes().select(0)
+    learner = BayesianMAML(
+        models()["plain"], num_particles=2, meta_loss="nll", prior_precision=0.5, learned_prior_precision=True
+    )
+    meta = {name: p.detach() for name, p in learner.named_parameters()}
+    expected = []
+    for particle in range(2):
+        values = {
+            n: meta[f"model.{n}"] if particle == 0 else meta[f"other_particles.{n.replace('.', '/')}"][0]
+            for n in learner.adapted_names
+        }
+        logits = functional_call(learner.model, values, (task.support_x,))
+        density = torch.distributions.Categorical(logits=logits).log_prob(task.support_y).sum()
+        for value in values.values():
+            prior = torch.distributions.Normal(0.0, 0.5**-0.5)
+            density = density + (prior.log_prob(value) + 0.5 * math.log(2 * math.pi)).sum()
+        expected.append(-density)
+    result = learner.task_gradient(meta, task)[1]
+    torch.testing.assert_close(result.support_losses[0], torch.stack(expected).mean())
+
+
 def test_particles_spread_to_the_posterior_of_a_linear_model():
     """Many Stein steps on a one-parameter Gaussian posterior: mean and, roughly, standard deviation."""
     x, y = torch.ones(20, 1), 2 + torch.randn(20, 1)
@@ -295,6 +347,7 @@ def test_particles_spread_to_the_posterior_of_a_linear_model():
         ({"meta_loss": "elbo"}, "meta_loss='elbo' is not one of"),
         ({"prior_precision": -1.0}, "prior_precision=-1.0 must be 0 or a positive number"),
         ({"learned_prior_precision": True}, "needs meta_loss='nll'"),
+        ({"learned_prior_precision": True, "meta_loss": "nll", "prior_precision": 0.0}, "and a start above 0"),
         ({"observation_std": 0.1}, "observation_std=0.1 but the likelihood is categorical"),
         ({"loss_fn": nn.L1Loss()}, r"stands for no likelihood.*nn.CrossEntropyLoss\(\)"),
         ({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, "stands for no likelihood"),
@@ -306,6 +359,23 @@ def test_wrong_arguments_are_refused(wrong, message):
         BayesianMAML(models()["plain"], **wrong)
 
 
+def test_a_learned_prior_precision_starts_where_it_is_told():
+    learner = BayesianMAML(models()["plain"], meta_loss="nll", prior_precision=1.0, learned_prior_precision=True)
+    assert float(learner.log_prior_precision.detach()) == 0
+    learner = BayesianMAML(models()["plain"], meta_loss="nll", prior_precision=0.3, learned_prior_precision=True)
+    assert float(learner.log_prior_precision.detach().exp()) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_equal_particles_of_a_model_that_draws_have_draws_of_their_own(vectorize):
+    def log_density(particle, shared):
+        return -(particle["x"] + torch.randn_like(particle["x"])).square().sum()
+
+    step = svgd_step(log_density, {"x": torch.ones(3, 4)}, {}, 0.1, vectorize)
+    assert len(step.log_densities.unique()) == 3
+    assert len(step.slopes["x"].unique(dim=0)) == 3
+
+
 def test_particles_that_would_start_alike_are_refused():
     class Bare(nn.Module):
         def __init__(self):
@@ -315,8 +385,16 @@ def test_particles_that_would_start_alike_are_refused():
         def forward(self, x):
             return x @ self.weight
 
+    for count in (2, 3):
+        with pytest.raises(ValueError, match="particle_noise"):
+            BayesianMAML(Bare(), num_particles=count)
+    constant = nn.LayerNorm(3)  # initialized anew it is the same each time, though not what it is now
+    nn.init.normal_(constant.weight)
     with pytest.raises(ValueError, match="particle_noise"):
-        BayesianMAML(Bare())
+        BayesianMAML(constant, nn.MSELoss(), num_particles=3)
+    BayesianMAML(constant, nn.MSELoss(), num_particles=2)
+    with pytest.raises(ValueError, match="particle_noise=0.0 must be a positive number"):
+        BayesianMAML(Bare(), particle_noise=0.0)
     learner = BayesianMAML(Bare(), particle_noise=0.1)
     assert learner.other_particles["weight"].shape == (4, 3, 2)
     assert float((learner.other_particles["weight"] - learner.model.weight).detach().std()) == pytest.approx(
@@ -338,9 +416,51 @@ def test_noise_that_sets_the_rate_of_normalized_steps_has_the_right_gradient():
     assert_same(found_gradient(learner, batch)[1], reference_gradient(learner, batch)[1], 1e-9)
 
 
+@pytest.mark.parametrize("noise", [{"observation_std": 0.5}, {}], ids=["fixed", "none"])
+def test_normalized_steps_without_learned_noise(noise):
+    """With one particle and no prior, steps of rate α σ² / n on the sum are MAML's on the mean."""
+    loss_fn, batch = (nn.MSELoss(), numbers()) if noise else (nn.CrossEntropyLoss(), classes())
+    model = models()["plain"]
+    options = {"num_particles": 1, "prior_precision": 0.0, "meta_loss": "nll", "inner_lr": 0.1, "inner_steps": 2}
+    learner = BayesianMAML(copy.deepcopy(model), loss_fn, normalize_steps=True, **options, **noise)
+
+    def half_squared_error(output, target):
+        return 0.5 * (output - target).square().sum(1).mean()
+
+    inner = half_squared_error if noise else loss_fn
+    parameters = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+    losses = []
+    for i in range(batch.num_tasks):
+        task, fast = batch.select(i), parameters
+        for _ in range(2):
+            loss = inner(functional_call(model, fast, (task.support_x,)), task.support_y)
+            slopes = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
+            fast = {n: p - 0.1 * slope for (n, p), slope in zip(fast.items(), slopes, strict=True)}
+        output = functional_call(model, fast, (task.query_x,))
+        if noise:
+            losses.append(-torch.distributions.Normal(output, 0.5).log_prob(task.query_y).sum(1).mean())
+        else:
+            losses.append(loss_fn(output, task.query_y))
+    expected = torch.autograd.grad(torch.stack(losses).mean(), list(parameters.values()))
+    found = found_gradient(learner, batch)[1]
+    assert_same(found, {f"model.{n}": slope for n, slope in zip(parameters, expected, strict=True)}, 1e-9)
+
+
+@pytest.mark.parametrize("meta_loss", ["nll", "chaser"])
+def test_models_that_cannot_be_vectorized_train_one_task_at_a_time(meta_loss):
+    class Branching(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 and self.weight.sum() > -1e9 else -super().forward(x)
+
+    learner, batch = BayesianMAML(Branching(3, 2), meta_loss=meta_loss, task_chunk_size=1), classes()
+    learner.training_step(batch, 0).backward()
+    assert torch.isfinite(learner.evaluate(batch).loss).all()
+
+
 def test_what_a_likelihood_cannot_leave_out_is_refused():
     with pytest.raises(ValueError, match="model has dropout"):
         BayesianMAML(nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.1)))
+    BayesianMAML(nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.0)))
     with pytest.raises(ValueError, match="stands for no likelihood"):
         BayesianMAML(models()["plain"], nn.CrossEntropyLoss(ignore_index=0))
     batch = classes()
@@ -349,10 +469,18 @@ def test_what_a_likelihood_cannot_leave_out_is_refused():
         BayesianMAML(models()["plain"]).training_step(ignored, 0)
 
 
-def test_ragged_tasks_train_as_each_alone():
+@pytest.mark.parametrize("normalize_steps", [False, True])
+def test_ragged_tasks_train_as_each_alone(normalize_steps):
     tasks = [Episode(*(torch.randn(n, d) for n, d in [(s, 3), (s, 2), (q, 3), (q, 2)])) for s, q in [(2, 5), (4, 3)]]
     for meta_loss in ("chaser", "nll"):
-        learner = BayesianMAML(models()["plain"], nn.MSELoss(), num_particles=3, inner_lr=0.05, meta_loss=meta_loss)
+        learner = BayesianMAML(
+            models()["plain"],
+            nn.MSELoss(),
+            num_particles=3,
+            inner_lr=0.05,
+            meta_loss=meta_loss,
+            normalize_steps=normalize_steps,
+        )
         alone = [found_gradient(learner, collate_episodes([task]))[1] for task in tasks]
         together = found_gradient(learner, collate_episodes(tasks))[1]
         assert_same(together, {name: (alone[0][name] + alone[1][name]) / 2 for name in together}, 1e-9)

@@ -236,6 +236,17 @@ def test_conjugate_gradients_solve_and_tell_their_residual():
     assert not early.negative_curvature.any()
 
 
+def test_conjugate_gradients_are_exact_to_rounding():
+    root = torch.randn(6, 6)
+    matrix, b = torch.eye(6) + 0.01 * root @ root.T, torch.randn(6)
+    found = conjugate_gradient(lambda v: {"v": matrix @ v["v"]}, {"v": b}, 12, fallback={"v": b})
+    torch.testing.assert_close(found.x["v"], torch.linalg.solve(matrix, b), rtol=1e-12, atol=1e-12)
+    nothing = conjugate_gradient(lambda v: {"v": matrix @ v["v"]}, {"v": 0 * b}, 12, fallback={"v": b})
+    assert not nothing.x["v"].any()
+    assert not nothing.negative_curvature
+    assert float(nothing.relative_residual) == 0
+
+
 def test_negative_curvature_ends_the_iteration_and_is_told():
     diagonals = torch.tensor([[3.0, 2.0, 1.0], [3.0, -1.0, 0.5], [-1.0, -2.0, -3.0], [0.0, 0.0, 0.0]])
     b = torch.tensor([1.0, 1.0, 1.0])
@@ -323,6 +334,53 @@ def test_newton_steps_decrease_the_objective_where_it_is_not_convex():
     found = learner.adapt(x, y, steps=60).state
     slope = torch.func.grad(objective)(found)
     assert max(float(g.abs().max()) for g in slope.values()) < 1e-3
+
+
+@pytest.mark.parametrize(("lam", "steps"), [(1e-9, 1), (0.2, 4)])
+@pytest.mark.parametrize("start", [0.5, 0.9, 0.9998, 0.99993, 1.5, 1.73182, 2.5, 20.0, 40.0])
+def test_newton_steps_are_the_longest_with_sufficient_decrease(start, lam, steps):
+    """On √(1 + φ²) Newton's step goes from φ to −φ³.
+
+    From 0.9 the decrease is a tenth of what the slope foretells, from 0.99993 only 0.00007 of it. From
+    1.73182, just under √3, half the step decreases by 0.0002 of what its slope foretells. From 20 the eighth half
+    does, from 40 none.
+    """
+
+    class Itself(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.phi = nn.Parameter(torch.tensor(start))
+
+        def forward(self, x):
+            return self.phi.expand(len(x), 1)
+
+    def objective(phi):
+        return (1 + phi**2) ** 0.5 + lam / 2 * (phi - start) ** 2
+
+    phi = start
+    for _ in range(steps):
+        slope, curvature = phi * (1 + phi**2) ** -0.5 + lam * (phi - start), (1 + phi**2) ** -1.5 + lam
+        for length in (0.5**halvings for halvings in range(9)):
+            end = phi - length * slope / curvature
+            if objective(end) <= objective(phi) - 1e-4 * length * slope**2 / curvature:
+                phi = end
+                break
+    learner = ImplicitMAML(
+        Itself(),
+        lambda output, target: (1 + output.square()).sqrt().mean(),
+        prox_lambda=lam,
+        inner_solver="hessian_free",
+        inner_steps=steps,
+    )
+    found = float(learner.adapt(torch.ones(3, 1), torch.zeros(3, 1)).state["phi"])
+    assert found == pytest.approx(phi, rel=1e-6)
+
+
+def test_the_logged_strength_is_the_geometric_mean_over_tensors(batch):
+    strengths = {"0.weight": 0.5, "0.bias": 1.0, "2.*": 8.0}
+    learner = ImplicitMAML(network(), nn.MSELoss(), inner_lr=0.01, inner_steps=2, prox_lambda=strengths)
+    _, result = learner.task_gradient({n: p.detach() for n, p in learner.named_parameters()}, batch.select(0))
+    assert float(result.diagnostics["prox_lambda"]) == pytest.approx((0.5 * 1.0 * 8.0 * 8.0) ** 0.25)
 
 
 def test_diagnostics_are_logged(tmp_path):

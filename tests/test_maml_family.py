@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -101,9 +103,45 @@ def test_multi_step_loss_is_the_weighted_sum_over_steps(model, batch):
     assert_same(gradient, dict(zip(parameters, expected, strict=True)))
 
 
+def test_a_query_loss_of_weight_zero_may_be_infinite():
+    """Before the first step the loss 1/φ is infinite; it never counts in the multi-step loss."""
+
+    class Itself(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.phi = nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, x):
+            return self.phi.expand(len(x), 1)
+
+    ones = torch.ones(1, 2, 1)
+    learner = MAML(
+        Itself(),
+        lambda output, exponent: (output**exponent).mean(),
+        inner_lr=0.1,
+        inner_steps=2,
+        multi_step_loss_epochs=5,
+    )
+    loss = learner.training_step(Episode(ones, ones, ones, -ones), 0)
+    assert float(loss.detach()) == pytest.approx(0.5 * (1 / -0.1 + 1 / -0.2))
+
+
 def test_derivative_order_annealing_switches_at_its_epoch(model, batch, monkeypatch):
     learner = MAML(model, nn.MSELoss(), inner_lr=0.2, inner_steps=2, first_order_epochs=3)
     for epoch, first_order in [(0, True), (2, True), (3, False)]:
         monkeypatch.setattr(MAML, "current_epoch", epoch)
         expected = loop_meta_gradient(model, nn.MSELoss(), batch, 0.2, 2, first_order)[1]
         assert_same(meta_gradient(learner, batch)[1], expected)
+
+
+def test_the_phase_of_training_changes_with_what_a_step_computes(model, monkeypatch):
+    def phases(**options):
+        learner, found = MAML(model, nn.MSELoss(), **options), []
+        for epoch in range(6):
+            monkeypatch.setattr(MAML, "current_epoch", epoch)
+            found.append(learner.training_phase())
+        return [phase == before for before, phase in itertools.pairwise(found)]
+
+    assert phases() == [True] * 5
+    assert phases(first_order_epochs=3) == [True, True, False, True, True]
+    assert phases(multi_step_loss_epochs=2) == [False, False, True, True, True]

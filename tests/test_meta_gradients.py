@@ -176,6 +176,22 @@ def test_a_masked_ragged_batch_is_each_task_alone(model, loss_fn, make, chunk):
         torch.testing.assert_close(found, adapted(task.query_x), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("norm", [nn.GroupNorm, nn.BatchNorm2d])
+@pytest.mark.parametrize("sizes", [[(4, 5), (7, 5), (4, 5)], [(4, 5), (4, 3), (4, 6)]], ids=["support", "query"])
+def test_only_one_of_the_sets_may_be_ragged(sizes, norm):
+    model = scrambled(convolutional(norm(2, 4) if norm is nn.GroupNorm else norm(4)))
+    tasks = ragged(image_task, sizes)
+    batch = collate_episodes(tasks)
+    assert (batch.support_mask is None) != (batch.query_mask is None)
+    for x, mask in ((batch.support_x, batch.support_mask), (batch.query_x, batch.query_mask)):
+        if mask is not None:
+            x[~mask] = float("nan")
+    loss, gradient = meta_gradient(MAML(model, inner_lr=0.1, inner_steps=2), batch)
+    alone = [loop_meta_gradient(model, nn.CrossEntropyLoss(), collate_episodes([task]), 0.1, 2) for task in tasks]
+    torch.testing.assert_close(loss, torch.stack([own for own, _ in alone]).mean(), rtol=1e-10, atol=1e-10)
+    assert_same(gradient, {n: sum(own[n] for _, own in alone) / len(alone) for n in gradient})
+
+
 def test_the_librarys_chunks_are_bounded_for_convolutions_alone():
     batch = Episode(*[torch.zeros(40, n, 1, 28, 28) for n in (5, 5, 25, 25)])
     assert fastest_chunk_size(ModelSize.of(nn.Conv2d(1, 1, 3)), batch) == 8

@@ -28,6 +28,38 @@ def test_interval_survives_a_large_mean():
     assert float(metric.compute()[1]) == pytest.approx(expected, rel=1e-4)
 
 
+def test_interval_of_two_tasks():
+    metric = MeanOverTasks()
+    metric.update(torch.tensor([0.25, 0.75], requires_grad=True))
+    assert not metric.values[0].requires_grad  # or every task's graph would be kept for an epoch
+    assert float(metric.compute()[1]) == pytest.approx(1.96 * statistics.stdev([0.25, 0.75]) / math.sqrt(2))
+
+
+def test_the_metric_follows_from_the_targets():
+    scores, real = torch.randn(2, 4, 3), torch.randn(2, 4)
+    cases = [
+        (nn.CrossEntropyLoss(), scores, torch.randint(3, (2, 4)), {"acc"}),
+        (nn.CrossEntropyLoss(), scores, torch.rand(2, 4, 3), {"mse"}),
+        (nn.MSELoss(), real, torch.randint(3, (2, 4)), {"mse"}),
+        (nn.MSELoss(), scores, torch.randn(2, 4), set()),
+        (nn.MSELoss(), real, torch.randn(2, 4), {"mse"}),
+        (nn.BCEWithLogitsLoss(), real, torch.rand(2, 4), {"acc"}),
+        (nn.MSELoss(), real, {"targets": real}, set()),
+    ]
+    for loss_fn, outputs, targets, expected in cases:
+        found = per_task_metrics(loss_fn, outputs, targets, None)
+        assert found.keys() == expected
+        assert all(value.shape == (2,) for value in found.values())
+
+
+def test_dense_labels_count_each_part_of_the_examples_that_count():
+    outputs, targets = torch.randn(3, 5, 4, 2), torch.randint(4, (3, 5, 2))
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 0, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    found = per_task_metrics(nn.CrossEntropyLoss(), outputs, targets, mask)["acc"]
+    expected = [(outputs[i][mask[i]].argmax(1) == targets[i][mask[i]]).float().mean() for i in range(3)]
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
 def test_interval_of_one_task_is_not_a_number():
     metric = MeanOverTasks()
     metric.update(torch.tensor([0.5]))
@@ -56,10 +88,23 @@ def test_accuracy_per_task_leaves_padding_out():
 
 def test_accuracy_leaves_ignored_labels_out():
     outputs = torch.randn(2, 4, 3)
-    targets = torch.tensor([[0, -100, 2, 1], [1, 1, -100, -100]])
+    targets = torch.tensor([[0, -100, 2, 1], [1, 1, -1, -100]])
     found = per_task_metrics(nn.CrossEntropyLoss(), outputs, targets, None)["acc"]
     expected = [(outputs[i][keep].argmax(1) == targets[i][keep]).float().mean() for i, keep in enumerate(targets >= 0)]
     torch.testing.assert_close(found, torch.stack(expected))
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 5, 2)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_binary_accuracy_compares_scores_with_zero(shape, masked):
+    outputs, targets = torch.randn(shape), torch.randint(2, shape).double()
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 0, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    found = per_task_metrics(nn.BCEWithLogitsLoss(), outputs, targets, mask if masked else None)["acc"]
+    for task in range(3):
+        own = mask[task] if masked else torch.ones(5, dtype=torch.bool)
+        scores, labels = outputs[task][own].flatten().tolist(), targets[task][own].flatten().tolist()
+        right = [(score > 0) == (label == 1) for score, label in zip(scores, labels, strict=True)]
+        assert float(found[task]) == pytest.approx(sum(right) / len(right))
 
 
 def test_squared_error_per_task_leaves_padding_out():

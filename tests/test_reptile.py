@@ -151,6 +151,42 @@ def test_minibatches_go_through_all_examples_before_one_comes_again():
     assert len({i for b in batches[3:] for i in b}) == 4
 
 
+def test_every_pass_through_the_examples_has_its_own_order():
+    seen = []
+
+    class Spy(nn.Linear):
+        def forward(self, x):
+            seen.append(x[:, 0].tolist())
+            return super().forward(x)
+
+    numbers = torch.arange(8.0)
+    x = torch.stack([numbers, torch.ones(8)], dim=1)
+    task = Episode(x[None, :3], torch.zeros(1, 3, 1), x[None, 3:], torch.zeros(1, 5, 1))
+    learner = Reptile(Spy(2, 1), nn.MSELoss(), inner_lr=1e-3, inner_steps=12, inner_batch_size=4, task_chunk_size=1)
+    learner.output_shape(x[None])
+    seen.clear()
+    learner.training_step(task, 0)
+    passes = [tuple(seen[i] + seen[i + 1]) for i in range(0, 12, 2)]
+    assert all(sorted(order) == numbers.tolist() for order in passes)
+    assert len(set(passes)) == 6
+
+
+@pytest.mark.parametrize("inner_batch_size", [None, 14])
+def test_the_meta_loss_reported_is_the_mean_of_the_inner_losses(batch, inner_batch_size):
+    model, expected = network(), []
+    for i in range(TASKS):
+        fast, (x, y) = copy.deepcopy(model), everything(batch, i)
+        optimizer = torch.optim.SGD(fast.parameters(), lr=0.1)
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = nn.MSELoss()(fast(x), y)
+            loss.backward()
+            optimizer.step()
+            expected.append(loss.detach())
+    learner = Reptile(model, nn.MSELoss(), inner_lr=0.1, inner_steps=4, inner_batch_size=inner_batch_size)
+    torch.testing.assert_close(meta_gradient(learner, batch)[0], torch.stack(expected).mean())
+
+
 def test_ragged_tasks_train_as_each_alone():
     model = network()
     tasks = [Episode(*(torch.randn(n, d) for n, d in [(s, 3), (s, 1), (q, 3), (q, 1)])) for s, q in [(2, 5), (4, 3)]]
@@ -168,6 +204,8 @@ def test_minibatches_never_hold_padding():
     loss, gradients = meta_gradient(learner, broken)
     assert torch.isfinite(loss)
     assert all(torch.isfinite(g).all() for g in gradients.values())
+    evaluating = Reptile(network(), nn.MSELoss(), eval_inner_batch_size=2, eval_inner_steps=8)
+    assert torch.isfinite(evaluating.evaluate(broken).loss).all()
 
 
 def test_a_frozen_learner_adapts_as_before(batch):
@@ -222,7 +260,8 @@ def test_the_shipped_schedule_is_the_authors_annealed_interpolation():
     )
 
 
-def test_a_kept_state_goes_on_where_the_last_batch_left_it(batch):
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+def test_a_kept_state_goes_on_where_the_last_batch_left_it(batch, beta1):
     """With one task a batch: the authors' code, one optimizer of torch that is never reset."""
     model, shadow = network(), None
     learner = Reptile(
@@ -230,11 +269,11 @@ def test_a_kept_state_goes_on_where_the_last_batch_left_it(batch):
         nn.MSELoss(),
         inner_lr=0.02,
         inner_steps=3,
-        inner_optimizer=Adam(beta1=0.0, eps=1e-12),
+        inner_optimizer=Adam(beta1=beta1, eps=1e-12),
         inner_state="kept",
     )
     shadow = copy.deepcopy(model)
-    optimizer = torch.optim.Adam(shadow.parameters(), lr=0.02, betas=(0.0, 0.999), eps=1e-12)
+    optimizer = torch.optim.Adam(shadow.parameters(), lr=0.02, betas=(beta1, 0.999), eps=1e-12)
     for i in range(TASKS):
         start = copy.deepcopy(shadow.state_dict())
         x, y = everything(batch, i)
@@ -246,7 +285,7 @@ def test_a_kept_state_goes_on_where_the_last_batch_left_it(batch):
         assert_same(meta_gradient(learner, batch.select(slice(i, i + 1)))[1], expected, 1e-8)
         shadow.load_state_dict(start)
     again = Reptile(
-        network(), nn.MSELoss(), inner_lr=0.02, inner_optimizer=Adam(beta1=0.0, eps=1e-12), inner_state="kept"
+        network(), nn.MSELoss(), inner_lr=0.02, inner_optimizer=Adam(beta1=beta1, eps=1e-12), inner_state="kept"
     )
     again.load_state_dict(learner.state_dict())
     assert int(again.kept_state.steps) == 9
@@ -286,7 +325,12 @@ def test_an_optimizer_that_cannot_run_functionally_is_refused(optimizer):
 
 
 def test_wrong_arguments_are_refused():
-    for wrong in ({"inner_batch_size": 0}, {"inner_state": "maybe"}, {"lr_scheduler_interval": "week"}):
+    for wrong in (
+        {"inner_batch_size": 0},
+        {"eval_inner_batch_size": 0},
+        {"inner_state": "maybe"},
+        {"lr_scheduler_interval": "week"},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Reptile(network(), nn.MSELoss(), **wrong)
 

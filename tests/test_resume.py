@@ -206,9 +206,8 @@ def test_the_next_phase_begins_where_the_last_one_ended(tmp_path, monkeypatch):
         return {key: value.clone() for key, value in learner.state_dict().items()}
 
     whole = train(tmp_path / "whole")
-    for epoch in (0, 1):
-        resumed = train(tmp_path / str(epoch), tmp_path / "whole" / f"epoch={epoch}.ckpt")
-        assert all(torch.equal(resumed[key], value) for key, value in whole.items()), epoch
+    resumed = train(tmp_path / "resumed", tmp_path / "whole" / "epoch=0.ckpt")
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
 
 
 def test_evaluating_a_checkpoint_leaves_recordings_alone(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta import MAML, MLP, Conv4, Episode, collate_episodes
+from lightning_meta import MAML, MLP, Conv4, Episode, Reptile, collate_episodes
 from lightning_meta.task_batches import ModelSize, is_tiny
 
 
@@ -67,6 +67,31 @@ def test_ragged_tasks_may_meet_batch_normalization_of_features():
     model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     loss = MAML(model, nn.MSELoss()).training_step(collate_episodes(tasks), 0)
     assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_reports_keep_no_graph(tasks):
+    reports = []
+    learner = MAML(MLP(), nn.MSELoss(), compile=False)
+    learner.after_batch = reports.append
+    learner.training_step(batch(tasks), 0)
+    assert not any(leaf.requires_grad for leaf in (reports[0].loss, reports[0].outputs, reports[0].support_losses))
+
+
+@pytest.mark.parametrize("cls", [MAML, Reptile])
+def test_one_task_needs_no_vectorizing(cls):
+    """A model that branches on values works in batches of one task, however the tasks are mapped."""
+
+    class Branching(MLP):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else -super().forward(x)
+
+    learner = cls(Branching(), nn.MSELoss())
+    learner.training_step(batch(1), 0).backward()
+    assert torch.isfinite(learner.evaluate(batch(1)).loss).all()
+    with pytest.raises(RuntimeError) as caught:
+        learner.evaluate(batch(2))
+    assert "task_chunk_size=1" in caught.value.__notes__[-1]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no more"), None])

@@ -135,6 +135,13 @@ def test_densities_and_quantiles_are_the_mixtures(regression):
         torch.testing.assert_close(exact.cdf(found[:, 0]), torch.full((8,), level), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("level", [1e-6, 0.001, 0.999, 1 - 1e-6])
+def test_quantiles_far_out_are_the_normal_distributions(level):
+    samples = Samples(torch.randn(1, 4, 1), torch.rand(1, 4, 1) + 0.1)
+    exact = Normal(samples.outputs[0], samples.noise[0].sqrt()).icdf(torch.tensor(level))
+    torch.testing.assert_close(quantile(samples, level), exact, rtol=1e-8, atol=1e-8)
+
+
 def test_a_targets_parts_count_jointly():
     samples, y = Samples(torch.randn(3, 4, 2), torch.ones(3, 4, 2)), torch.randn(4, 2)
     joint = Normal(samples.outputs, 1.0).log_prob(y).sum(2).exp().mean(0).log()
@@ -178,6 +185,105 @@ def test_metrics_of_a_right_and_a_wrong_noise_model():
     assert float(sharp["coverage_90"]) < 0.65
     assert float(sharp["quantile_ce"]) > 0.08
     assert float(sharp["nll"]) > float(right["nll"])
+
+
+def test_calibration_is_the_mean_distance_over_nineteen_levels():
+    outputs, noise, y = torch.randn(3, 1, 7, 1), torch.rand(3, 1, 7, 1) + 0.1, torch.randn(3, 7, 1)
+    found = uncertainty_metrics("gaussian", Samples(outputs, noise), y, None)["quantile_ce"]
+    for task in range(3):
+        distances = []
+        for level in range(1, 20):
+            below = Normal(outputs[task, 0], noise[task, 0].sqrt()).icdf(torch.tensor(level / 20)) >= y[task]
+            distances.append(abs(float(below.double().mean()) - level / 20))
+        assert float(found[task]) == pytest.approx(sum(distances) / 19)
+
+
+def test_binary_metrics_are_those_of_two_classes():
+    logits, y = torch.randn(3, 4, 9, 1), torch.randint(2, (3, 9))
+    mask = torch.rand(3, 9) < 0.7
+    binary = uncertainty_metrics("bernoulli", Samples(logits), y[..., None].double(), mask)
+    both = Samples(torch.cat([torch.zeros_like(logits), logits], dim=3))
+    two = uncertainty_metrics("categorical", both, y, mask)
+    for name in ("nll", "brier"):
+        torch.testing.assert_close(binary[name], two[name])
+
+
+def test_targets_that_allow_no_metric_have_none():
+    scores, real = Samples(torch.randn(2, 3, 9, 4)), Samples(torch.randn(2, 3, 9, 1), torch.ones(2, 3, 9, 1))
+    labels = torch.randint(4, (2, 9))
+    for targets in ({"boxes": labels}, torch.rand(2, 9, 4), torch.rand(2, 9), labels[..., None].expand(2, 9, 5)):
+        assert uncertainty_metrics("categorical", scores, targets, None) == {}
+    assert uncertainty_metrics(None, scores, labels, None) == {}
+    assert uncertainty_metrics("gaussian", real, {"boxes": labels}, None) == {}
+    assert uncertainty_metrics("gaussian", real._replace(noise=None), torch.randn(2, 9, 1), None) == {}
+    assert uncertainty_metrics("bernoulli", real, labels[..., None], None) == {}
+
+
+def test_widths_and_coverage_are_means_over_the_parts_of_a_target():
+    deviations = torch.tensor([0.5, 2.0])
+    samples = Samples(torch.zeros(1, 1, 6, 2), deviations.square().expand(1, 1, 6, 2))
+    y = torch.tensor([0.0, 10.0]).expand(1, 6, 2)  # the first part is inside its interval, the second is not
+    found = uncertainty_metrics("gaussian", samples, y, None)
+    assert float(found["width_90"]) == pytest.approx(2 * 1.6448536 * 1.25, rel=1e-6)
+    assert float(found["coverage_90"]) == 0.5
+
+
+def test_one_draw_with_a_spread_has_epistemic_uncertainty():
+    samples = Samples(torch.randn(1, 4, 1), torch.rand(1, 4, 1), torch.rand(1, 4, 1))
+    prediction = predict("gaussian", samples)
+    torch.testing.assert_close(prediction.epistemic, samples.spread[0])
+    torch.testing.assert_close(prediction.total, samples.noise[0] + samples.spread[0])
+    assert predict("gaussian", samples._replace(spread=None)).epistemic is None
+
+
+def test_binary_parts_count_alike():
+    logits, y = torch.randn(2, 3, 30, 2), torch.randint(2, (2, 30, 2)).double()
+    found = uncertainty_metrics("bernoulli", Samples(logits), y, None)
+    parts = [uncertainty_metrics("bernoulli", Samples(logits[..., [i]]), y[..., [i]], None) for i in range(2)]
+    torch.testing.assert_close(found["brier"], (parts[0]["brier"] + parts[1]["brier"]) / 2)
+    p, labels = logits.sigmoid().mean(1).flatten(1), y.flatten(1)
+    for task in range(2):
+        expected = 0.0
+        for low in torch.arange(15) / 15:
+            inside = (p[task] > low) & (p[task] <= low + 1 / 15)
+            if inside.any():
+                gap = (p[task][inside].mean() - labels[task][inside].mean()).abs()
+                expected += float(inside.double().mean() * gap)
+        assert float(found["ece"][task]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_likelihood_of_labels_is_that_of_the_mean_probabilities():
+    logits, y = torch.randn(4, 6, 1), torch.randint(2, (6, 1)).double()
+    p = logits.sigmoid().mean(0)
+    expected = torch.distributions.Bernoulli(p).log_prob(y)[:, 0]
+    torch.testing.assert_close(mixture_log_likelihood("bernoulli", Samples(logits), y), expected)
+    scores, labels = torch.randn(4, 6, 3), torch.randint(3, (6,))
+    expected = Categorical(probs=scores.softmax(2).mean(0)).log_prob(labels)
+    torch.testing.assert_close(mixture_log_likelihood("categorical", Samples(scores), labels), expected)
+
+
+def test_a_gaussian_without_noise_has_no_likelihood():
+    with pytest.raises(ValueError, match="these samples have no noise"):
+        mixture_log_likelihood("gaussian", Samples(torch.randn(2, 3, 1)), torch.randn(3, 1))
+    samples = Samples(torch.randn(5, 3, 1))
+    torch.testing.assert_close(mean_output("gaussian", samples), samples.outputs.mean(0))
+    assert predict("gaussian", samples)[1:] == (None, None, None)
+
+
+def test_predictions_of_half_precision_are_told_in_single():
+    outputs = torch.randn(3, 4, 5).bfloat16()
+    prediction = predict("categorical", Samples(outputs))
+    assert prediction.mean.dtype == prediction.total.dtype == torch.float32
+    torch.testing.assert_close(prediction.mean, outputs.float().softmax(2).mean(0))
+
+
+def test_ignored_labels_count_in_no_metric():
+    samples, targets = Samples(torch.randn(2, 3, 9, 4)), torch.randint(4, (2, 9))
+    targets[:, 5:] = -100
+    found = uncertainty_metrics("categorical", samples, targets, None)
+    cut = uncertainty_metrics("categorical", Samples(samples.outputs[:, :, :5]), targets[:, :5], None)
+    for name, value in cut.items():
+        torch.testing.assert_close(found[name], value)
 
 
 def test_padding_counts_in_no_metric():

@@ -32,6 +32,14 @@ def test_rules_take_the_steps_of_torch_optim(rule, optimizer):
         torch.testing.assert_close(ours["w"], reference.detach(), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("eps", [1e-3, 0.5])
+def test_adams_guard_is_inside_the_root(eps):
+    """After one step both moments are unbiased: φ − α g / √(g² + ε²)."""
+    rule, p, g = Adam(eps=eps), torch.randn(4), torch.tensor([0.0, 1e-3, -0.4, 2.0])
+    found, _ = rule.update({"w": p}, {"w": g}, rule.init({"w": p}), {"w": 0.1}, 0)
+    torch.testing.assert_close(found["w"], p - 0.1 * g / (g**2 + eps**2).sqrt())
+
+
 @pytest.mark.parametrize("inner_optimizer", ["momentum", "adam"])
 def test_stateful_rules_have_the_meta_gradient_of_finite_differences(inner_optimizer):
     model = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1))
@@ -69,5 +77,8 @@ def test_unknown_rule_and_bad_settings_are_refused():
         update_rule("lion")
     with pytest.raises(ValueError, match=r"beta=1.0 must lie in \[0, 1\)"):
         Momentum(1.0)
+    for wrong in ({"beta1": 1.0}, {"beta2": -0.1}):
+        with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
+            Adam(**wrong)
     with pytest.raises(ValueError, match="eps=0 must be positive"):
         Adam(eps=0)
