@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-MOST_VALUES = 3_000_000
+MOST_VALUES = 10_000_000
 DEEPEST = 100
 _SLACK_BYTES = 2**24
 
@@ -33,7 +33,7 @@ _OF_TEXT = ("meta_learner_left_out", "meta_learner_arguments")
 
 def shortened(value: Any) -> str:
     """What messages say of a value that may be of any length."""
-    text = repr(value)
+    text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

@@ -110,8 +110,9 @@ def check_learner_class(checkpoint: Mapping[str, Any], cls: type, allowed: Colle
         rank_zero_warn("the checkpoint does not name its learner's class: whether it is this one is not known")
     elif not _is_name_of(saved_by, cls) and saved_by not in allowed:
         raise ValueError(
-            f"the checkpoint was saved by {saved_by}, and this is {class_path(cls)}: load it with its own class, or, "
-            f"if the two fit together, with {cls.__name__}.load_from_checkpoint(..., allow=({saved_by!r},))"
+            f"the checkpoint was saved by {shortened(saved_by)}, and this is {class_path(cls)}: load it with its own "
+            f"class, or, if the two fit together, with {cls.__name__}.load_from_checkpoint(..., "
+            f"allow=({shortened(saved_by)!r},))"
         )
 
 
@@ -123,7 +124,7 @@ def check_callback_paths(checkpoint: Mapping[str, Any], trainer: L.Trainer) -> N
     """
     folders = [str(folder) for c in trainer.checkpoint_callbacks if (folder := getattr(c, "dirpath", None))]
     endings = tuple(str(getattr(callback, "FILE_EXTENSION", ".ckpt")) for callback in trainer.checkpoint_callbacks)
-    if trainer.ckpt_path is not None:
+    if trainer.ckpt_path is not None and not _is_address(str(trainer.ckpt_path)):
         folders.append(os.path.dirname(trainer.ckpt_path))
 
     def is_own(path: Any) -> bool:
@@ -132,7 +133,7 @@ def check_callback_paths(checkpoint: Mapping[str, Any], trainer: L.Trainer) -> N
         inside = any(_is_in(path, folder) for folder in folders)
         if not inside and (_is_address(path) or ".." in PurePath(path).parts):
             raise ValueError(
-                f"the checkpoint's ModelCheckpoint names {shortened(path)[1:-1]}, outside its folder "
+                f"the checkpoint's ModelCheckpoint names {shortened(path)}, outside its folder "
                 f"{' and '.join(folders)}: it was changed after it was saved; load its weights alone, with "
                 "load_from_checkpoint"
             )
@@ -171,7 +172,8 @@ def _learner_class(cls: type[Learner], checkpoint: dict[str, Any], allowed: Coll
         found = known_class(saved_by) if isinstance(saved_by, str) else None
         if found is None or not issubclass(found, cls) or inspect.isabstract(found):
             raise ValueError(
-                f"the checkpoint was saved by {saved_by}: load it with that class, {cls.__name__} is abstract"
+                f"the checkpoint was saved by {shortened(saved_by)}: load it with that class, {cls.__name__} is "
+                "abstract"
             )
         cls = found
     check_learner_class(checkpoint, cls, allowed)

@@ -333,7 +333,9 @@ def _resolve_call(text: dict[str, Any], name: str, kinds: tuple[type, ...], allo
         raise _refusal(name, path, kinds)
     assert isinstance(cls, type)
     if bool(modules) and cls not in _CONTAINERS:
-        raise ValueError(f"{name}={shortened(path)} in the checkpoint has modules but is no container: pass {name}=...")
+        raise ValueError(
+            f"{name}={shortened(path)!r} in the checkpoint has modules but is no container: pass {name}=..."
+        )
     inner = kinds_of("") if path in allow else (nn.Module,) if issubclass(cls, nn.Module) else ()
     arguments = {key: _resolve(part, name, inner, allow) for key, part in {**init_args, **dict_kwargs}.items()}
     return Call(cls, arguments, {key: _resolve(part, name, inner, allow) for key, part in modules.items()})
@@ -352,6 +354,6 @@ def _import(path: str, name: str, allow: Mapping[str, Any]) -> Any:
 def _refusal(name: str, path: str, kinds: tuple[type, ...]) -> ValueError:
     known = " or ".join(f"a {kind.__name__} of torch or lightning_meta" for kind in kinds) or "plain values"
     return ValueError(
-        f"{name}={shortened(path)} in the checkpoint is refused, as it could run any code (known here: {known}): pass "
-        f"{name}=..., or, if you trust the checkpoint, allow=({shortened(path)},)"
+        f"{name}={shortened(path)!r} in the checkpoint is refused, as it could run any code (known here: {known}): "
+        f"pass {name}=..., or, if you trust the checkpoint, allow=({shortened(path)!r},)"
     )
