@@ -41,7 +41,8 @@ def read_checkpoint(source: Source, map_location: Any, weights_only: bool | None
         weights_only: Whether to refuse pickled code; None does, wherever the file comes from.
 
     Raises:
-        RuntimeError: If the file was cut short or changed since it was written.
+        RuntimeError: If the file was cut short or changed since it was written, or its values have no end in practice.
+        ValueError: If an entry that this package reads is of another type.
         UnpicklingError: If it holds code and ``weights_only`` is not False.
     """
     if str(source).startswith(("http://", "https://")):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
@@ -50,36 +50,46 @@ def described(arguments: Mapping[str, Any]) -> dict[str, str]:
     return {name: _describe(value) for name, value in decisive.items() if not is_plain(value)}
 
 
-def by_name(cls: type, args: tuple[Any, ...], options: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The arguments of a constructor's call by their names; those that it takes without one under ``"*args"``.
+class NotesArguments:
+    """A base that knows what a class was given, before constructors change it.
 
-    Args:
-        cls: The learner's class.
-        args: What it was called with.
-        options: The same.
-        model: The model that came of it.
+    It comes behind classes with constructors: so theirs is the signature that a class shows.
     """
-    kinds = [parameter.kind for parameter in _parameters(cls)]
-    if args and kinds[0] is inspect.Parameter.VAR_POSITIONAL and kinds[-1] is inspect.Parameter.VAR_KEYWORD:
-        # One that hands all on, by the names of the base that takes them.
-        signatures = map(_parameters, cls.__mro__[1:])
-        base = next(names for names in signatures if names[0].kind is not inspect.Parameter.VAR_POSITIONAL)
-        handed_on = dict(zip((p.name for p in base), args, strict=False))
-        if handed_on.get("model") is model:
-            return {**handed_on, **options}
-    constructor: Any = cls.__init__  # type: ignore[misc]
-    bound = inspect.signature(constructor).bind_partial(None, *args, **options)  # a decorator may add arguments
-    bound.apply_defaults()
-    found: dict[str, Any] = {}
-    for parameter in (p for p in _parameters(cls) if p.name in bound.arguments):
-        value = bound.arguments[parameter.name]
-        if parameter.kind is parameter.VAR_KEYWORD:
-            found |= value
-        elif parameter.kind is not parameter.VAR_POSITIONAL:
-            found[parameter.name] = value
-        elif value:
-            found[f"*{parameter.name}"] = value
-    return found
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Note the arguments; copies and unpickled objects have none."""
+        new = super().__new__(cls)
+        new.__dict__["_passed"] = (args, options)
+        return new
+
+    def arguments_by_name(self, model: nn.Module) -> dict[str, Any]:
+        """What the constructor was given, and no longer kept; what it takes without a name is under ``"*args"``.
+
+        Args:
+            model: The model that came of it.
+        """
+        args, options = self.__dict__.pop("_passed")
+        kinds = [parameter.kind for parameter in _parameters(type(self))]
+        if args and kinds[0] is inspect.Parameter.VAR_POSITIONAL and kinds[-1] is inspect.Parameter.VAR_KEYWORD:
+            # One that hands all on, by the names of the base that takes them.
+            signatures = map(_parameters, type(self).__mro__[1:])
+            base = next(names for names in signatures if names[0].kind is not inspect.Parameter.VAR_POSITIONAL)
+            handed_on = dict(zip((p.name for p in base), args, strict=False))
+            if handed_on.get("model") is model:
+                return {**handed_on, **options}
+        constructor: Any = type(self).__init__
+        bound = inspect.signature(constructor).bind_partial(None, *args, **options)  # a decorator may add arguments
+        bound.apply_defaults()
+        found: dict[str, Any] = {}
+        for parameter in (p for p in _parameters(type(self)) if p.name in bound.arguments):
+            value = bound.arguments[parameter.name]
+            if parameter.kind is parameter.VAR_KEYWORD:
+                found |= value
+            elif parameter.kind is not parameter.VAR_POSITIONAL:
+                found[parameter.name] = value
+            elif value:
+                found[f"*{parameter.name}"] = value
+        return found
 
 
 def _parameters(cls: Any) -> list[inspect.Parameter]:

@@ -34,7 +34,7 @@ from lightning_meta.checkpoint_io import CheckedCheckpointIO, Source
 from lightning_meta.checkpoint_loading import Allowed, check_callback_paths, check_learner_class, load_learner
 from lightning_meta.episode import Episode, Support
 from lightning_meta.functional import call_with, exclusive
-from lightning_meta.hyperparameters import by_name, described, keep_hyperparameters
+from lightning_meta.hyperparameters import NotesArguments, described, keep_hyperparameters
 from lightning_meta.losses import LossFunction, likelihood_of, masked_mean
 from lightning_meta.metrics.task_metrics import TaskMetrics, per_task_metrics
 from lightning_meta.metrics.uncertainty import auroc, uncertainty_metrics
@@ -54,7 +54,7 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3)
 
 
-class MetaLearner(L.LightningModule, ABC):
+class MetaLearner(L.LightningModule, NotesArguments, ABC):
     """Base of all algorithms: maps a pure per-task function over a batch of episodes.
 
     ``training_step`` computes every task's meta-gradient, averages, and hands Lightning a scalar whose value is
@@ -122,12 +122,6 @@ class MetaLearner(L.LightningModule, ABC):
     draws_together = 1
     """How many draws of `query_samples` in a row share what the others draw anew, as the heads of one body."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Note what the learner is given, before a constructor can change it."""
-        learner = super().__new__(cls)
-        learner.__dict__["_passed"] = (args, kwargs)
-        return learner
-
     def __init__(
         self,
         model: nn.Module,
@@ -156,9 +150,8 @@ class MetaLearner(L.LightningModule, ABC):
         check_batch_statistics(batch_statistics)
         check_normalization(model, batch_statistics)
         checks.check_overrides(type(self))
-        args, options = self.__dict__.pop("_passed")
-        passed = by_name(type(self), args, options, model)
-        self._described_arguments = described(passed)
+        passed = self.arguments_by_name(model)
+        self._described_arguments = described({"loss_fn": loss_fn, **passed})
         kept, self._left_out_arguments = keep_hyperparameters(self, passed)
 
         self.model = model
@@ -386,7 +379,8 @@ class MetaLearner(L.LightningModule, ABC):
         Raises:
             ValueError: If another class of learner saved the checkpoint, it names what is not allowed, or an argument
                 is missing; the message says what to pass.
-            RuntimeError: If the file is cut short or damaged.
+            RuntimeError: If the file is cut short or damaged, or its content would take far more memory than the file.
+            FileNotFoundError: If it, or ``hparams_file``, does not exist.
             UnpicklingError: If it holds pickled code, and ``weights_only`` is not False.
         """
         return load_learner(cls, checkpoint_path, map_location, hparams_file, strict, weights_only, allow, kwargs)

@@ -6,6 +6,7 @@ import copy
 import enum
 import functools
 import importlib
+import inspect
 import io
 import os
 import pickle
@@ -313,6 +314,14 @@ def test_what_was_passed_is_kept_rather_than_what_became_of_it(tmp_path):
     assert torch.equal(outputs(loaded), outputs(learner))
 
 
+def test_a_learner_shows_the_arguments_that_its_constructor_takes():
+    class Inherits(MetaLearner):
+        def inner_loop(self, meta, support, steps):
+            yield from ()
+
+    assert list(inspect.signature(Inherits).parameters)[:3] == ["model", "loss_fn", "inner_lr"]
+
+
 def test_learners_are_copied_and_pickled(tmp_path):
     learner = HeadOnly(MLP(8, 3), nn.CrossEntropyLoss(), inner_lr=0.2)
     for copied in (copy.deepcopy(learner), pickle.loads(pickle.dumps(learner))):
@@ -336,6 +345,11 @@ def test_a_model_changed_after_it_was_given_is_asked_for(tmp_path):
     frozen_later = learner()
     frozen_later.freeze()
     MAML.load_from_checkpoint(save(frozen_later.double().train(), tmp_path))
+
+
+def test_a_loss_that_a_class_chooses_itself_is_described(tmp_path):
+    path = save(Closed(), tmp_path)
+    assert torch.load(path)["meta_learner_arguments"] == {"loss_fn": "CrossEntropyLoss()"}
 
 
 @pytest.mark.parametrize("name", ["optimizer", "lr_scheduler"])
