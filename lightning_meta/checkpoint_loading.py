@@ -117,7 +117,7 @@ def check_learner_class(checkpoint: Mapping[str, Any], cls: type, allowed: Colle
 
 
 def check_callback_paths(checkpoint: Mapping[str, Any], trainer: L.Trainer) -> None:
-    """Forget the files of others that checkpoint callbacks would take for their own, and delete.
+    """Forget the files of others, an earlier run's too, that checkpoint callbacks would take for their own, and delete.
 
     Raises:
         ValueError: If one is named as no callback names its own.
@@ -125,13 +125,13 @@ def check_callback_paths(checkpoint: Mapping[str, Any], trainer: L.Trainer) -> N
     folders = [str(folder) for c in trainer.checkpoint_callbacks if (folder := getattr(c, "dirpath", None))]
     endings = tuple(str(getattr(callback, "FILE_EXTENSION", ".ckpt")) for callback in trainer.checkpoint_callbacks)
     if trainer.ckpt_path is not None and not _is_address(str(trainer.ckpt_path)):
-        folders.append(os.path.dirname(trainer.ckpt_path))
+        folders.append(os.path.dirname(trainer.ckpt_path) or ".")
 
-    def is_own(path: Any) -> bool:
+    def is_own(path: Any, claimed: str) -> bool:
         if not isinstance(path, str):
             raise ValueError(f"the checkpoint's ModelCheckpoint names {shortened(path)}, which is no path")
         inside = any(_is_in(path, folder) for folder in folders)
-        if not inside and (_is_address(path) or ".." in PurePath(path).parts):
+        if not inside and not _is_in(path, claimed) and (_is_address(path) or ".." in PurePath(path).parts):
             raise ValueError(
                 f"the checkpoint's ModelCheckpoint names {shortened(path)}, outside its folder "
                 f"{' and '.join(folders)}: it was changed after it was saved; load its weights alone, with "
@@ -144,10 +144,11 @@ def check_callback_paths(checkpoint: Mapping[str, Any], trainer: L.Trainer) -> N
             continue
         if not isinstance(state.get("best_k_models", {}), dict):
             raise ValueError("the checkpoint's ModelCheckpoint has best_k_models that are no dictionary")
-        if "best_k_models" in state:
-            state["best_k_models"] = {path: score for path, score in state["best_k_models"].items() if is_own(path)}
+        claimed, best = str(state.get("dirpath")), state.get("best_k_models")
+        if best is not None:
+            state["best_k_models"] = {path: score for path, score in best.items() if is_own(path, claimed)}
         for name in _PATHS:
-            if state.get(name) and not is_own(state[name]):
+            if state.get(name) and not is_own(state[name], claimed):
                 state[name] = ""
 
 
