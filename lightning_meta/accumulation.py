@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-from torch import nn
+from torch import Tensor, nn
+
+from lightning_meta.checkpoint_content import shortened
 
 
 def accumulated_gradients(trainer: L.Trainer | None, module: nn.Module) -> dict[str, Any] | None:
@@ -29,13 +31,20 @@ def accumulated_gradients(trainer: L.Trainer | None, module: nn.Module) -> dict[
     return {"gradients": {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}}
 
 
-def check_gradients(saved: Mapping[str, Any] | None) -> None:
-    """Raise a ValueError if gradients were being accumulated that the checkpoint does not hold."""
-    if saved is not None and "lost" in saved:
+def check_gradients(saved: Mapping[str, Any] | None, module: nn.Module) -> None:
+    """Raise a ValueError if gradients were being accumulated, and the checkpoint does not hold those of this module."""
+    if saved is None:
+        return
+    if "lost" in saved:
         raise ValueError(
-            f"the checkpoint was saved while gradients were being accumulated {saved['lost']}, and a run cannot go on "
-            "from there: resume from a checkpoint that was saved after an optimizer step"
+            f"the checkpoint was saved while gradients were being accumulated {shortened(saved['lost'])}, and a run "
+            "cannot go on from there: resume from a checkpoint that was saved after an optimizer step"
         )
+    gradients, shapes = saved.get("gradients"), {name: p.shape for name, p in module.named_parameters()}
+    if not isinstance(gradients, dict) or any(
+        not isinstance(g, Tensor) or g.shape != shapes.get(name) for name, g in gradients.items()
+    ):
+        raise ValueError("the checkpoint's meta_learner_gradients are no tensors of the parameters' names and shapes")
 
 
 def restore_gradients(saved: Mapping[str, Any] | None, module: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import tempfile
 import zipfile
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from torch.serialization import get_crc32_options
+
+from lightning_meta.checkpoint_content import check_types, fault_of_values
 
 Source = str | Path | IO[bytes]
 
@@ -38,7 +41,8 @@ def read_checkpoint(source: Source, map_location: Any, weights_only: bool | None
         weights_only: Whether to refuse pickled code; None does, wherever the file comes from.
 
     Raises:
-        RuntimeError: If the file was cut short or changed since it was written.
+        RuntimeError: If the file was cut short or changed since it was written, or its values have no end in practice.
+        ValueError: If an entry that this package reads is of another type.
         UnpicklingError: If it holds code and ``weights_only`` is not False.
     """
     if str(source).startswith(("http://", "https://")):
@@ -55,7 +59,7 @@ def read_checkpoint(source: Source, map_location: Any, weights_only: bool | None
 def _read(file: IO[bytes], name: Any, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
     start = file.tell()
     try:
-        fault = _fault(file)
+        fault = _fault(file, weights_only)
     except Exception as error:  # zipfile has many kinds for damage
         raise RuntimeError(f"{name} cannot be read: it is damaged ({error}); take an earlier one") from error
     if fault is not None:
@@ -64,14 +68,50 @@ def _read(file: IO[bytes], name: Any, map_location: Any, weights_only: bool | No
     checkpoint = torch.load(file, map_location=map_location, weights_only=weights_only is not False)
     if not isinstance(checkpoint, dict):
         raise RuntimeError(f"{name} holds a {type(checkpoint).__name__} and is no checkpoint of a learner")
+    fault = fault_of_values(checkpoint)
+    if fault is not None:
+        raise RuntimeError(f"{name} is refused: {fault}")
+    check_types(checkpoint)
     return checkpoint
 
 
-def _fault(file: IO[bytes]) -> str | None:
-    if not zipfile.is_zipfile(file):  # the end of the archive is its directory
+def _fault(file: IO[bytes], weights_only: bool | None) -> str | None:
+    if not _is_one_archive(file):
         return "it was cut short or is no checkpoint"
     with zipfile.ZipFile(file) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+        members = archive.infolist()
+        if any(m.compress_type != zipfile.ZIP_STORED or m.compress_size != m.file_size for m in members):
             return "it is compressed, as no checkpoint is"
+        if len({m.filename.lower() for m in members}) < len(members):
+            return "it holds two files of one name"
         damaged = archive.testzip() if get_crc32_options() else None  # without checksums torch writes wrong ones
-    return None if damaged is None else f"it is damaged, {damaged} differs from its checksum"
+        if damaged is not None:
+            return f"it is damaged, {damaged} differs from its checksum"
+        pickles = (m for m in members if weights_only is not False and m.filename.endswith("data.pkl"))
+        if any(b"cbuiltins\nbytearray\n" in archive.read(m) for m in pickles):  # of any size, in a few bytes
+            return "it holds a bytearray, as no checkpoint of a learner does"
+    return None
+
+
+def _is_one_archive(file: IO[bytes]) -> bool:
+    """Whether a file is a zip archive from its first byte to its last, so that every reader finds the same in it.
+
+    An archive is read from its end, where a record tells where its directory is. If there are bytes before the archive,
+    after it, or between its directory and this record, then one reader can find a directory that another does not.
+    """
+    start = file.tell()
+    magic, size = file.read(4), file.seek(0, 2) - start
+    file.seek(start + max(0, size - 98))
+    ending = file.read()
+    record = ending[-22:]
+    if magic != b"PK\3\4" or len(record) < 22 or record[:4] != b"PK\5\6" or record[20:] != b"\0\0":
+        return False
+    length, offset = struct.unpack("<II", record[12:20])
+    place = size - 22
+    if ending[-42:-38] == b"PK\6\7":  # the records of large archives, which torch always writes
+        place = size - 98
+        length, offset = struct.unpack("<QQ", ending[40:56])
+        (told,) = struct.unpack("<Q", ending[64:72])
+        if ending[:4] != b"PK\6\6" or told != place:
+            return False
+    return offset + length == place

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -30,15 +29,16 @@ from lightning_meta.batch_statistics import (
     dropped_buffers,
     set_statistics_mode,
 )
+from lightning_meta.checkpoint_content import shortened
 from lightning_meta.checkpoint_io import CheckedCheckpointIO, Source
 from lightning_meta.checkpoint_loading import Allowed, check_callback_paths, check_learner_class, load_learner
 from lightning_meta.episode import Episode, Support
 from lightning_meta.functional import call_with, exclusive
-from lightning_meta.hyperparameters import keep_hyperparameters
+from lightning_meta.hyperparameters import NotesArguments, described, keep_hyperparameters
 from lightning_meta.losses import LossFunction, likelihood_of, masked_mean
 from lightning_meta.metrics.task_metrics import TaskMetrics, per_task_metrics
 from lightning_meta.metrics.uncertainty import auroc, uncertainty_metrics
-from lightning_meta.object_text import class_path
+from lightning_meta.object_text import class_path, has_structure, structure
 from lightning_meta.predictive import Samples, mean_output, predict
 from lightning_meta.step_logging import is_shown
 from lightning_meta.surrogate import surrogate_loss
@@ -54,7 +54,7 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3)
 
 
-class MetaLearner(L.LightningModule, ABC):
+class MetaLearner(L.LightningModule, NotesArguments, ABC):
     """Base of all algorithms: maps a pure per-task function over a batch of episodes.
 
     ``training_step`` computes every task's meta-gradient, averages, and hands Lightning a scalar whose value is
@@ -150,9 +150,9 @@ class MetaLearner(L.LightningModule, ABC):
         check_batch_statistics(batch_statistics)
         check_normalization(model, batch_statistics)
         checks.check_overrides(type(self))
-        frame = inspect.currentframe()
-        assert frame is not None
-        self._described_arguments, self._left_out_arguments = keep_hyperparameters(self, frame)
+        passed = self.arguments_by_name(model)
+        self._described_arguments = described({"loss_fn": loss_fn, **passed})
+        kept, self._left_out_arguments = keep_hyperparameters(self, passed)
 
         self.model = model
         self.loss_fn = loss_fn
@@ -173,6 +173,7 @@ class MetaLearner(L.LightningModule, ABC):
         self._mapping = TaskMapping(self, compile, type(self).task_gradient is not MetaLearner.task_gradient)
         self._metrics = {stage: TaskMetrics() for stage in ("val", "test")}
         set_statistics_mode(model, batch_statistics)
+        self._structure = structure(model) if "model" in kept and passed["model"] is model else None
 
     # ---- The per-task functions: what an algorithm defines. -------------------------------------------------
 
@@ -285,10 +286,16 @@ class MetaLearner(L.LightningModule, ABC):
                 self._log_step(result.diagnostics, batch, prog_bar=False)
         return loss
 
-    def setup(self, stage: str) -> None:
-        """Read checkpoints with an error that says what is wrong with them, unless the user reads them otherwise."""
-        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            self.trainer.strategy.checkpoint_io = CheckedCheckpointIO()
+    @property
+    def trainer(self) -> L.Trainer:
+        """The trainer; it reads checkpoints as `read_checkpoint` does, unless the user reads them otherwise."""
+        return super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: L.Trainer | None) -> None:
+        L.LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
+        if trainer is not None and type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = CheckedCheckpointIO()
 
     def on_fit_start(self) -> None:
         """Refuse trainer settings with which training would go wrong; settle where random numbers come from."""
@@ -372,7 +379,8 @@ class MetaLearner(L.LightningModule, ABC):
         Raises:
             ValueError: If another class of learner saved the checkpoint, it names what is not allowed, or an argument
                 is missing; the message says what to pass.
-            RuntimeError: If the file is cut short or damaged.
+            RuntimeError: If the file is cut short or damaged, or its content would take far more memory than the file.
+            FileNotFoundError: If it, or ``hparams_file``, does not exist.
             UnpicklingError: If it holds pickled code, and ``weights_only`` is not False.
         """
         return load_learner(cls, checkpoint_path, map_location, hparams_file, strict, weights_only, allow, kwargs)
@@ -380,7 +388,10 @@ class MetaLearner(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what was trained, with which loss and inner optimizer, so that nothing takes their place unnoticed."""
         checkpoint["meta_learner_class"] = class_path(type(self))
-        checkpoint["meta_learner_left_out"] = self._left_out_arguments
+        checkpoint["meta_learner_left_out"] = dict(self._left_out_arguments)
+        if self._structure is not None and not has_structure(self.model, self._structure):
+            checkpoint["meta_learner_left_out"]["model"] = f"{type(self.model).__qualname__}, which was changed later"
+            checkpoint.get("hyper_parameters", {}).pop("model", None)
         checkpoint["meta_learner_arguments"] = self._described_arguments
         checkpoint["meta_learner_random_seed"] = self._random_seed
         checkpoint["meta_learner_gradients"] = accumulated_gradients(self._trainer, self)
@@ -388,19 +399,20 @@ class MetaLearner(L.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise a ValueError if the checkpoint is of another learner, or another loss or inner optimizer as objects."""
-        check_learner_class(checkpoint, type(self))
         if self._trainer is not None:  # a run that goes on, rather than one that starts from trained weights
-            check_callback_paths(checkpoint)
+            check_learner_class(checkpoint, type(self))
+            check_callback_paths(checkpoint, self._trainer)
             self._random_seed = checkpoint.get("meta_learner_random_seed")
             if self._trainer.state.fn == TrainerFn.FITTING:
                 self._accumulated = checkpoint.get("meta_learner_gradients")
-                check_gradients(self._accumulated)
+                check_gradients(self._accumulated, self)
                 self._mapping.resume(checkpoint.get("meta_learner_recordings"))
         for name, trained in checkpoint["meta_learner_arguments"].items():
             own = self._described_arguments.get(name, "the default")
             if trained != own:
                 raise ValueError(
-                    f"the checkpoint was trained with {name}={trained}, this learner has {own}: pass {name}=..."
+                    f"the checkpoint was trained with {name}={shortened(trained)}, this learner has {shortened(own)}: "
+                    f"pass {name}=..."
                 )
 
     # ---- Inference. -----------------------------------------------------------------------------------------

@@ -7,11 +7,12 @@ that are known already, of torch or of this package, and of the kind that the ar
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral, Real
@@ -25,7 +26,9 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_leaves
 
+from lightning_meta.checkpoint_content import shortened
 from lightning_meta.inner.update_rules import UpdateRule
 
 TRAINING_ALONE = ("optimizer", "lr_scheduler")
@@ -76,6 +79,8 @@ def to_text(value: Any) -> Any:
     Raises:
         NotKeptError: If the value could not be built again from it, exactly as it is.
     """
+    if inspect.isfunction(value) and loss_named(class_path(value)) is value:
+        return class_path(value)
     text = _to_text(value)
     if is_plain(value):
         return text
@@ -145,6 +150,8 @@ def _of_encoder_layer(layer: nn.TransformerEncoderLayer) -> dict[str, Any]:
 
 def _same(value: Any, again: Any) -> bool:
     """Whether what was built again is the same but for the values that a state dict holds."""
+    if is_plain(value):
+        return bool(value == again)
     if isinstance(value, list | tuple):
         return len(value) == len(again) and all(map(_same, value, again))
     if isinstance(value, nn.Module):
@@ -157,24 +164,33 @@ def _same(value: Any, again: Any) -> bool:
 
 
 def _same_modules(value: nn.Module, again: nn.Module) -> bool:
-    named, others_named = (dict(m.named_modules(remove_duplicate=False)) for m in (value, again))
-    modules, others = list(named.values()), list(others_named.values())
-    if named.keys() != others_named.keys() or not all(map(_same_attributes, modules, others)):
+    modules, others = ([m for _, m in of.named_modules(remove_duplicate=False)] for of in (value, again))
+    if not has_structure(value, structure(again)) or not all(map(_same_tensors, modules, others)):
         return False
     # Modules and tensors in several places at once are adapted together, so they must come back like that.
     return _sharing(modules) == _sharing(others) and _sharing_tensors(modules) == _sharing_tensors(others)
 
 
-def _same_attributes(module: nn.Module, other: nn.Module) -> bool:
-    """Compare everything that a module consists of, hooks and patched methods included, except its modules."""
-    apart = ("training", "_modules", "_parameters", "_buffers")
-    own, others = ({key: v for key, v in vars(m).items() if key not in apart} for m in (module, other))
-    return (
-        type(module) is type(other)
-        and own == others
-        and [_form(t) for t in _tensors([module])] == [_form(t) for t in _tensors([other])]
-        and not module._non_persistent_buffers_set  # their values would be lost
-    )
+def structure(model: nn.Module) -> list[tuple[str, type, dict[str, Any]]]:
+    """All that a module consists of, hooks and patched methods included, except its tensors and its mode."""
+    apart = ("training", "_modules", "_parameters", "_buffers", "_compiled_call_impl")
+    return [
+        (name, type(m), {key: copy.copy(value) for key, value in vars(m).items() if key not in apart})
+        for name, m in model.named_modules(remove_duplicate=False)
+    ]
+
+
+def has_structure(model: nn.Module, expected: list[tuple[str, type, dict[str, Any]]]) -> bool:
+    """Whether a model's `structure` is the one expected."""
+    try:
+        return structure(model) == expected
+    except Exception:  # what stands there now cannot be copied or compared
+        return False
+
+
+def _same_tensors(module: nn.Module, other: nn.Module) -> bool:
+    own, others = ([_form(tensor) for tensor in _tensors([m])] for m in (module, other))
+    return own == others and not module._non_persistent_buffers_set  # their values would be lost
 
 
 def _tensors(modules: list[nn.Module]) -> list[tuple[str, Tensor | None]]:
@@ -229,6 +245,8 @@ def resolve(text: Any, name: str, kinds: tuple[type, ...], allow: Mapping[str, A
         ValueError: If a class path names something else, or the form holds what is neither plain nor a class path.
     """
     if isinstance(text, str) and name in _KINDS and name != "inner_optimizer":  # so the command line writes functions
+        if name == "loss_fn" and (function := loss_named(text)) is not None:
+            return function
         if text not in allow:
             raise _refusal(name, text, kinds)
         return _import(text, name, allow)
@@ -249,16 +267,45 @@ def build(resolved: Any) -> Any:
     return partial(resolved.cls, **arguments) if issubclass(resolved.cls, _FACTORIES) else resolved.cls(**arguments)
 
 
+def number_of_weights(resolved: Any) -> int:
+    """How many values there will be in modules that `resolve` found, told without memory for them.
+
+    Of what the caller allows, only the caller knows.
+    """
+    if any(not is_of_package(cls) for cls in _classes(resolved)):
+        return 0
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        modules = [m for m in tree_leaves(build(resolved)) if isinstance(m, nn.Module)]
+    return sum(tensor.numel() for m in modules for tensor in (*m.parameters(), *m.buffers()))
+
+
+def _classes(resolved: Any) -> Iterator[type]:
+    if isinstance(resolved, Call):
+        yield resolved.cls
+        yield from _classes([resolved.arguments, resolved.modules])
+    elif isinstance(resolved, list | tuple | dict):
+        for part in resolved.values() if isinstance(resolved, dict) else resolved:
+            yield from _classes(part)
+
+
 def known_class(path: str) -> type | None:
     """The class of torch or this package that a path names, if it is one and loaded; nothing is imported."""
     module, _, name = path.rpartition(".")
-    if not module.startswith(_PLACES) or module not in sys.modules:
-        return None
-    found = vars(sys.modules[module]).get(name)
-    if not isinstance(found, type) or not (found is ReduceLROnPlateau or found.__module__.startswith(_TRUSTED)):
-        return None
-    home = sys.modules.get(found.__module__)
-    return found if home is not None and vars(home).get(found.__qualname__) is found else None
+    found = vars(sys.modules[module]).get(name) if module.startswith(_PLACES) and module in sys.modules else None
+    return found if isinstance(found, type) and is_of_package(found) else None
+
+
+def is_of_package(cls: type) -> bool:
+    """Whether a class is one of torch's or this package's."""
+    return cls is ReduceLROnPlateau or cls.__module__.startswith(_TRUSTED)
+
+
+def loss_named(path: str) -> Callable[..., Any] | None:
+    """The loss function of ``torch.nn.functional`` that a path names, if it is one."""
+    module, _, name = path.rpartition(".")
+    is_loss = module == F.__name__ and name.endswith(("_loss", "cross_entropy", "cross_entropy_with_logits", "kl_div"))
+    function = vars(F).get(name) if is_loss and not name.startswith("_") else None
+    return function if inspect.isfunction(function) else None
 
 
 def _resolve(text: Any, name: str, kinds: tuple[type, ...], allow: Mapping[str, Any]) -> Any:
@@ -279,14 +326,16 @@ def _resolve_call(text: dict[str, Any], name: str, kinds: tuple[type, ...], allo
     init_args, dict_kwargs, modules = (text.get(key) or {} for key in ("init_args", "dict_kwargs", "modules"))
     well_formed = isinstance(path, str) and text.keys() <= {"class_path", "init_args", "dict_kwargs", "modules"}
     if not well_formed or not all(isinstance(part, dict) for part in (init_args, dict_kwargs, modules)):
-        raise ValueError(f"{name}={text!r} in the checkpoint is no class path with arguments: pass {name}=...")
+        raise ValueError(f"{name}={shortened(text)} in the checkpoint is no class path with arguments: pass {name}=...")
     cls = _import(path, name, allow) if path in allow else known_class(path)
     right = isinstance(cls, type) and issubclass(cls, kinds) and not issubclass(cls, LightningModule)
     if not right and not (path in allow and isinstance(cls, type) and name not in _KINDS):
         raise _refusal(name, path, kinds)
     assert isinstance(cls, type)
     if bool(modules) and cls not in _CONTAINERS:
-        raise ValueError(f"{name}={path!r} in the checkpoint has modules but is no container: pass {name}=...")
+        raise ValueError(
+            f"{name}={shortened(path)!r} in the checkpoint has modules but is no container: pass {name}=..."
+        )
     inner = kinds_of("") if path in allow else (nn.Module,) if issubclass(cls, nn.Module) else ()
     arguments = {key: _resolve(part, name, inner, allow) for key, part in {**init_args, **dict_kwargs}.items()}
     return Call(cls, arguments, {key: _resolve(part, name, inner, allow) for key, part in modules.items()})
@@ -305,6 +354,6 @@ def _import(path: str, name: str, allow: Mapping[str, Any]) -> Any:
 def _refusal(name: str, path: str, kinds: tuple[type, ...]) -> ValueError:
     known = " or ".join(f"a {kind.__name__} of torch or lightning_meta" for kind in kinds) or "plain values"
     return ValueError(
-        f"{name}={path!r} in the checkpoint is refused, as it could run any code (known here: {known}): pass "
-        f"{name}=..., or, if you trust the checkpoint, allow=({path!r},)"
+        f"{name}={shortened(path)!r} in the checkpoint is refused, as it could run any code (known here: {known}): "
+        f"pass {name}=..., or, if you trust the checkpoint, allow=({shortened(path)!r},)"
     )

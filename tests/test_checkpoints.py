@@ -6,6 +6,7 @@ import copy
 import enum
 import functools
 import importlib
+import inspect
 import io
 import os
 import pickle
@@ -39,6 +40,7 @@ from lightning_meta import (
     MetaLearner,
     Reptile,
     SinusoidDataModule,
+    checkpoint_content,
     object_text,
 )
 from lightning_meta.cli import main
@@ -284,13 +286,81 @@ def test_subclasses_that_fix_arguments_load(tmp_path, make):
     assert torch.equal(outputs(loaded), outputs(learner))
 
 
-def test_unnamed_arguments_that_are_not_handed_on_are_told(tmp_path):
+def test_unnamed_arguments_are_kept_or_told(tmp_path):
     class Layers(MAML):
-        def __init__(self, *sizes):
-            super().__init__(MLP(*sizes))
+        def __init__(self, *sizes, **options):
+            super().__init__(MLP(*sizes), **options)
 
-    with pytest.raises(ValueError, match=r"trained with \*sizes=tuple, which it cannot keep"):
-        Layers.load_from_checkpoint(save(Layers(8, 3), tmp_path))
+    learner = Layers(8, 3, (5,), inner_lr=0.3)
+    loaded = Layers.load_from_checkpoint(save(learner, tmp_path))
+    assert loaded.inner_lr == 0.3
+    assert torch.equal(outputs(loaded), outputs(learner))
+    learner = Wider(6, lambda output, target: nn.functional.cross_entropy(output, target))
+    with pytest.raises(ValueError, match=r"\*rest=tuple, which it cannot keep .*: name its arguments where"):
+        Wider.load_from_checkpoint(save(learner, tmp_path))
+
+
+def test_what_was_passed_is_kept_rather_than_what_became_of_it(tmp_path):
+    class Deeper(MAML):
+        def __init__(self, model, lr=0.1):
+            model = nn.Sequential(model, nn.Linear(3, 3))
+            lr = 2 * lr
+            super().__init__(model, inner_lr=lr)
+
+    learner = Deeper(nn.Linear(8, 3), 0.2)
+    loaded = Deeper.load_from_checkpoint(save(learner, tmp_path))
+    assert loaded.inner_lr == learner.inner_lr == 0.4
+    assert dict(loaded.hparams)["lr"] == 0.2
+    assert torch.equal(outputs(loaded), outputs(learner))
+
+
+def test_a_learner_shows_the_arguments_that_its_constructor_takes():
+    class Inherits(MetaLearner):
+        def inner_loop(self, meta, support, steps):
+            yield from ()
+
+    assert list(inspect.signature(Inherits).parameters)[:3] == ["model", "loss_fn", "inner_lr"]
+
+
+def test_learners_are_copied_and_pickled(tmp_path):
+    learner = HeadOnly(MLP(8, 3), nn.CrossEntropyLoss(), inner_lr=0.2)
+    for copied in (copy.deepcopy(learner), pickle.loads(pickle.dumps(learner))):
+        assert torch.equal(outputs(copied), outputs(learner))
+        assert HeadOnly.load_from_checkpoint(save(copied, tmp_path)).inner_lr == 0.2
+
+
+def test_a_model_changed_after_it_was_given_is_asked_for(tmp_path):
+    def learner():
+        return MAML(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)))
+
+    other, hooked = learner(), learner()
+    other.model[1] = nn.Tanh()
+    hooked.model[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    for changed_later in (other, hooked):
+        path = save(changed_later, tmp_path)
+        with pytest.raises(ValueError, match="model=Sequential, which was changed later, .*pass model=..."):
+            MAML.load_from_checkpoint(path)
+        loaded = MAML.load_from_checkpoint(path, model=copy.deepcopy(changed_later.model))
+        assert torch.equal(outputs(loaded), outputs(changed_later))
+    frozen_later = learner()
+    frozen_later.freeze()
+    MAML.load_from_checkpoint(save(frozen_later.double().train(), tmp_path))
+
+
+def test_a_loss_that_a_class_chooses_itself_is_described(tmp_path):
+    path = save(Closed(), tmp_path)
+    assert torch.load(path)["meta_learner_arguments"] == {"loss_fn": "CrossEntropyLoss()"}
+
+
+@pytest.mark.parametrize("name", ["optimizer", "lr_scheduler"])
+def test_an_optimizer_that_is_not_kept_is_told(tmp_path, name):
+    learner = MAML(MLP(8, 3), **{name: lambda parameters: torch.optim.SGD(parameters, lr=0.1)})
+    path = save(learner, tmp_path)
+    with pytest.warns(UserWarning, match=rf"trained with {name}=.*<lambda>.*to train on with it, pass {name}=..."):
+        MAML.load_from_checkpoint(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MAML.load_from_checkpoint(path, **{name: torch.optim.SGD})
 
 
 # ---- The learner's class. -----------------------------------------------------------------------------------
@@ -471,7 +541,14 @@ def test_nothing_that_a_checkpoint_names_is_run(tmp_path, trap, name, monkeypatc
         if name == "extra" and cls is MAML:
             MAML.load_from_checkpoint(path)  # no argument of its own: not looked at
             continue
-        message = "evil_module" if name in ("learner", "class") else next(iter(payload))
+        if payload.keys() <= {"_instantiator", "_class_path"} or ("cmd" in payload and cls is MAML):
+            cls.load_from_checkpoint(path)  # nothing looks at these: learners build themselves
+            continue
+        if "cmd" in payload:
+            with pytest.raises(TypeError, match="unexpected keyword argument 'cmd'"):
+                cls.load_from_checkpoint(path)
+            continue
+        message = "evil_module" if name == "learner" else next(iter(payload))
         with pytest.raises(ValueError, match=message):
             cls.load_from_checkpoint(path)
         with pytest.raises(ValueError, match=message):
@@ -533,12 +610,25 @@ def test_a_users_class_given_to_the_command_line_must_be_allowed(tmp_path, monke
     assert again.configure_optimizers().defaults["lr"] == 0.125
 
 
+def own_loss(output, target):
+    return nn.functional.cross_entropy(output, target)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "mse_loss", "binary_cross_entropy_with_logits", "huber_loss"])
+def test_torchs_loss_functions_are_kept(tmp_path, name):
+    function = getattr(nn.functional, name)
+    assert MAML.load_from_checkpoint(save(MAML(MLP(8, 3), function), tmp_path)).loss_fn is function
+    path = changed(save(MAML(MLP(8, 3)), tmp_path), loss_fn=f"torch.nn.functional.{name}")  # as the command line does
+    assert MAML.load_from_checkpoint(path).loss_fn is function
+
+
 def test_allowed_functions_load_and_allowed_classes_must_fit(tmp_path):
-    path = changed(save(MAML(MLP(8, 3)), tmp_path), loss_fn="torch.nn.functional.cross_entropy")
-    with pytest.raises(ValueError, match="loss_fn='torch.nn.functional.cross_entropy' .* refused"):
-        MAML.load_from_checkpoint(path)
-    loaded = MAML.load_from_checkpoint(path, allow="torch.nn.functional.cross_entropy")
-    assert loaded.loss_fn is nn.functional.cross_entropy
+    for name in (f"{__name__}.own_loss", "torch.nn.functional.softmax", "torch.nn.functional.torch.load"):
+        path = changed(save(MAML(MLP(8, 3)), tmp_path), loss_fn=name)
+        with pytest.raises(ValueError, match=f"loss_fn='{name}' .* refused"):
+            MAML.load_from_checkpoint(path)
+    path = changed(path, loss_fn=f"{__name__}.own_loss")
+    assert MAML.load_from_checkpoint(path, allow=f"{__name__}.own_loss").loss_fn is own_loss
     path = changed(
         save(MAML(MLP(8, 3)), tmp_path), model={"class_path": "subprocess.Popen", "init_args": {"args": "ls"}}
     )
@@ -559,8 +649,7 @@ def test_data_modules_build_from_plain_values_alone(tmp_path, trap):
     with pytest.raises(ValueError, match=r"train='subprocess.getoutput' .* refused.*pass train=..."):
         EpisodicDataModule.load_from_checkpoint(path)
     path = changed(tmp_path / "data.ckpt", __datamodule_hyper_parameters={"_instantiator": "evil_module.instantiate"})
-    with pytest.raises(ValueError, match="_instantiator='evil_module.instantiate'"):
-        SinusoidDataModule.load_from_checkpoint(path)
+    assert isinstance(SinusoidDataModule.load_from_checkpoint(path), SinusoidDataModule)  # nothing looks at it
 
 
 @pytest.mark.parametrize("victim", ["{dirpath}/../precious", "memory://bucket/precious"])
@@ -698,3 +787,178 @@ def test_arguments_from_a_file_count_and_run_nothing(tmp_path, trap):
     (tmp_path / "b.yaml").write_text(f"model: {{class_path: os.system, init_args: {{command: touch {trap}}}}}")
     with pytest.raises(ValueError, match="model='os.system' .* refused"):
         MAML.load_from_checkpoint(path, hparams_file=tmp_path / "b.yaml")
+
+
+@pytest.mark.parametrize("how", ["address", "folder's own", "file", "ending"])
+def test_a_resumed_run_deletes_only_its_own_checkpoints(tmp_path, how):
+    data = SinusoidDataModule(train_tasks=50, tasks_per_batch=25, val_tasks=5)
+
+    def fit(folder, epochs, ckpt_path=None):
+        callback = ModelCheckpoint(tmp_path / folder)
+        trainer = L.Trainer(
+            accelerator="cpu", max_epochs=epochs, callbacks=[callback], **QUIET | {"enable_checkpointing": True}
+        )
+        trainer.fit(MAML(MLP(), nn.MSELoss()), data, ckpt_path=ckpt_path)
+        return callback
+
+    first = fit("run", 1)
+    content = torch.load(first.best_model_path)
+    (key,) = (key for key in content["callbacks"] if key.startswith("ModelCheckpoint"))
+    precious = (tmp_path / "run" if how == "ending" else tmp_path) / "precious"
+    precious.write_text("mine")
+    path = {"address": f"local://{precious}", "folder's own": f"local://{precious}"}.get(how, str(precious))
+    content["callbacks"][key] = {"dirpath": "x", "best_model_path": path}
+    if how == "folder's own":
+        content["callbacks"][key]["dirpath"] = f"local://{tmp_path}"
+    torch.save(content, tmp_path / "evil.ckpt")
+    if how == "address":
+        with pytest.raises(ValueError, match="ModelCheckpoint names local://.*/precious, outside its folder"):
+            fit("run", 3, tmp_path / "evil.ckpt")
+    else:
+        fit("run", 3, tmp_path / "evil.ckpt")
+    assert precious.read_text() == "mine"
+    # A run goes on in another folder, and leaves the first one's checkpoint where it is.
+    second = fit("other", 2, first.best_model_path)
+    assert Path(first.best_model_path).exists()
+    assert Path(second.best_model_path).parent == tmp_path / "other"
+    again = fit("other", 3, second.best_model_path)
+    assert again.best_model_path != second.best_model_path
+
+
+def deep(levels):
+    value = ["a"]
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def doubled(levels):
+    value = ["a"]
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+def endless():
+    value = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"inner_lr": doubled(60)},
+        {"inner_lr": deep(200)},
+        {"inner_lr": endless()},
+        {"__meta_learner_class": doubled(60)},
+        {"__meta_learner_arguments": {"loss_fn": doubled(60)}},
+        {"__more": {"in": {"a dictionary": doubled(60)}}},
+        {"__more": torch.zeros(1).expand(100_000, 100_000)},
+    ],
+)
+def test_content_without_end_is_refused(tmp_path, entries, monkeypatch):
+    monkeypatch.setattr(checkpoint_content, "MOST_VALUES", 20_000)  # to reach it sooner
+    path = changed(save(MAML(MLP(8, 3)), tmp_path), **entries)
+    with pytest.raises(RuntimeError, match="changed.ckpt is refused: it"):
+        MAML.load_from_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("state_dict", None),
+        ("state_dict", {1: torch.ones(1)}),
+        ("hyper_parameters", [1]),
+        ("callbacks", [1]),
+        ("meta_learner_class", ["a"]),
+        ("meta_learner_left_out", {"model": 3}),
+        ("meta_learner_arguments", 5),
+        ("meta_learner_random_seed", "%99999999999d"),
+        ("meta_learner_random_seed", True),
+        ("meta_learner_gradients", "lost"),
+        ("meta_learner_recordings", [1]),
+    ],
+)
+def test_entries_of_other_types_are_told(tmp_path, name, value):
+    path = changed(save(MAML(MLP(8, 3)), tmp_path), **{f"__{name}": value})
+    with pytest.raises(ValueError, match=f"the checkpoint's {name} "):
+        MAML.load_from_checkpoint(path)
+
+
+@pytest.mark.parametrize("gradients", [{}, {"gradients": 3}, {"gradients": {"model.layers.0.weight": torch.ones(3)}}])
+def test_gradients_of_other_shapes_are_told(tmp_path, gradients):
+    path = changed(save(MAML(MLP(), nn.MSELoss()), tmp_path), __meta_learner_gradients=gradients)
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, **QUIET)
+    with pytest.raises(ValueError, match="meta_learner_gradients are no tensors"):
+        trainer.fit(MAML(MLP(), nn.MSELoss()), SinusoidDataModule(train_tasks=25, val_tasks=5), ckpt_path=path)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"class_path": "torch.nn.Linear", "init_args": {"in_features": 10**8, "out_features": 10**8}},
+        {"class_path": "lightning_meta.MLP", "init_args": {"hidden": [10**8, 10**8]}},
+    ],
+)
+def test_a_model_larger_than_the_file_is_not_built(tmp_path, model):
+    path = changed(save(MAML(MLP(8, 3)), tmp_path), model=model)
+    with pytest.raises(ValueError, match="has more weights than the checkpoint holds: pass model=..."):
+        MAML.load_from_checkpoint(path)
+
+
+def test_a_file_that_readers_could_read_differently_is_refused(tmp_path):
+    path = save(MAML(MLP(8, 3)), tmp_path)
+    whole, old = path.read_bytes(), io.BytesIO()
+    torch.save(torch.load(path), old, _use_new_zipfile_serialization=False)
+    comment = whole[:-2] + b"\4\0junk"
+    for content in (old.getvalue() + whole, whole + b"junk", whole + whole, b"junk" + whole, comment):
+        with pytest.raises(RuntimeError, match="it was cut short or is no checkpoint"):
+            MAML.load_from_checkpoint(io.BytesIO(content))
+    stream = io.BytesIO(b"junk" + whole)
+    stream.seek(4)
+    assert isinstance(MAML.load_from_checkpoint(stream), MAML)
+
+
+def test_a_bytearray_is_refused_unbuilt(tmp_path):
+    pickled = b"\x80\x02cbuiltins\nbytearray\n\x8a\x06" + (10**12).to_bytes(6, "little") + b"\x85R."
+    writer = torch._C.PyTorchFileWriter(str(tmp_path / "bytes.ckpt"))
+    writer.write_record("data.pkl", pickled, len(pickled))
+    writer.write_end_of_file()
+    with pytest.raises(RuntimeError, match="it holds a bytearray"):
+        MAML.load_from_checkpoint(tmp_path / "bytes.ckpt")
+
+
+def test_a_learner_with_its_own_setup_reads_checkpoints_with_care(tmp_path):
+    class Own(MAML):
+        def setup(self, stage):
+            pass
+
+    path = save(Own(MLP(), nn.MSELoss()), tmp_path)
+    path.write_bytes(path.read_bytes()[:-100])
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, **QUIET)
+    with pytest.raises(RuntimeError, match="it was cut short"):
+        trainer.test(Own(MLP(), nn.MSELoss()), SinusoidDataModule(test_tasks=5), ckpt_path=path)
+
+
+def test_files_of_arguments_that_cannot_be_read_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_content, "MOST_VALUES", 20_000)  # to reach it sooner
+    path = save(MAML(MLP(8, 3)), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no file hparams_file='.*nowhere.yaml'"):
+        MAML.load_from_checkpoint(path, hparams_file=tmp_path / "nowhere.yaml")
+    aliases = "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+    for text, fault in (
+        ("a: [", "cannot be read"),
+        ("[1, 2]", "holds no arguments by name"),
+        ("inner_lr: !!python/module:os", "cannot be read"),
+        (f"a0: &a0 [x, x]\n{aliases}inner_lr: *a39\n", "holds no arguments by name: it holds more than"),
+    ):
+        (tmp_path / "a.yaml").write_text(text)
+        with pytest.raises(ValueError, match=f"hparams_file='.*a.yaml' {fault}"):
+            MAML.load_from_checkpoint(path, hparams_file=tmp_path / "a.yaml")
+
+
+def test_a_scripts_class_is_not_this_packages_of_the_same_name(tmp_path):
+    path = changed(save(MAML(MLP(8, 3)), tmp_path), __meta_learner_class="__main__.MAML")
+    with pytest.raises(ValueError, match="saved by __main__.MAML, and this is lightning_meta.algorithms.maml.MAML"):
+        MAML.load_from_checkpoint(path)
