@@ -81,7 +81,7 @@ class TaskMapping:
             self._recorder = Recorder(self._summed_gradients, self._eagerly, self._world.state, self._compiled)
         if compile:
             self._guarded = Guarded(self._summed_gradients, self._eagerly, self._compiled)
-        self._function: Callable[..., Any] = self._eagerly  # what computes a piece where nothing is recorded
+        self._under_guards = False
         self._told = False
         self._phase = ""
         self._before: tuple[int, Progress | None] = -1, None
@@ -133,9 +133,7 @@ class TaskMapping:
         try:
             state = self._world.state()
         except OpenWorldError as error:
-            self._function = self._eagerly
-            if self._guarded is not None and not isinstance(error, ReplacedError):
-                self._function = self._guarded
+            self._under_guards = self._guarded is not None and not isinstance(error, ReplacedError)
             self._say_what_is_open(error)
             return None
         phase = repr(self._learner.training_phase())
@@ -150,7 +148,7 @@ class TaskMapping:
     def _say_what_is_open(self, error: OpenWorldError) -> None:
         if not self._told:
             message = f"Training steps are run by Python, because {error}"
-            if self._function is self._guarded:
+            if self._under_guards:
                 how = "compiled" if self._compiled else "recorded"
                 message = f"Training steps are {how} under the guards of torch.compile, because {error}"
             elif not isinstance(error, ReplacedError):
@@ -163,7 +161,8 @@ class TaskMapping:
     ) -> Iterator[tuple[dict[str, Tensor], TaskResult]]:
         if self._recorder is not None and state is not None:
             return self._recorder(state, meta, pieces, workers)
-        return (self._function(meta, piece) for piece in pieces)
+        function = self._guarded if self._guarded is not None and self._under_guards else self._eagerly
+        return (function(meta, piece) for piece in pieces)
 
     def map(
         self, function: Callable[[MetaParameters, Episode], TaskResult], meta: MetaParameters, batch: Episode
