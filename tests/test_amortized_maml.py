@@ -362,3 +362,24 @@ def test_models_that_do_not_end_in_a_linear_layer_are_refused():
     flat = batch._replace(support_y=batch.support_y[..., 0], query_y=batch.query_y[..., 0])
     with pytest.raises(ValueError, match="whose output the model returns as it is"):
         learner.training_step(flat, 0)
+
+
+def test_logits_are_scaled_and_shifted():
+    learner = AmortizedMAML(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), nn.BCEWithLogitsLoss()).eval()
+    sets = torch.randn(5, 3), (torch.rand(5, 1) > 0.5).double(), torch.randn(6, 3)
+    found = []
+    with torch.no_grad():
+        for scale, shift in ((1.0, 0.0), (3.0, 0.7)):
+            learner.log_scale.fill_(math.log(scale))
+            learner.shift.fill_(shift)
+            torch.manual_seed(0)
+            found.append(learner.adapt(*sets[:2]).samples(sets[2]).outputs)
+    torch.testing.assert_close(found[1], 3 * found[0] + 0.7)
+
+
+def test_checking_an_encoder_draws_no_random_numbers():
+    encoder = SetEncoder(4 + 1, 2 * (3 * 4 + 4))
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    before = torch.get_rng_state()
+    AmortizedMAML(model, nn.MSELoss(), encoder=encoder)
+    assert torch.equal(torch.get_rng_state(), before)

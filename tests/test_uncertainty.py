@@ -228,6 +228,16 @@ def test_widths_and_coverage_are_means_over_the_parts_of_a_target():
     assert float(found["coverage_90"]) == 0.5
 
 
+def test_calibration_counts_the_parts_of_a_target_alike():
+    outputs, y = torch.zeros(1, 1, 4, 2), torch.tensor([[[-2.0, 2.0], [0.1, -0.1], [0.5, 3.0], [-1.0, 1.0]]])
+    found = uncertainty_metrics("gaussian", Samples(outputs, torch.ones(1, 1, 4, 2)), y, None)["quantile_ce"]
+    below = [0.5 * (1 + math.erf(value / math.sqrt(2))) for value in y.flatten().tolist()]
+    levels = [0.05 * i for i in range(1, 20)]
+    shares = [sum(value <= level for value in below) / len(below) for level in levels]
+    expected = sum(abs(share - level) for share, level in zip(shares, levels, strict=True)) / 19
+    torch.testing.assert_close(float(found), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_one_draw_with_a_spread_has_epistemic_uncertainty():
     samples = Samples(torch.randn(1, 4, 1), torch.rand(1, 4, 1), torch.rand(1, 4, 1))
     prediction = predict("gaussian", samples)
