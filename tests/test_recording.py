@@ -653,3 +653,18 @@ def test_on_request_mixed_precision_is_recorded_with_its_conversions(batch):
         assert_same(found, expected)
         assert_same(meta_gradient(learner, batch)[1], meta_gradient(plain, batch)[1], tolerance=1e-5)
     assert len(learner._mapping._guarded.recordings) == 2
+
+
+@pytest.mark.parametrize("wrong", ["recrod", 1, 0.5])
+def test_an_unknown_way_to_run_steps_is_refused(wrong):
+    with pytest.raises(ValueError, match=f'compile={wrong!r} is not one of None, "record", True and False'):
+        MAML(MLP(), nn.MSELoss(), compile=wrong)
+
+
+def test_a_run_saved_again_before_its_first_step_keeps_what_was_recorded(batch):
+    first, second = (MAML(MLP(hidden=[4]), nn.MSELoss()) for _ in range(2))
+    first.training_step(batch, 0)
+    progress = first._mapping.progress(step=1)
+    assert progress[1]["kinds"]
+    second._mapping.resume(progress)
+    assert second._mapping.progress(step=1) == progress
