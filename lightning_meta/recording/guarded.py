@@ -56,7 +56,7 @@ class Guarded:
 
     def __call__(self, *arguments: Any) -> Any:
         """Call what was traced where its guards hold."""
-        if os.environ._data != self._environment:  # type: ignore[attr-defined]
+        if dict(os.environ) != self._environment:
             self._start()
         with differentiable_attention():
             return self._traced(*arguments)
@@ -67,7 +67,7 @@ class Guarded:
         return self._traced.worked
 
     def _start(self) -> None:
-        self._environment = dict(os.environ._data)  # type: ignore[attr-defined]
+        self._environment = dict(os.environ)
         self.recordings = []
         self._traced = Compiled(self._compiler, self._plain, self._asked)
 
