@@ -16,7 +16,7 @@ import torch
 
 from lightning_meta.cli import main as command_line
 from lightning_meta.data import SinusoidDataModule
-from lightning_meta.learner import MetaLearner
+from lightning_meta.learners.task_learner import TaskLearner
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LEARNERS = ("maml", "bayesian_maml", "abml", "amortized_maml")
@@ -44,7 +44,7 @@ def arguments(name: str, shots: int, seed: int) -> list[str]:
     return ["fit", "--config", str(CONFIGS / f"sinusoid_{name}.yaml"), *shots_and_logs, *QUIET]
 
 
-def epistemic_inside_and_outside(learner: MetaLearner, data: SinusoidDataModule) -> tuple[float, float]:
+def epistemic_inside_and_outside(learner: TaskLearner, data: SinusoidDataModule) -> tuple[float, float]:
     """Mean epistemic variance between a task's outermost support points and beyond them, over 100 test tasks."""
     inside, outside = [], []
     grid = torch.linspace(-5, 5, 101)[:, None]

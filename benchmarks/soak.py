@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from lightning_meta import ABML, MAML, MLP, BayesianMAML, ImplicitMAML, Reptile, SinusoidDataModule
-from lightning_meta.learner import MetaLearner
+from lightning_meta.learners.task_learner import TaskLearner
 
 LEARNERS = {
     "MAML": lambda model, loss_fn: MAML(model, loss_fn, learned_rates="tensor"),
@@ -52,7 +52,7 @@ class Memory(L.Callback):
             self.points.append((trainer.global_step, resident_mebibytes()))
 
 
-def soak(learner: MetaLearner, steps: int) -> list[tuple[int, float]]:
+def soak(learner: TaskLearner, steps: int) -> list[tuple[int, float]]:
     """Train for the steps in ten epochs, and return step and memory ten times an epoch."""
     memory = Memory(every=max(1, steps // 100))
     data = SinusoidDataModule(shots=4, tasks_per_batch=2, train_tasks=steps // 10 * 2, val_tasks=4)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lightning_meta.recording import recorder
+from lightning_meta.execution.capture import recorder
 
 
 def alternating_times(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:

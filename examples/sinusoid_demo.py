@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from lightning_meta import MAML, MLP, ImplicitMAML, MetaLearner, Reptile, SinusoidDataModule
+from lightning_meta import MAML, MLP, ImplicitMAML, Reptile, SinusoidDataModule, TaskLearner
 
 TASKS_PER_EPOCH = 20_000
 PICTURE = Path("outputs/sinusoid_demo.png")
@@ -32,7 +32,7 @@ PICTURE = Path("outputs/sinusoid_demo.png")
 class Setting(NamedTuple):
     """How a learner is trained: ``epochs`` of 20,000 tasks, and after which inner steps it is judged."""
 
-    learner: MetaLearner
+    learner: TaskLearner
     title: str
     epochs: int
     tasks_per_batch: int

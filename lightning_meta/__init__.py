@@ -1,6 +1,5 @@
 """Meta-learning as a PyTorch Lightning plugin."""
 
-from lightning_meta.adapted_task import AdaptedTask
 from lightning_meta.algorithms import (
     ABML,
     ANIL,
@@ -10,15 +9,18 @@ from lightning_meta.algorithms import (
     BayesianMAML,
     ImplicitMAML,
     MetaSGD,
+    ProtoNet,
     Reptile,
 )
-from lightning_meta.bayesian_learner import BayesianLearner
 from lightning_meta.data import EpisodicDataModule, OmniglotDataModule, SinusoidDataModule
-from lightning_meta.episode import Episode, Support, collate_episodes
-from lightning_meta.learner import MetaLearner
+from lightning_meta.episodes import Episode, Support, TaskResult, collate_episodes
+from lightning_meta.learners import AdaptedTask, BayesianLearner, GradientLearner, SupportClassLearner, TaskLearner
+from lightning_meta.likelihoods import Prediction, Samples
 from lightning_meta.models import MLP, Conv4
-from lightning_meta.predictive import Prediction, Samples
 from lightning_meta.version import __version__
+
+MetaLearner = GradientLearner
+"""The former name of `GradientLearner`."""
 
 __all__ = [
     "ABML",
@@ -33,15 +35,20 @@ __all__ = [
     "Conv4",
     "Episode",
     "EpisodicDataModule",
+    "GradientLearner",
     "ImplicitMAML",
     "MetaLearner",
     "MetaSGD",
     "OmniglotDataModule",
     "Prediction",
+    "ProtoNet",
     "Reptile",
     "Samples",
     "SinusoidDataModule",
     "Support",
+    "SupportClassLearner",
+    "TaskLearner",
+    "TaskResult",
     "__version__",
     "collate_episodes",
 ]

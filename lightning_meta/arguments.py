@@ -41,6 +41,12 @@ def check_nonnegative(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} must be 0 or a positive number")
 
 
+def check_fraction(name: str, value: Any) -> None:
+    """Raise a ValueError unless the value lies in [0, 1)."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}={value} must lie in [0, 1)")
+
+
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise a ValueError unless the value is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:

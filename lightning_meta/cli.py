@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 import lightning_meta.algorithms
 import lightning_meta.models  # noqa: F401 (imported so that short names resolve)
 from lightning_meta.data import TaskDataModule
-from lightning_meta.learner import MetaLearner
+from lightning_meta.learners.task_learner import TaskLearner
 
 
 class SaveConfig(SaveConfigCallback):
@@ -60,7 +60,7 @@ def main(args: ArgsType = None) -> LightningCLI:
         The finished command line, with ``trainer``, ``model`` and ``datamodule``.
     """
     return MetaLearningCLI(
-        MetaLearner,
+        TaskLearner,
         TaskDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,

@@ -11,8 +11,8 @@ from torch import nn
 from torch.distributions import Gamma, Normal, kl_divergence
 
 from lightning_meta import ABML, Episode
-from lightning_meta.algorithms import abml
-from lightning_meta.algorithms.abml import _log_hyper_prior
+from lightning_meta.algorithms.probabilistic import abml
+from lightning_meta.algorithms.probabilistic.abml import _log_hyper_prior
 from lightning_meta.inner.variational import (
     DiagonalGaussian,
     call_with_random_parameters,

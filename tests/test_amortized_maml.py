@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_meta import AmortizedMAML, Conv4, Episode
-from lightning_meta.inner.ridge import ridge
+from lightning_meta.inner.solvers.ridge import ridge
 from lightning_meta.models.set_encoder import SetEncoder
 
 pytestmark = pytest.mark.usefixtures("float64")

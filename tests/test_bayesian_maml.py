@@ -11,7 +11,8 @@ from torch import nn
 from torch.func import functional_call
 
 from lightning_meta import BayesianMAML, Episode, collate_episodes
-from lightning_meta.inner.svgd import stein_direction, svgd_step
+from lightning_meta.inner import SGD
+from lightning_meta.inner.solvers.svgd import stein_direction, svgd_step
 from tests.reference import assert_same, without_running_statistics
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -371,7 +372,7 @@ def test_equal_particles_of_a_model_that_draws_have_draws_of_their_own(vectorize
     def log_density(particle, shared):
         return -(particle["x"] + torch.randn_like(particle["x"])).square().sum()
 
-    step = svgd_step(log_density, {"x": torch.ones(3, 4)}, {}, 0.1, vectorize)
+    step = svgd_step(log_density, {"x": torch.ones(3, 4)}, {}, 0.1, vectorize, SGD(), (), 0)
     assert len(step.log_densities.unique()) == 3
     assert len(step.slopes["x"].unique(dim=0)) == 3
 

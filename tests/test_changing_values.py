@@ -36,10 +36,10 @@ from lightning_meta import (
     MetaSGD,
     Reptile,
 )
-from lightning_meta import learner as learner_module
-from lightning_meta.inner import SGD, UpdateRule
-from lightning_meta.losses import masked_mean
-from lightning_meta.recording import guarded, recorder
+from lightning_meta.execution.capture import guarded, recorder
+from lightning_meta.inner import SGD, FirstOrder, Unrolled, UpdateRule
+from lightning_meta.learners import per_task as learner_module
+from lightning_meta.likelihoods.losses import masked_mean
 from tests.reference import assert_same, meta_gradient
 
 pytestmark = [
@@ -319,13 +319,13 @@ class DerivedRate(SGD):
         return super().update(parameters, scaled, state, rates, step)
 
 
-class FirstOrderByProperty(MAML):
+class MetaGradientByProperty(MAML):
     @property
-    def first_order(self):
-        return GLOBAL > 1
+    def meta_gradient(self):
+        return FirstOrder() if GLOBAL > 1 else Unrolled()
 
-    @first_order.setter
-    def first_order(self, value):
+    @meta_gradient.setter
+    def meta_gradient(self, value):
         pass
 
 
@@ -359,7 +359,7 @@ LEARNERS = {
     "rule's class attribute": lambda **o: MAML(nn.Linear(1, 1), nn.MSELoss(), inner_optimizer=ClassRate(), **o),
     "rule's global": lambda **o: MAML(nn.Linear(1, 1), nn.MSELoss(), inner_optimizer=GlobalRate(), **o),
     "derived rule": lambda **o: MAML(nn.Linear(1, 1), nn.MSELoss(), inner_optimizer=DerivedRate(), **o),
-    "first_order a property": lambda **o: FirstOrderByProperty(nn.Linear(1, 1), nn.MSELoss(), **o),
+    "meta_gradient a property": lambda **o: MetaGradientByProperty(nn.Linear(1, 1), nn.MSELoss(), **o),
     "inner_steps a property": lambda **o: StepsByProperty(nn.Linear(1, 1), nn.MSELoss(), **o),
     "inner_lr a property": lambda **o: RateByProperty(nn.Linear(1, 1), nn.MSELoss(), **o),
     "task_loss": lambda **o: HalvedLoss(nn.Linear(1, 1), nn.MSELoss(), **o),

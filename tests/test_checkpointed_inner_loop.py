@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta import MAML, Episode, collate_episodes
+from lightning_meta import MAML, Episode, Support, collate_episodes
 from lightning_meta.inner.update_rules import UpdateRule
 from tests.reference import assert_same, loop_meta_gradient, meta_gradient
 
@@ -66,7 +66,7 @@ def test_the_steps_inside_a_piece_are_computed_again(checkpointed, calls):
             return super().forward(x)
 
     learner = MAML(Counting(3, 2), nn.MSELoss(), 0.1, 9, checkpoint_inner_loop=checkpointed)
-    learner.output_shape(torch.zeros(1, 1, 3))
+    learner.output_shape(Support(torch.zeros(1, 1, 3), None))
     count = 0
     learner.training_step(batch(), 0)
     assert count == calls

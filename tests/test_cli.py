@@ -12,8 +12,8 @@ import wandb
 
 from lightning_meta import ANIL, MAML, MetaLearner, MetaSGD
 from lightning_meta.cli import main
-from lightning_meta.data import omniglot
-from lightning_meta.data.omniglot_files import OmniglotImages
+from lightning_meta.data.vision import omniglot
+from lightning_meta.data.vision.omniglot_files import OmniglotImages
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch import nn
 
 from lightning_meta import ABML, ANIL, BOIL, MAML, AmortizedMAML, BayesianMAML, ImplicitMAML, MetaSGD, Reptile
-from lightning_meta import learner as learner_module
+from lightning_meta.execution.options import Execution
+from lightning_meta.inner import FirstOrder
 
 OPTIONS = {
     "inner_lr": 0.123,
@@ -26,28 +26,15 @@ OPTIONS = {
 }
 
 
-def watch_compile(monkeypatch):
-    """Notes what learners ask of the mapping of tasks, which compiles."""
-    asked = []
-    make = learner_module.TaskMapping
-
-    def noting(learner, compile_training, *rest):
-        asked.append(compile_training)
-        return make(learner, False, *rest)
-
-    monkeypatch.setattr(learner_module, "TaskMapping", noting)
-    return asked
-
-
 @pytest.mark.parametrize(
     "cls",
     [MAML, ANIL, BOIL, MetaSGD, Reptile, ImplicitMAML, BayesianMAML, ABML, AmortizedMAML],
     ids=lambda c: c.__name__,
 )
-def test_every_argument_arrives(cls, monkeypatch):
-    compiled = watch_compile(monkeypatch)
+def test_every_argument_arrives(cls):
     model, loss_fn = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), nn.MSELoss()
-    taken = inspect.signature(cls).parameters
+    parser = ArgumentParser()
+    taken = parser.add_class_arguments(cls)  # what the command line takes
     options = {name: value for name, value in OPTIONS.items() if name in taken}
     learner = cls(
         model,
@@ -57,13 +44,16 @@ def test_every_argument_arrives(cls, monkeypatch):
         compile=True,
         **options,
     )
-    assert compiled == [True]
+    assert learner.execution == Execution(task_chunk_size=3, compile=True)
+    options.pop("task_chunk_size")
     assert learner.model is model
     assert learner.loss_fn is loss_fn
     noise = options.pop("observation_std", None)
     assert noise is None or learner.noise.observation_std == noise
     rule = options.pop("inner_optimizer", None)
     assert rule is None or type(learner.inner_optimizer).__name__ == "Adam"
+    first_order = options.pop("first_order", None)
+    assert first_order is None or learner.meta_gradient == FirstOrder()
     assert {name: getattr(learner, name) for name in options} == options
     configured = learner.configure_optimizers()
     assert type(configured["optimizer"]) is torch.optim.SGD
@@ -80,7 +70,6 @@ def test_an_evaluation_of_more_steps_than_training_is_taken():
 
 
 @pytest.mark.parametrize(("checkpointed", "expected"), [(False, None), (True, False)])
-def test_inner_loops_that_are_computed_again_are_not_recorded(checkpointed, expected, monkeypatch):
-    compiled = watch_compile(monkeypatch)
-    MAML(nn.Linear(2, 1), nn.MSELoss(), checkpoint_inner_loop=checkpointed)
-    assert compiled == [expected]
+def test_inner_loops_that_are_computed_again_are_not_recorded(checkpointed, expected):
+    learner = MAML(nn.Linear(2, 1), nn.MSELoss(), checkpoint_inner_loop=checkpointed)
+    assert learner._traits().execution.compile == expected

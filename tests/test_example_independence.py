@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from lightning_meta import MAML, MLP, BayesianMAML, Conv4, Episode, ImplicitMAML, Reptile, collate_episodes
-from lightning_meta.example_independence import dims_after
+from lightning_meta.execution.example_independence import dims_after
 from tests.reference import assert_same, loop_meta_gradient, meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -10,7 +10,7 @@ FAULTS = """
 import resource
 import sys
 import torch
-from lightning_meta.host_memory import keep_freed_memory
+from lightning_meta.execution.host_memory import keep_freed_memory
 
 def step():
     blocks = [torch.empty(8 << 20, dtype=torch.uint8).fill_(1) for _ in range(6)]

@@ -13,8 +13,8 @@ from torch.func import functional_call, jacrev, vmap
 
 from lightning_meta import MLP, Episode, ImplicitMAML, collate_episodes
 from lightning_meta.data import SinusoidDataModule
-from lightning_meta.inner.conjugate_gradient import conjugate_gradient
-from lightning_meta.recording import recorder
+from lightning_meta.execution.capture import recorder
+from lightning_meta.inner.solvers.conjugate_gradient import conjugate_gradient
 from tests.reference import assert_same, meta_gradient
 from tests.test_quadratic_oracles import quadratic
 

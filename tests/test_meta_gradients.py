@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from lightning_meta import MAML, Episode, collate_episodes
+from lightning_meta.execution.options import Execution
+from lightning_meta.execution.plan import ModelSize, plan
 from lightning_meta.models import Conv4
-from lightning_meta.task_batches import ModelSize, fastest_chunk_size
 from tests.reference import assert_same, loop_loss, loop_meta_gradient, meta_gradient, without_running_statistics
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -193,11 +194,14 @@ def test_only_one_of_the_sets_may_be_ragged(sizes, norm):
 
 
 def test_the_librarys_chunks_are_bounded_for_convolutions_alone():
+    def chunk_size(model, batch):
+        return plan(ModelSize.of(model), batch, Execution(), threads=2, steps=1, shared_out=False).chunk_size
+
     batch = Episode(*[torch.zeros(40, n, 1, 28, 28) for n in (5, 5, 25, 25)])
-    assert fastest_chunk_size(ModelSize.of(nn.Conv2d(1, 1, 3)), batch) == 8
-    assert fastest_chunk_size(ModelSize.of(nn.Linear(28, 1)), batch) == 40
+    assert chunk_size(nn.Conv2d(1, 1, 3), batch) == 8
+    assert chunk_size(nn.Linear(28, 1), batch) == 40
     huge = Episode(*[torch.zeros(2, 1, 3, 600, 600) for _ in range(4)])
-    assert fastest_chunk_size(ModelSize.of(nn.Conv2d(3, 1, 3)), huge) == 1
+    assert chunk_size(nn.Conv2d(3, 1, 3), huge) == 1
 
 
 def test_accumulated_and_scaled_losses_scale_the_gradient():

@@ -24,10 +24,10 @@ from lightning_meta import (
     MetaSGD,
     Reptile,
     collate_episodes,
-    task_batches,
 )
-from lightning_meta.recording import graph, parallel, recorder
-from lightning_meta.task import merge_results
+from lightning_meta.episodes.task_result import merge_results
+from lightning_meta.execution import plan as plan_module
+from lightning_meta.execution.capture import graph, parallel, recorder
 from tests.reference import assert_same, loop_meta_gradient, meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -38,7 +38,7 @@ def threads(monkeypatch):
     """Counts recorded calls by thread, with three threads for however little work."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    monkeypatch.setattr(task_batches, "_WORTH_A_THREAD", 1e-9)
+    monkeypatch.setattr(plan_module, "_WORTH_A_THREAD", 1e-9)
     calls = Counter()
     run = graph.Recording.__call__
 
@@ -116,7 +116,10 @@ def test_every_learner_reports_its_tasks_in_order(cls, threads):
     for name, slope in expected[1].items():
         torch.testing.assert_close(found[1][name], slope, rtol=1e-6, atol=1e-8)
     metas = [{name: p.detach() for name, p in learner.named_parameters()} for learner in (plain, shared)]
-    pieces = [learner._mapping.gradients(meta, batch)[1] for learner, meta in zip((plain, shared), metas, strict=True)]
+    pieces = [
+        learner._mapping.gradients(meta, batch, learner._traits())[1]
+        for learner, meta in zip((plain, shared), metas, strict=True)
+    ]
     reports = [merge_results(results, 6) for results in pieces]
     if not any(recording.draws for recording in shared._mapping._recorder.recordings()):
         assert len(threads) == 3
@@ -171,7 +174,7 @@ def test_images_stay_in_one_thread_where_they_must(case, threads, monkeypatch):
     if case == "drawing":
         model.head = nn.Sequential(nn.Dropout(0.1), model.head)
     if case == "too large":
-        monkeypatch.setattr(task_batches, "_CONVOLVED_AT_ONCE", 6 * 28 * 28 - 1)
+        monkeypatch.setattr(plan_module, "_CONVOLVED_AT_ONCE", 6 * 28 * 28 - 1)
     cls = {"overridden": Halved, "minibatches": partial(Reptile, inner_batch_size=2)}.get(case, MAML)
     learner = cls(model, task_chunk_size=2 if case == "mapped by the user" else None)
     for _ in range(3):

@@ -9,8 +9,8 @@ from torch import nn
 
 from lightning_meta import ABML, MAML, AmortizedMAML, Conv4, Episode, Reptile
 from lightning_meta.data import SinusoidDataModule
-from lightning_meta.recording import recorder
-from lightning_meta.surrogate import surrogate_loss
+from lightning_meta.execution.capture import recorder
+from lightning_meta.execution.surrogate import surrogate_loss
 
 pytestmark = pytest.mark.usefixtures("float64")
 

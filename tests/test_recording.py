@@ -30,8 +30,9 @@ from lightning_meta import (
     Reptile,
     collate_episodes,
 )
-from lightning_meta.recording import closed_world, graph, recorder
-from lightning_meta.recording.graph import Recording
+from lightning_meta.execution.capture import closed_world, graph, recorder
+from lightning_meta.execution.capture.graph import Recording
+from lightning_meta.inner import FirstOrder
 from tests.reference import assert_same, loop_meta_gradient, meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -193,7 +194,7 @@ def test_recordings_follow_the_learners_own_settings(batch):
     check(learner, model, batch)
     learner.inner_steps = 2
     check(learner, model, batch, steps=2)
-    learner.first_order = True
+    learner.meta_gradient = FirstOrder()
     check(learner, model, batch, steps=2, first_order=True)
     learner.loss_fn = nn.L1Loss()
     check(learner, model, batch, steps=2, first_order=True)
@@ -415,6 +416,7 @@ def test_infinite_scores_of_absent_classes_are_recorded_once(monkeypatch):
     MASK = torch.tensor([0.0, 0.0, -torch.inf])
     # The mask is the test's own function, so it is recorded as if it were the library's.
     recorded, plain = run(None), run(False)
+    recorded._mapping._follow(recorded.execution)
     recorded._mapping._world.state = lambda: ()
     recorded._mapping._recorder._state = recorded._mapping._world.state
     for _ in range(4):
@@ -517,7 +519,7 @@ def test_simplified_graphs_have_fewer_operations_and_the_same_bits(monkeypatch):
         return made([weight, x]), sum(node.op == "call_function" for node in made._run.__self__.graph.nodes)
 
     simplified, fewer = recording()
-    monkeypatch.setattr("lightning_meta.recording.graph.simplify", lambda graph: None)
+    monkeypatch.setattr("lightning_meta.execution.capture.graph.simplify", lambda graph: None)
     exact, more = recording()
     assert torch.equal(simplified, exact)
     torch.testing.assert_close(exact, function(weight, x))

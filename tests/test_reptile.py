@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from lightning_meta import Episode, Reptile, collate_episodes
+from lightning_meta import Episode, Reptile, Support, collate_episodes
 from lightning_meta.data import EpisodicDataModule, SinusoidDataModule
 from lightning_meta.inner import Adam
 from tests.reference import assert_same, meta_gradient
@@ -142,7 +142,7 @@ def test_minibatches_go_through_all_examples_before_one_comes_again():
     x = torch.stack([numbers, torch.ones(6)], dim=1)
     task = Episode(x[None, :2], torch.zeros(1, 2, 1), x[None, 2:], torch.zeros(1, 4, 1))
     learner = Reptile(Spy(2, 1), nn.MSELoss(), inner_lr=1e-3, inner_steps=5, inner_batch_size=2, task_chunk_size=1)
-    learner.output_shape(x[None])
+    learner.output_shape(Support(x[None], None))
     seen.clear()
     learner.training_step(task, 0)
     batches = seen[:5]
@@ -163,7 +163,7 @@ def test_every_pass_through_the_examples_has_its_own_order():
     x = torch.stack([numbers, torch.ones(8)], dim=1)
     task = Episode(x[None, :3], torch.zeros(1, 3, 1), x[None, 3:], torch.zeros(1, 5, 1))
     learner = Reptile(Spy(2, 1), nn.MSELoss(), inner_lr=1e-3, inner_steps=12, inner_batch_size=4, task_chunk_size=1)
-    learner.output_shape(x[None])
+    learner.output_shape(Support(x[None], None))
     seen.clear()
     learner.training_step(task, 0)
     passes = [tuple(seen[i] + seen[i + 1]) for i in range(0, 12, 2)]

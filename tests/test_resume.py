@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from lightning_meta import ABML, MAML, MLP, Conv4, Episode, EpisodicDataModule, SinusoidDataModule
-from lightning_meta.recording import recorder
+from lightning_meta.execution.capture import recorder
 from tests.ddp_script import LEARNERS
 
 EPOCHS, BATCHES = 2, 5
@@ -288,6 +288,6 @@ def test_checkpoints_of_others_and_broken_ones_are_refused(tmp_path):
     content = torch.load(whole)
     del content["meta_learner_arguments"]
     torch.save(content, foreign)
-    with pytest.raises(ValueError, match="not saved by a MetaLearner"):
+    with pytest.raises(ValueError, match="not saved by a TaskLearner"):
         fit("maml", tmp_path / "again", foreign)
     fit("maml", tmp_path / "again", whole)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from lightning_meta import ANIL, MAML, MLP, Conv4, Episode
-from lightning_meta.recording import recorder
+from lightning_meta.execution.capture import recorder
 from tests.reference import assert_same, without_running_statistics
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta import MAML, MLP, Conv4, Episode, Reptile, collate_episodes
-from lightning_meta.task_batches import ModelSize, is_tiny
+from lightning_meta import MAML, MLP, Conv4, Episode, Reptile, Support, collate_episodes
+from lightning_meta.execution.options import Execution
+from lightning_meta.execution.plan import ModelSize, plan
 
 
 def batch(tasks=4, features=1):
@@ -21,9 +22,12 @@ def _two_threads():
 
 
 def test_tiny_work_is_told_from_work_that_needs_all_threads():
-    assert is_tiny(ModelSize.of(MLP()), batch(25))
-    assert not is_tiny(ModelSize.of(MLP(in_features=784, hidden=[512, 512])), batch(25, 784))
-    assert not is_tiny(ModelSize.of(Conv4()), Episode(*[torch.zeros(1, 1, 1, 28, 28)] * 4))
+    def single_thread(model, batch):
+        return plan(ModelSize.of(model), batch, Execution(), threads=2, steps=1, shared_out=False).single_thread
+
+    assert single_thread(MLP(), batch(25))
+    assert not single_thread(MLP(in_features=784, hidden=[512, 512]), batch(25, 784))
+    assert not single_thread(Conv4(), Episode(*[torch.zeros(1, 1, 1, 28, 28)] * 4))
 
 
 @pytest.mark.usefixtures("_two_threads")
@@ -37,7 +41,7 @@ def test_tiny_tasks_run_on_one_thread_unless_the_user_maps_them(chunk, expected)
             return super().forward(x)
 
     learner = MAML(Noting(), nn.MSELoss(), task_chunk_size=chunk)
-    learner.output_shape(torch.zeros(1, 1, 1))
+    learner.output_shape(Support(torch.zeros(1, 1, 1), None))
     seen.clear()
     learner.training_step(batch(), 0)
     learner.evaluate(batch())
@@ -48,7 +52,7 @@ def test_tiny_tasks_run_on_one_thread_unless_the_user_maps_them(chunk, expected)
 @pytest.mark.usefixtures("_two_threads")
 def test_threads_are_restored_after_an_error():
     learner = MAML(MLP(), nn.MSELoss())
-    learner.output_shape(torch.zeros(1, 1, 1))
+    learner.output_shape(Support(torch.zeros(1, 1, 1), None))
     learner.call_model = lambda parameters, x: x @ torch.zeros(7, 7)
     with pytest.raises(RuntimeError):
         learner.training_step(batch(), 0)
@@ -105,7 +109,7 @@ def test_running_out_of_memory_names_the_cure(error):
     model = Greedy()
     model.greedy = False
     learner = MAML(model, nn.MSELoss())
-    learner.output_shape(torch.zeros(1, 1, 1))
+    learner.output_shape(Support(torch.zeros(1, 1, 1), None))
     model.greedy = True
     with pytest.raises(RuntimeError) as caught:
         learner.training_step(batch(), 0)

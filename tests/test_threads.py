@@ -23,7 +23,7 @@ from lightning_meta import (
     MetaSGD,
     Reptile,
 )
-from lightning_meta.recording import recorder
+from lightning_meta.execution.capture import recorder
 
 THREADS, TASKS = 8, 40
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_meta.trees import leaves_of, map_leaves, put_together, take_apart
+from lightning_meta.episodes.trees import leaves_of, map_leaves, put_together, take_apart
 
 
 class Pair(NamedTuple):

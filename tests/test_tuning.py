@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_meta import MAML, MLP, Episode, MetaSGD, Reptile
-from lightning_meta.tuning import inner_rate_losses
+from lightning_meta.analysis.inner_rates import inner_rate_losses
 
 
 @pytest.fixture

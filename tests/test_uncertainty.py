@@ -11,8 +11,15 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lightning_meta import ABML, MAML, AmortizedMAML, BayesianMAML, Episode, ImplicitMAML, Reptile
+from lightning_meta.likelihoods.predictive import (
+    Samples,
+    cumulative,
+    mean_output,
+    mixture_log_likelihood,
+    predict,
+    quantile,
+)
 from lightning_meta.metrics.uncertainty import auroc, uncertainty_metrics
-from lightning_meta.predictive import Samples, cumulative, mean_output, mixture_log_likelihood, predict, quantile
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -361,7 +368,7 @@ def test_other_classes_are_scored_in_evaluation(name, batch_statistics):
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))
     learner = LEARNERS[name](model, inner_lr=0.01, batch_statistics=batch_statistics).eval()
     batch = Episode(torch.randn(3, 6, 4), torch.randint(3, (3, 6)), torch.randn(3, 5, 4), torch.randint(3, (3, 5)))
-    result = learner.evaluate(batch._replace(outside_x=torch.randn(3, 7, 4)))
+    result = learner.evaluate(batch._replace(ood_x=torch.randn(3, 7, 4)))
     kinds = {"total"} if name in ("maml", "reptile", "imaml") else {"total", "epistemic"}
     assert set(result.novelty) == kinds
     for inside, outside in result.novelty.values():

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_meta.adapted_task import AdaptedTask
 from lightning_meta.arguments import check_count
 from lightning_meta.callbacks.pictures import save_picture
 from lightning_meta.data.base import TaskDataModule
-from lightning_meta.learner import MetaLearner
-from lightning_meta.predictive import quantile
+from lightning_meta.learners.adapted_task import AdaptedTask
+from lightning_meta.learners.task_learner import TaskLearner
+from lightning_meta.likelihoods.predictive import quantile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ class PosteriorBands(L.Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw and save ``posterior_bands.png``."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(pl_module, MetaLearner) or not isinstance(data, TaskDataModule):
+        if not isinstance(pl_module, TaskLearner) or not isinstance(data, TaskDataModule):
             raise TypeError("PosteriorBands draws the tasks of a data module of episodes: trainer.test(learner, data)")
         if not trainer.is_global_zero:
             return

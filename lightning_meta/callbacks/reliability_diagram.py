@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error
 
 from lightning_meta.callbacks.pictures import save_picture
-from lightning_meta.episode import Episode
+from lightning_meta.episodes.episode import Episode
 from lightning_meta.metrics.uncertainty import CALIBRATION_BINS
 
 

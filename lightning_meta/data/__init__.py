@@ -3,7 +3,7 @@
 from lightning_meta.data.base import TaskDataModule
 from lightning_meta.data.episodes import EpisodeDataset
 from lightning_meta.data.episodic import EpisodicDataModule
-from lightning_meta.data.omniglot import OmniglotDataModule
-from lightning_meta.data.sinusoid import SinusoidDataModule
+from lightning_meta.data.synthetic.sinusoid import SinusoidDataModule
+from lightning_meta.data.vision.omniglot import OmniglotDataModule
 
 __all__ = ["EpisodeDataset", "EpisodicDataModule", "OmniglotDataModule", "SinusoidDataModule", "TaskDataModule"]

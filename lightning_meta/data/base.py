@@ -10,10 +10,10 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch.utils.data import DataLoader
 
 from lightning_meta import arguments
-from lightning_meta.checkpoint_io import Source
-from lightning_meta.checkpoint_loading import Allowed, load_data_module
+from lightning_meta.checkpoints.checked_io import Source
+from lightning_meta.checkpoints.loading import Allowed, load_data_module
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeLoader, Split, episode_loader
-from lightning_meta.episode import Episode
+from lightning_meta.episodes.episode import Episode
 
 
 class TaskDataModule(L.LightningDataModule, ABC):
@@ -70,7 +70,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
     ) -> Self:
         """Build the data module with the arguments that a checkpoint holds, which are plain values; it runs no code.
 
-        Arguments and errors as in `MetaLearner.load_from_checkpoint`.
+        Arguments and errors as in `TaskLearner.load_from_checkpoint`.
         """
         return load_data_module(cls, checkpoint_path, map_location, hparams_file, weights_only, allow, kwargs)
 

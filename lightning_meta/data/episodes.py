@@ -12,7 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from lightning_meta.episode import Episode, collate_episodes
+from lightning_meta.episodes.episode import Episode, collate_episodes
 
 Split = Literal["train", "val", "test"]
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from lightning_meta.data.episodes import EpisodeDataset, Split
 from lightning_meta.data.random_streams import sample_without_replacement, uniforms
-from lightning_meta.episode import Episode
+from lightning_meta.episodes.episode import Episode
 
 Fetch = Callable[[NDArray[np.int64]], Any]
 
@@ -33,7 +33,7 @@ class ClassEpisodes(EpisodeDataset):
         split: The split, which with ``seed`` and the index determines a task.
         num_tasks: Tasks in an epoch.
         seed: Which tasks.
-        outside_ways: Further classes that give each task's ``outside_x``, ``query_shots`` examples each.
+        outside_ways: Further classes that give each task's ``ood_x``, ``query_shots`` examples each.
 
     Raises:
         ValueError: If there are fewer classes than ways, or a class with too few examples.
@@ -95,8 +95,8 @@ class ClassEpisodes(EpisodeDataset):
         support_x, support_y = self._set(numbers[:, : self.ways, : self.shots])
         query_x, query_y = self._set(numbers[:, : self.ways, self.shots :])
         outside = numbers[:, self.ways :, self.shots :].reshape(len(indices), -1)
-        outside_x = self.fetch(outside) if self.outside_ways else None
-        return Episode(support_x, support_y, query_x, query_y, outside_x=outside_x)
+        ood_x = self.fetch(outside) if self.outside_ways else None
+        return Episode(support_x, support_y, query_x, query_y, ood_x=ood_x)
 
     def _numbers_of(self, block: int) -> NDArray[np.int64]:
         """The examples of a whole block of tasks; the latest block is kept, as loaders ask for tasks in order."""

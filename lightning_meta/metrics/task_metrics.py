@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_accuracy
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_meta.losses import LossFunction
+from lightning_meta.likelihoods.losses import LossFunction
 
 
 class MeanOverTasks(Metric):

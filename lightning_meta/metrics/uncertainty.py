@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.func import vmap
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error, multiclass_calibration_error
 
-from lightning_meta.predictive import Likelihood, Samples, cumulative, mixture_log_likelihood, predict, quantile
+from lightning_meta.likelihoods.predictive import (
+    Likelihood,
+    Samples,
+    cumulative,
+    mixture_log_likelihood,
+    predict,
+    quantile,
+)
 
 CALIBRATION_BINS = 15
 INTERVAL = 0.9

@@ -174,13 +174,13 @@ def test_collation_pads_and_marks():
 
 def test_outside_examples_are_of_other_classes_than_the_task(numbered):
     data = module(numbered, ways=2, test=numbered, eval_outside_ways=2)
-    assert next(iter(data.train_dataloader())).outside_x is None
+    assert next(iter(data.train_dataloader())).ood_x is None
     batch = next(iter(data.test_dataloader()))
-    assert batch.outside_x.shape == (4, 8, 2)
+    assert batch.ood_x.shape == (4, 8, 2)
     for task in range(4):
         own = set(batch.support_x[task, :, 1].tolist()) | set(batch.query_x[task, :, 1].tolist())
         assert len(own) == 2
-        outside = batch.outside_x[task, :, 1].tolist()
+        outside = batch.ood_x[task, :, 1].tolist()
         assert not own & set(outside)
         assert sorted(outside.count(c) for c in set(outside)) == [4, 4]
     without = next(iter(module(numbered, ways=2, test=numbered).test_dataloader()))

@@ -17,9 +17,10 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from lightning_meta.data import OmniglotDataModule, omniglot_files
-from lightning_meta.data.omniglot import split_characters
-from lightning_meta.data.omniglot_files import OmniglotImages, load_omniglot
+from lightning_meta.data import OmniglotDataModule
+from lightning_meta.data.vision import omniglot_files
+from lightning_meta.data.vision.omniglot import split_characters
+from lightning_meta.data.vision.omniglot_files import OmniglotImages, load_omniglot
 
 BACKGROUND, EVALUATION = "images_background", "images_evaluation"
 COUNTS = {BACKGROUND: 3, EVALUATION: 2}
@@ -42,7 +43,7 @@ CACHE = omniglot_files._CACHE_NAME
 CHILD = f"""
 import os, signal, sys, zlib
 from pathlib import Path
-from lightning_meta.data import omniglot_files
+from lightning_meta.data.vision import omniglot_files
 omniglot_files._CHARACTERS = {COUNTS!r}
 root, cache_dir = sys.argv[1:3]
 print("ready", flush=True)

@@ -1,0 +1,211 @@
+"""Model-agnostic meta-learning.
+
+Paper: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017,
+arXiv 1703.03400. Extensions: Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019, arXiv 1810.09502.
+
+Meta-learns the initialization θ so that a few gradient steps on a task's support set S do well on its query
+set Q (equation 1, with several steps):
+
+    min_θ  mean over tasks of  L_Q(φ_K),      φ_0 = θ,   φ_{k+1} = φ_k − α ∇L_S(φ_k)
+
+The meta-gradient of one task is Π_{k<K} (I − α H_S(φ_k)) ∇L_Q(φ_K), computed by differentiating through the
+steps; the first-order variant (section 5.2 of the paper) keeps only ∇L_Q(φ_K).
+
+Differences from the papers:
+- The authors' classification code sums the cross-entropy over the ways inside the inner loop. Here all losses
+  are means over examples, so their α = 0.4 (Omniglot, 5-way) corresponds to about 2.0.
+- MAML++: learned rates start at ``inner_lr`` and are unconstrained.
+- MAML++: with ``batch_norm_per_step`` a model that took k steps has the k-th scales and shifts, on either set; in the
+  authors' code a step on the support set and the query loss after it share theirs. As there, the inner loop does not
+  adapt them, and every set is normalized by its own statistics in every step. The running statistics of every step,
+  which the authors' code keeps and does not use, are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad_and_value
+
+from lightning_meta.arguments import check_count
+from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
+from lightning_meta.inner import InnerRates, InnerStep, LearnedRates, MetaGradient, adapted_names
+from lightning_meta.inner.inner_loop import run_through
+from lightning_meta.inner.meta_gradients import Checkpointed, FirstOrder, meta_gradient_of
+from lightning_meta.inner.multi_step import multi_step_weights
+from lightning_meta.inner.step_norms import StepNorms
+from lightning_meta.learners.gradient_learner import GradientLearner
+from lightning_meta.learners.per_task import module_part
+from lightning_meta.likelihoods.losses import LossFunction
+
+# What is adapted, and the inner optimizer's state.
+_Point = tuple[dict[str, Tensor], Any]
+
+
+class MAML(GradientLearner):
+    """Model-agnostic meta-learning (Finn et al., 2017), with the options of MAML++ (Antoniou et al., 2019).
+
+    Args:
+        model: The model whose initialization is meta-learned.
+        loss_fn: The mean loss over examples; None: ``nn.CrossEntropyLoss()``.
+        inner_lr: The inner learning rate α, initial where rates are learned.
+        inner_steps: The number of inner steps K.
+        eval_inner_steps: Inner steps in evaluation; None: as in training.
+        first_order: Whether to drop the second derivatives (FOMAML).
+        adapt: Which parameters the inner loop adapts; the others are meta-learned too, but shared by all tasks.
+            "all"; "head", the last layer by order of definition (ANIL); "body", the rest (BOIL); or patterns of
+            parameter names, such as ``["layers.3.*", "*.bias"]``.
+        learned_rates: "none"; "tensor" learns a rate per tensor, "tensor_step" per tensor and step (MAML++),
+            "element" per scalar parameter (Meta-SGD).
+        first_order_epochs: For how many epochs to train first-order before second-order (MAML++'s
+            derivative-order annealing).
+        multi_step_loss_epochs: For how many epochs the query losses after all steps count, with weight moving
+            to the last (MAML++'s multi-step loss).
+        checkpoint_inner_loop: Whether to keep only every √K-th inner step in training and compute the steps between
+            again for the meta-gradient: memory for about 2 √K steps in place of K, for a
+            quarter (images) to four fifths (tiny models) more time.
+        batch_norm_per_step: Whether batch normalization has a scale and shift of its own after every number of
+            inner steps, meta-learned and not adapted (MAML++). More steps in evaluation keep the last ones.
+        meta_gradient: How the meta-gradient is taken through the inner steps: ``Unrolled()``, ``Checkpointed()`` or
+            ``FirstOrder()``, in place of ``first_order``, ``first_order_epochs`` and ``checkpoint_inner_loop``.
+        **options: As in `GradientLearner` and `TaskLearner`.
+
+    Raises:
+        ValueError: If an argument is out of its range, two contradict each other, or a pattern matches no parameter.
+        TypeError: If the model has layers that cannot run per task, or an argument's name is not known.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_meta import MAML
+        >>> learner = MAML(nn.Linear(3, 1), nn.MSELoss(), inner_lr=0.1, inner_steps=3)
+        >>> task = learner.adapt(torch.randn(5, 3), torch.randn(5, 1))  # five labelled examples
+        >>> task(torch.randn(7, 3)).shape
+        torch.Size([7, 1])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: nn.Module | LossFunction | None = None,
+        inner_lr: float = 0.01,
+        inner_steps: int = 1,
+        eval_inner_steps: int | None = None,
+        first_order: bool = False,
+        adapt: str | Sequence[str] = "all",
+        learned_rates: LearnedRates = "none",
+        first_order_epochs: int = 0,
+        multi_step_loss_epochs: int = 0,
+        checkpoint_inner_loop: bool = False,
+        batch_norm_per_step: bool = False,
+        meta_gradient: MetaGradient | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, loss_fn, inner_lr, inner_steps, eval_inner_steps, **options)
+        check_count("multi_step_loss_epochs", multi_step_loss_epochs, least=0)
+        self.meta_gradient = meta_gradient_of(meta_gradient, first_order, first_order_epochs, checkpoint_inner_loop)
+        self.multi_step_loss_epochs = multi_step_loss_epochs
+        changes = self.meta_gradient.at_epoch(0) != self.meta_gradient or multi_step_loss_epochs > 0
+        if self.execution.compile is True and (changes or self.meta_gradient.recomputes):
+            raise ValueError(
+                "compile=True cannot compile what checkpoint_inner_loop=True computes again, and would compile anew in "
+                "each of first_order_epochs and multi_step_loss_epochs: leave compile False, or the others out"
+            )
+        if self.meta_gradient.recomputes and multi_step_loss_epochs:
+            raise ValueError(
+                f"multi_step_loss_epochs={multi_step_loss_epochs} counts the query losses after all inner steps, of "
+                "which checkpoint_inner_loop=True keeps none: leave one of them out"
+            )
+        if self.meta_gradient.recomputes and type(self).inner_loop is not MAML.inner_loop:
+            raise TypeError(f"checkpoint_inner_loop=True would bypass {type(self).__name__}.inner_loop: leave it False")
+        self.is_capturable = not self.meta_gradient.recomputes  # a captured step would draw other random numbers
+        self.step_norms = StepNorms(model, inner_steps) if batch_norm_per_step else None
+        self.adapted_names = adapted_names(model, adapt)
+        if self.step_norms is not None:
+            self.adapted_names = tuple(name for name in self.adapted_names if name not in self.step_norms.names)
+            if not self.adapted_names:
+                raise ValueError(
+                    f"adapt={adapt!r} names batch normalization alone, which batch_norm_per_step=True keeps"
+                )
+        parameters = dict(model.named_parameters())
+        adapted = {name: parameters[name] for name in self.adapted_names}
+        self.inner_rates = InnerRates(adapted, inner_lr, inner_steps, learned_rates)
+
+    @property
+    def first_order(self) -> bool:
+        """Whether the meta-gradient is first-order in this epoch; `meta_gradient` decides."""
+        return isinstance(self.meta_gradient.at_epoch(self.current_epoch), FirstOrder)
+
+    def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
+        """Yield the adapted parameters after 0, 1, ..., ``steps`` steps of gradient descent on the support loss."""
+        start = self._start(meta)
+        yield InnerStep(start[0] | self._norms(meta, 0), None)
+        for step, (point, loss) in enumerate(self._steps(meta, support, start, 0, steps), start=1):
+            yield InnerStep(point[0] | self._norms(meta, step), loss)
+
+    def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
+        """Return the query loss after the last inner step, or MAML++'s weighted sum over the steps."""
+        meta_gradient = self.meta_gradient.at_epoch(self.current_epoch)
+        if isinstance(meta_gradient, Checkpointed):
+            point, losses = meta_gradient.run(self._steps, meta, task.support, self._start(meta), self.inner_steps)
+            adapted = point[0] | self._norms(meta, self.inner_steps)
+            return self._query_result(meta, task, [(1.0, adapted)], losses)
+        loop = self.inner_loop(meta, task.support, self.inner_steps)
+        if self.multi_step_loss_epochs == 0:
+            adapted, losses = run_through(loop)
+            return self._query_result(meta, task, [(1.0, adapted)], losses)
+        weights = multi_step_weights(self.inner_steps, self.current_epoch, self.multi_step_loss_epochs)
+        states, each = zip(*loop, strict=True)
+        weighted = [(weight, state) for weight, state in zip(weights, states, strict=True) if weight > 0]
+        return self._query_result(meta, task, weighted, torch.stack(each[1:]))
+
+    def training_phase(self) -> tuple[MetaGradient, int]:
+        """The meta-gradient that counts now, and the epoch of the multi-step loss."""
+        return self.meta_gradient.at_epoch(self.current_epoch), min(self.current_epoch, self.multi_step_loss_epochs)
+
+    def _query_result(
+        self,
+        meta: MetaParameters,
+        task: Episode,
+        weighted: Sequence[tuple[float, dict[str, Tensor]]],
+        support_losses: Tensor,
+    ) -> tuple[Tensor, TaskResult]:
+        losses = []
+        for weight, adapted in weighted:
+            output = self.query_output(meta, adapted, task.query_x)
+            losses.append(weight * self.loss(output, task.query_y, task.query_mask))
+        loss = sum(losses[1:], losses[0])
+        return loss, TaskResult(loss, output[None], support_losses)
+
+    def _start(self, meta: MetaParameters) -> _Point:
+        parameters = self.model_parameters(meta)
+        adapted = {name: parameters[name] for name in self.adapted_names}
+        return adapted, self.inner_optimizer.init(adapted)
+
+    def _norms(self, meta: MetaParameters, step: int) -> dict[str, Tensor]:
+        """The model's parameters that differ by the number of steps taken."""
+        if self.step_norms is None:
+            return {}
+        return self.step_norms.after(step, self.model_parameters(meta), module_part(meta, "step_norms"))
+
+    def _steps(
+        self, meta: MetaParameters, support: Support, point: _Point, first: int, count: int
+    ) -> Iterator[tuple[_Point, Tensor]]:
+        """Yield the point after each of ``count`` inner steps, of which the first is number ``first``, and its loss."""
+        shared = {name: p for name, p in self.model_parameters(meta).items() if name not in self.adapted_names}
+        rates = module_part(meta, "inner_rates")
+        meta_gradient = self.meta_gradient.at_epoch(self.current_epoch)
+
+        def support_loss(adapted: dict[str, Tensor], shared: dict[str, Tensor]) -> Tensor:
+            return self.loss(self.call_model({**shared, **adapted}, support.x), support.y, support.mask)
+
+        adapted, state = point
+        for step in range(first, first + count):
+            at = adapted, shared | self._norms(meta, step)
+            gradients, loss = grad_and_value(support_loss)(*meta_gradient.start_of_step(at))
+            step_rates = self.inner_rates.at(step, self.adapted_names, rates)
+            adapted, state = self.inner_optimizer.update(adapted, gradients, state, step_rates, step)
+            yield (adapted, state), loss

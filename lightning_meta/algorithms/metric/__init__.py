@@ -1,0 +1,1 @@
+"""Learners that compare queries with support examples."""

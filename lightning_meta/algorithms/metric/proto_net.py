@@ -1,0 +1,53 @@
+"""Prototypical networks.
+
+Paper: Snell, Swersky, Zemel, "Prototypical Networks for Few-shot Learning", NeurIPS 2017, arXiv 1703.05175.
+
+A class's prototype is the mean of its support examples' embeddings f (equation 1); a query's class probabilities are
+the softmax of negative squared Euclidean distances to the prototypes (equation 2):
+
+    c_k = mean of f(x) over the support examples of class k,        p(y = k | x) ∝ exp(−‖f(x) − c_k‖²)
+
+The meta-loss is the negative log-likelihood of the queries (algorithm 1).
+
+Differences from the paper: none. To train with more ways than in tests, as the authors do, is the data module's choice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_meta.episodes import MetaParameters, Support
+from lightning_meta.learners.support_class_learner import SupportClassLearner
+
+
+class ProtoNet(SupportClassLearner):
+    """Prototypical networks (Snell et al., 2017): no inner steps, any number of ways.
+
+    Arguments as in `TaskLearner`. ``model`` embeds examples, ``[examples, ...]`` to ``[examples, features]``.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_meta import ProtoNet
+        >>> learner = ProtoNet(nn.Linear(8, 16))
+        >>> task = learner.adapt(torch.randn(6, 8), torch.tensor([0, 0, 1, 1, 2, 2]))
+        >>> task(torch.randn(10, 8)).shape  # a score for each class
+        torch.Size([10, 3])
+    """
+
+    def adapt_task(self, meta: MetaParameters, support: Support) -> tuple[Tensor, Tensor]:
+        """Return the prototypes ``[ways, features]``, and the number of examples behind each, ``[ways]``."""
+        features = self.call_model(self.model_parameters(meta), support.x)  # [support, features]
+        one_hot = support.y.to(features.dtype)  # [support, ways]
+        counts = one_hot.sum(0)  # [ways]
+        return one_hot.mT @ features / counts.clamp(min=1)[:, None], counts
+
+    def query_output(self, meta: MetaParameters, state: tuple[Tensor, Tensor], x: Any) -> Tensor:
+        """Return negative squared distances to the prototypes, ``[query, ways]``; -inf for classes without examples."""
+        prototypes, counts = state
+        features = self.call_model(self.model_parameters(meta), x)  # [query, features]
+        squared = (features[:, None] - prototypes).square().sum(2)  # [query, ways]
+        return torch.where(counts > 0, -squared, -torch.inf)

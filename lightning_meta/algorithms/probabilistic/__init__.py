@@ -1,0 +1,1 @@
+"""Learners of a task's posterior."""

@@ -1,0 +1,5 @@
+"""Advice on hyper-parameters."""
+
+from lightning_meta.analysis.inner_rates import inner_rate_losses
+
+__all__ = ["inner_rate_losses"]

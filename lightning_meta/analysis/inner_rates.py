@@ -1,0 +1,48 @@
+"""Searching for an inner learning rate; the outer one is Lightning's ``Tuner.lr_find(..., update_attr=False)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_meta import arguments
+from lightning_meta.episodes.episode import Episode
+from lightning_meta.inner import InnerRates
+from lightning_meta.learners.task_learner import TaskLearner
+
+
+def inner_rate_losses(learner: TaskLearner, batch: Episode, rates: Sequence[float]) -> Tensor:
+    """Return the mean query loss after adaptation with each inner rate, ``[rates]``; infinite where it diverges.
+
+    Call it with validation tasks, before training or after, and take the rate with the lowest loss.
+
+    Args:
+        learner: The learner; it keeps its own rate.
+        batch: Tasks to adapt to.
+        rates: Inner rates to try.
+
+    Raises:
+        ValueError: If a rate is not positive, or the learner's rates are learned.
+    """
+    for rate in rates:
+        arguments.check_rate("rates", rate)
+    holders: list[Any] = [learner, *(module for module in learner.modules() if isinstance(module, InnerRates))]
+    if any(True for holder in holders[1:] for _ in holder.parameters()):
+        raise ValueError("the learner's inner rates are learned: there is none to search for")
+    own = learner.inner_lr
+    losses = []
+    try:
+        for rate in rates:
+            for holder in holders:
+                holder.inner_lr = rate
+            try:
+                losses.append(learner.evaluate(batch).loss.mean())
+            except FloatingPointError:
+                losses.append(torch.tensor(torch.inf))
+    finally:
+        for holder in holders:
+            holder.inner_lr = own
+    return torch.stack([loss.cpu() for loss in losses])

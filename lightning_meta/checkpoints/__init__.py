@@ -1,0 +1,1 @@
+"""Writing and reading checkpoints, whose content is data and never runs code."""

@@ -1,0 +1,375 @@
+"""Objects as class paths with arguments: how a checkpoint keeps them, and how they are built again.
+
+The form is that of the command line, ``{"class_path": ..., "init_args": {...}}``; the modules inside a container of
+torch's stand under ``"modules"``. A checkpoint may come from anyone, so what it names is never imported: only classes
+that are known already, of torch or of this package, and of the kind that the argument takes.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from numbers import Integral, Real
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import ReduceLROnPlateau
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_leaves
+
+from lightning_meta.checkpoints.content import shortened
+from lightning_meta.inner.meta_gradients import MetaGradient
+from lightning_meta.inner.update_rules import GradientTransform, UpdateRule
+
+TRAINING_ALONE = ("optimizer", "lr_scheduler")
+"""The arguments that decide nothing about a learner once it is trained."""
+
+_TRUSTED = ("torch.nn.modules.", "torch.optim.", "lightning_meta.")
+_PUBLIC = tuple(f"lightning_meta{package}" for package in ("", ".models", ".inner"))
+_PLACES = ("torch.", "lightning_meta", "lightning.pytorch.cli")  # where names of these, and aliases, are looked up
+PARTS = (UpdateRule, GradientTransform, MetaGradient)  # objects of this library that learners take
+_FACTORIES = (Optimizer, LRScheduler)  # what these need to be built is there only when training starts
+_KINDS: dict[str, type] = {
+    "model": nn.Module,
+    "loss_fn": nn.Module,
+    "encoder": nn.Module,
+    "inner_optimizer": UpdateRule,
+    "meta_gradient": MetaGradient,
+    "optimizer": Optimizer,
+    "lr_scheduler": LRScheduler,
+}
+_PLAIN = (Real, str, type(None))
+_ANY = (nn.Module, *PARTS, Optimizer, LRScheduler)
+_CONTAINERS: dict[type, Callable[[Mapping[str, nn.Module]], nn.Module]] = {
+    nn.Sequential: lambda modules: nn.Sequential(OrderedDict(modules)),
+    nn.ModuleList: lambda modules: nn.ModuleList(modules.values()),
+    nn.ModuleDict: lambda modules: nn.ModuleDict(modules),
+}
+
+
+class NotKeptError(Exception):
+    """A value that a checkpoint cannot keep."""
+
+
+def class_path(cls: Any) -> str:
+    """Where a class or function is defined."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, text or None, or made of such."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+    return isinstance(value, _PLAIN) or (isinstance(value, list | tuple) and all(map(is_plain, value)))
+
+
+# ---- Writing. -----------------------------------------------------------------------------------------------
+
+
+def to_text(value: Any) -> Any:
+    """Return the form in which a checkpoint keeps a value.
+
+    Raises:
+        NotKeptError: If the value could not be built again from it, exactly as it is.
+    """
+    if inspect.isfunction(value) and loss_named(class_path(value)) is value:
+        return class_path(value)
+    text = _to_text(value)
+    if is_plain(value):
+        return text
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # without memory or time for values
+            kept = _same(value, build(resolve(text, "", _ANY)))
+    except Exception as error:  # constructors raise many kinds for arguments that do not fit together
+        raise NotKeptError from error
+    if not kept:
+        raise NotKeptError
+    return text
+
+
+def _to_text(value: Any) -> Any:
+    if is_plain(value):
+        return _builtin(value)
+    if isinstance(value, list | tuple):
+        return [_to_text(item) for item in value]
+    if isinstance(value, (nn.Module, *PARTS)):
+        text: dict[str, Any] = {"class_path": class_path(type(value)), "init_args": _init_args(value)}
+        if isinstance(value, nn.Module) and type(value) in _CONTAINERS:
+            text["modules"] = {name: _to_text(module) for name, module in value.named_children()}
+        return text
+    if isinstance(value, type) and issubclass(value, _FACTORIES):
+        return {"class_path": class_path(value), "init_args": {}}
+    if isinstance(value, partial) and isinstance(value.func, type) and not value.args and is_plain(value.keywords):
+        return {"class_path": class_path(value.func), "init_args": _builtin(value.keywords)}
+    raise NotKeptError
+
+
+def _builtin(value: Any) -> Any:
+    """A plain value in Python's own types, which are all that weights-only unpickling takes."""
+    if isinstance(value, dict):
+        return {_builtin(key): _builtin(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(map(_builtin, value)) if isinstance(value, tuple) else list(map(_builtin, value))
+    if value is None or isinstance(value, bool):
+        return value
+    return str.__str__(value) if isinstance(value, str) else int(value) if isinstance(value, Integral) else float(value)
+
+
+def _init_args(value: object) -> dict[str, Any]:
+    """The constructor arguments that can be read off an object, most by attributes of their names."""
+    names = [name for name in inspect.signature(type(value).__init__).parameters if name not in ("self", "device")]
+    found = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    if isinstance(value, PARTS):
+        return {name: _to_text(part) for name, part in found.items()}
+    found = {name: _builtin(part) for name, part in found.items() if is_plain(part)}
+    if type(value) is nn.TransformerEncoderLayer:
+        return found | _of_encoder_layer(value)
+    if type(value) is nn.TransformerEncoder:
+        norm = None if value.norm is None else _to_text(value.norm)
+        return found | {"encoder_layer": _to_text(value.layers[0]), "norm": norm}
+    return found
+
+
+def _of_encoder_layer(layer: nn.TransformerEncoderLayer) -> dict[str, Any]:
+    return {
+        "d_model": layer.self_attn.embed_dim,
+        "nhead": layer.self_attn.num_heads,
+        "dim_feedforward": layer.linear1.out_features,
+        "dropout": layer.dropout.p,
+        "activation": "gelu" if layer.activation is F.gelu else "relu",
+        "layer_norm_eps": layer.norm1.eps,
+        "batch_first": layer.self_attn.batch_first,
+        "bias": layer.linear1.bias is not None,
+    }
+
+
+def _same(value: Any, again: Any) -> bool:
+    """Whether what was built again is the same but for the values that a state dict holds."""
+    if is_plain(value):
+        return bool(value == again)
+    if isinstance(value, list | tuple):
+        return len(value) == len(again) and all(map(_same, value, again))
+    if isinstance(value, nn.Module):
+        return type(again) is type(value) and _same_modules(value, again)
+    if isinstance(value, type):
+        return again.func is value
+    if isinstance(value, partial):
+        return (again.func, again.keywords) == (value.func, value.keywords)
+    own, others = vars(value), vars(again)
+    return type(again) is type(value) and own.keys() == others.keys() and all(_same(own[n], others[n]) for n in own)
+
+
+def _same_modules(value: nn.Module, again: nn.Module) -> bool:
+    modules, others = ([m for _, m in of.named_modules(remove_duplicate=False)] for of in (value, again))
+    if not has_structure(value, structure(again)) or not all(map(_same_tensors, modules, others)):
+        return False
+    # Modules and tensors in several places at once are adapted together, so they must come back like that.
+    return _sharing(modules) == _sharing(others) and _sharing_tensors(modules) == _sharing_tensors(others)
+
+
+def structure(model: nn.Module) -> list[tuple[str, type, dict[str, Any]]]:
+    """All that a module consists of, hooks and patched methods included, except its tensors and its mode."""
+    apart = ("training", "_modules", "_parameters", "_buffers", "_compiled_call_impl")
+    return [
+        (name, type(m), {key: copy.copy(value) for key, value in vars(m).items() if key not in apart})
+        for name, m in model.named_modules(remove_duplicate=False)
+    ]
+
+
+def has_structure(model: nn.Module, expected: list[tuple[str, type, dict[str, Any]]]) -> bool:
+    """Whether a model's `structure` is the one expected."""
+    try:
+        return structure(model) == expected
+    except Exception:  # what stands there now cannot be copied or compared
+        return False
+
+
+def _same_tensors(module: nn.Module, other: nn.Module) -> bool:
+    own, others = ([_form(tensor) for tensor in _tensors([m])] for m in (module, other))
+    return own == others and not module._non_persistent_buffers_set  # their values would be lost
+
+
+def _tensors(modules: list[nn.Module]) -> list[tuple[str, Tensor | None]]:
+    return [item for m in modules for kind in ("_parameters", "_buffers") for item in vars(m)[kind].items()]
+
+
+def _form(item: tuple[str, Tensor | None]) -> tuple[Any, ...]:
+    name, tensor = item
+    return (name, tensor) if tensor is None else (name, type(tensor), tensor.shape, tensor.dtype, tensor.requires_grad)
+
+
+def _sharing_tensors(modules: list[nn.Module]) -> list[int]:
+    return _sharing([tensor for _, tensor in _tensors(modules)])
+
+
+def _sharing(objects: Collection[object]) -> list[int]:
+    """For each object the position at which it stands first."""
+    first: dict[int, int] = {}
+    return [first.setdefault(id(o), position) for position, o in enumerate(objects)]
+
+
+# ---- Reading. -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Call:
+    """A class that may be built, with its arguments, or a container with its modules."""
+
+    cls: type
+    arguments: dict[str, Any]
+    modules: dict[str, Any]
+
+
+def kinds_of(name: str) -> tuple[type, ...]:
+    """What a learner's argument of this name may be, where it is an object."""
+    return (_KINDS[name],) if name in _KINDS else (nn.Module, *PARTS)
+
+
+def resolve(text: Any, name: str, kinds: tuple[type, ...], allow: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """Find the classes in a stored argument; what is not allowed is neither imported nor looked up nor called.
+
+    Args:
+        text: The stored form: plain values, or class paths with arguments.
+        name: The argument that it is for.
+        kinds: The classes of torch or this package that may be built derive from one of these.
+        allow: Other classes and functions that it may name, by their paths; None: to be imported.
+
+    Returns:
+        The same with a `Call` in the place of each class path, for `build`.
+
+    Raises:
+        ValueError: If a class path names something else, or the form holds what is neither plain nor a class path.
+    """
+    if isinstance(text, str) and name in _KINDS and name != "inner_optimizer":  # so the command line writes functions
+        if name == "loss_fn" and (function := loss_named(text)) is not None:
+            return function
+        if text not in allow:
+            raise _refusal(name, text, kinds)
+        return _import(text, name, allow)
+    return _resolve(text, name, kinds, allow)
+
+
+def build(resolved: Any) -> Any:
+    """Build the objects that `resolve` found; optimizers and schedules become functions that build them."""
+    if isinstance(resolved, list | tuple):
+        return type(resolved)(map(build, resolved))
+    if isinstance(resolved, dict):
+        return {key: build(item) for key, item in resolved.items()}
+    if not isinstance(resolved, Call):
+        return resolved
+    if resolved.cls in _CONTAINERS:
+        return _CONTAINERS[resolved.cls](build(resolved.modules))
+    arguments = build(resolved.arguments)
+    return partial(resolved.cls, **arguments) if issubclass(resolved.cls, _FACTORIES) else resolved.cls(**arguments)
+
+
+def number_of_weights(resolved: Any) -> int:
+    """How many values there will be in modules that `resolve` found, told without memory for them.
+
+    Of what the caller allows, only the caller knows.
+    """
+    if any(not is_of_package(cls) for cls in _classes(resolved)):
+        return 0
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        modules = [m for m in tree_leaves(build(resolved)) if isinstance(m, nn.Module)]
+    return sum(tensor.numel() for m in modules for tensor in (*m.parameters(), *m.buffers()))
+
+
+def _classes(resolved: Any) -> Iterator[type]:
+    if isinstance(resolved, Call):
+        yield resolved.cls
+        yield from _classes([resolved.arguments, resolved.modules])
+    elif isinstance(resolved, list | tuple | dict):
+        for part in resolved.values() if isinstance(resolved, dict) else resolved:
+            yield from _classes(part)
+
+
+def known_class(path: str) -> type | None:
+    """The class of torch or this package that a path names, if it is one and loaded; nothing is imported.
+
+    A class of this package is also known by its name alone: earlier versions had it in other files.
+    """
+    module, _, name = path.rpartition(".")
+    places = [module] if module.startswith(_PLACES) and module in sys.modules else []
+    places += [place for place in _PUBLIC if module.startswith("lightning_meta.") and place in sys.modules]
+    found = next((vars(sys.modules[place])[name] for place in places if name in vars(sys.modules[place])), None)
+    return found if isinstance(found, type) and is_of_package(found) else None
+
+
+def is_of_package(cls: type) -> bool:
+    """Whether a class is one of torch's or this package's."""
+    return cls is ReduceLROnPlateau or cls.__module__.startswith(_TRUSTED)
+
+
+def loss_named(path: str) -> Callable[..., Any] | None:
+    """The loss function of ``torch.nn.functional`` that a path names, if it is one."""
+    module, _, name = path.rpartition(".")
+    is_loss = module == F.__name__ and name.endswith(("_loss", "cross_entropy", "cross_entropy_with_logits", "kl_div"))
+    function = vars(F).get(name) if is_loss and not name.startswith("_") else None
+    return function if inspect.isfunction(function) else None
+
+
+def _resolve(text: Any, name: str, kinds: tuple[type, ...], allow: Mapping[str, Any]) -> Any:
+    if isinstance(text, list | tuple):
+        items = [_resolve(item, name, kinds, allow) for item in text]
+        return tuple(items) if isinstance(text, tuple) else items
+    if isinstance(text, dict) and "class_path" in text:
+        return _resolve_call(text, name, kinds, allow)
+    if isinstance(text, dict):
+        return {key: _resolve(item, name, kinds, allow) for key, item in text.items()}
+    if not isinstance(text, _PLAIN):
+        raise ValueError(f"{name} in the checkpoint holds a {type(text).__name__}, which is not taken: pass {name}=...")
+    return text
+
+
+def _resolve_call(text: dict[str, Any], name: str, kinds: tuple[type, ...], allow: Mapping[str, Any]) -> Call:
+    path = text["class_path"]
+    init_args, dict_kwargs, modules = (text.get(key) or {} for key in ("init_args", "dict_kwargs", "modules"))
+    well_formed = isinstance(path, str) and text.keys() <= {"class_path", "init_args", "dict_kwargs", "modules"}
+    if not well_formed or not all(isinstance(part, dict) for part in (init_args, dict_kwargs, modules)):
+        raise ValueError(f"{name}={shortened(text)} in the checkpoint is no class path with arguments: pass {name}=...")
+    cls = _import(path, name, allow) if path in allow else known_class(path)
+    right = isinstance(cls, type) and issubclass(cls, kinds) and not issubclass(cls, LightningModule)
+    if not right and not (path in allow and isinstance(cls, type) and name not in _KINDS):
+        raise _refusal(name, path, kinds)
+    assert isinstance(cls, type)
+    if bool(modules) and cls not in _CONTAINERS:
+        raise ValueError(
+            f"{name}={shortened(path)!r} in the checkpoint has modules but is no container: pass {name}=..."
+        )
+    inner = (
+        kinds_of("")
+        if path in allow
+        else next((kinds for kinds in ((nn.Module,), PARTS) if issubclass(cls, kinds)), ())
+    )
+    arguments = {key: _resolve(part, name, inner, allow) for key, part in {**init_args, **dict_kwargs}.items()}
+    return Call(cls, arguments, {key: _resolve(part, name, inner, allow) for key, part in modules.items()})
+
+
+def _import(path: str, name: str, allow: Mapping[str, Any]) -> Any:
+    if allow[path] is not None:
+        return allow[path]
+    module, _, attribute = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{name}={path!r} in the checkpoint cannot be imported ({error}): pass {name}=...") from error
+
+
+def _refusal(name: str, path: str, kinds: tuple[type, ...]) -> ValueError:
+    known = " or ".join(f"a {kind.__name__} of torch or lightning_meta" for kind in kinds) or "plain values"
+    return ValueError(
+        f"{name}={shortened(path)!r} in the checkpoint is refused, as it could run any code (known here: {known}): "
+        f"pass {name}=..., or, if you trust the checkpoint, allow=({shortened(path)!r},)"
+    )

@@ -1,0 +1,1 @@
+"""Episodes drawn from a formula."""

@@ -1,0 +1,111 @@
+"""Sinusoid regression (Finn, Abbeel, Levine, 2017, section 5.1): embedded, nothing to download."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_meta import arguments
+from lightning_meta.data.base import TaskDataModule
+from lightning_meta.data.episodes import EpisodeDataset, Split
+from lightning_meta.data.random_streams import uniforms
+from lightning_meta.episodes.episode import Episode
+
+
+class SinusoidEpisodes(EpisodeDataset):
+    """Tasks ``y = A sin(x − phase) + noise``: A uniform in [0.1, 5], phase in [0, π], x in [−5, 5].
+
+    Args:
+        split: The split, which with ``seed`` and the index determines a task.
+        num_tasks: Tasks in an epoch.
+        shots: Support points.
+        query_shots: Query points.
+        noise_std: The standard deviation of Gaussian noise on y, in units of y.
+        seed: Which tasks.
+    """
+
+    def __init__(self, split: Split, num_tasks: int, shots: int, query_shots: int, noise_std: float, seed: int) -> None:
+        super().__init__(num_tasks)
+        self.split = split
+        self.shots = shots
+        self.query_shots = query_shots
+        self.noise_std = noise_std
+        self.seed = seed
+
+    def curve(self, indices: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the tasks' amplitudes and phases, each ``[indices]``."""
+        draws = uniforms(self.seed, self.split, indices, 2)
+        return 0.1 + 4.9 * draws[:, 0], math.pi * draws[:, 1]
+
+    def make(self, indices: NDArray[np.integer]) -> Episode:
+        """Return tasks with inputs and targets ``[indices, points, 1]``."""
+        amplitude, phase = self.curve(indices)
+        points = self.shots + self.query_shots
+        draws = uniforms(self.seed, self.split, indices, 2 + 3 * points)[:, 2:]
+        x = 10 * draws[:, :points] - 5
+        y = amplitude[:, None] * np.sin(x - phase[:, None])
+        if self.noise_std > 0:  # Box and Muller's transform, from the remaining draws.
+            radius = np.sqrt(-2 * np.log1p(-draws[:, points : 2 * points]))
+            y = y + self.noise_std * radius * np.cos(2 * math.pi * draws[:, 2 * points :])
+        support_x, query_x = _as_column(x).split([self.shots, self.query_shots], dim=1)
+        support_y, query_y = _as_column(y).split([self.shots, self.query_shots], dim=1)
+        return Episode(support_x, support_y, query_x, query_y)
+
+
+class SinusoidDataModule(TaskDataModule):
+    """Sinusoid regression tasks, ``x`` and ``y`` of shape ``[tasks, points, 1]``.
+
+    Args:
+        shots: Support points per task.
+        query_shots: Query points per training task; None: as many as ``shots``.
+        eval_query_shots: Query points per validation and test task; None: as in training.
+        noise_std: The standard deviation of Gaussian noise on y, in units of y.
+        tasks_per_batch: Tasks in a meta-batch, per process.
+        train_tasks: Tasks in a training epoch.
+        val_tasks: Validation tasks.
+        test_tasks: Test and prediction tasks.
+        seed: Which tasks.
+        num_workers: Processes that make episodes.
+        pin_memory: Whether to pin host memory.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        shots: int = 10,
+        query_shots: int | None = None,
+        eval_query_shots: int | None = None,
+        noise_std: float = 0.0,
+        tasks_per_batch: int = 25,
+        train_tasks: int = 25_000,
+        val_tasks: int = 600,
+        test_tasks: int = 600,
+        seed: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(tasks_per_batch, train_tasks, val_tasks, test_tasks, seed, num_workers, pin_memory)
+        arguments.check_count("shots", shots)
+        arguments.check_optional_count("query_shots", query_shots)
+        arguments.check_optional_count("eval_query_shots", eval_query_shots)
+        arguments.check_nonnegative("noise_std", noise_std)
+        self.save_hyperparameters()
+        self.shots = shots
+        self.query_shots = shots if query_shots is None else query_shots
+        self.eval_query_shots = self.query_shots if eval_query_shots is None else eval_query_shots
+        self.noise_std = noise_std
+
+    def episodes(self, split: Split) -> SinusoidEpisodes:
+        """Return the tasks of a split."""
+        query = self.query_shots if split == "train" else self.eval_query_shots
+        return SinusoidEpisodes(split, self.num_tasks[split], self.shots, query, self.noise_std, self.seed)
+
+
+def _as_column(values: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(values).to(torch.get_default_dtype())[..., None]

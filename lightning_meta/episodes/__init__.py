@@ -1,0 +1,6 @@
+"""Episodes, what a learner reports about them, and the trees of tensors that both are made of."""
+
+from lightning_meta.episodes.episode import Episode, Support, collate_episodes, joined_sets
+from lightning_meta.episodes.task_result import MetaParameters, TaskResult, merge_results
+
+__all__ = ["Episode", "MetaParameters", "Support", "TaskResult", "collate_episodes", "joined_sets", "merge_results"]

@@ -1,0 +1,1 @@
+"""How per-task functions are applied to a batch of tasks."""

@@ -1,0 +1,91 @@
+"""Whether padding may stay in a batch: only where no example's output can depend on the others in its set.
+
+That cannot be found by trying: a model may couple its examples at other parameters, or on other inputs. It is known by
+the class of every layer and the dimensions of its inputs; for a class that is not listed here the answer is no.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_meta.likelihoods.losses import LossFunction, splits_by_example
+from lightning_meta.models.batch_statistics import BatchStatistics
+from lightning_meta.models.mlp import MLP
+
+# Element by element, or within an example, whatever the number of dimensions.
+_ANY_DIMS = (
+    *(nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish),
+    *(nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.Dropout, nn.AlphaDropout),
+    *(nn.Linear, nn.GroupNorm),
+)
+
+# By the dimensions of a batch: with one less, these take the examples for channels.
+_SPATIAL: dict[type[nn.Module], int] = {
+    kind: dims
+    for dims, kinds in {
+        3: (nn.Conv1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.InstanceNorm1d),
+        4: (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.InstanceNorm2d),
+        5: (nn.Conv3d, nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d, nn.InstanceNorm3d),
+    }.items()
+    for kind in kinds
+} | {nn.Dropout1d: 3, nn.Dropout2d: 4, nn.Dropout3d: 5, nn.Softmax2d: 4}
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def are_independent(model: nn.Module, loss_fn: LossFunction, choice: BatchStatistics, *sets: Any) -> bool:
+    """Whether no example's output and loss depend on the others in its set.
+
+    Args:
+        model: The model.
+        loss_fn: The loss.
+        choice: The statistics of batch normalization.
+        *sets: Inputs ``[tasks, examples, ...]``.
+    """
+    return splits_by_example(loss_fn) and all(
+        isinstance(x, Tensor) and dims_after(model, x.ndim - 1, choice) is not None for x in sets
+    )
+
+
+def dims_after(module: nn.Module, dims: int, choice: BatchStatistics) -> int | None:
+    """The dimensions of a module's output, of which the first is the examples'; None where it may couple them.
+
+    Args:
+        module: The model or one of its layers.
+        dims: The dimensions of its input ``[examples, ...]``.
+        choice: The statistics of batch normalization.
+    """
+    kind = type(module)
+    of_torch = kind.__module__.startswith("torch.nn.modules.")  # a class derived from torch's may do anything
+    hooked = any(getattr(module, name) for name in _HOOKS)
+    if not (of_torch or kind is MLP) or hooked or "forward" in vars(module) or not is_of_library(kind.forward):
+        return None
+    if isinstance(module, nn.Embedding) and dims >= 1:
+        return dims + 1
+    if dims < 2:
+        return None
+    if isinstance(module, nn.Sequential | MLP):
+        after: int | None = dims
+        for part in module.layers if isinstance(module, MLP) else module:
+            after = None if after is None else dims_after(part, after, choice)
+        return after
+    if isinstance(module, nn.Flatten):
+        first, last = module.start_dim % dims, module.end_dim % dims
+        return dims - (last - first) if 0 < first <= last else None
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+        kept = choice == "running" and not module.training and module.running_mean is not None
+    elif isinstance(module, nn.LayerNorm):
+        kept = len(module.normalized_shape) < dims
+    elif isinstance(module, nn.Softmax | nn.LogSoftmax | nn.GLU):
+        kept = module.dim is not None and module.dim % dims > 0
+    else:
+        kept = kind in _ANY_DIMS or _SPATIAL.get(kind) == dims
+    return dims if kept else None
+
+
+def is_of_library(function: object) -> bool:
+    """Whether a function is defined by torch or this package."""
+    return str(getattr(function, "__module__", "")).partition(".")[0] in ("lightning_meta", "torch")

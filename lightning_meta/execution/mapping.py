@@ -1,0 +1,268 @@
+"""How per-task functions are applied to a batch of tasks: vectorized, in pieces, one by one, captured or compiled."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from lightning_meta.episodes import Episode, MetaParameters, TaskResult
+from lightning_meta.episodes.trees import leaves_of
+from lightning_meta.execution.attention import differentiable_attention
+from lightning_meta.execution.capture import ClosedWorld, Guarded, OpenWorldError, Progress, Recorder, ReplacedError
+from lightning_meta.execution.host_memory import keep_freed_memory
+from lightning_meta.execution.options import Execution
+from lightning_meta.execution.pieces import fill_padding, split_by_chunk, split_by_size
+from lightning_meta.execution.plan import ModelSize, Plan, plan
+
+_CANNOT_VECTORIZE = (
+    "If the model cannot be vectorized over tasks (it branches on values, has a recurrent layer, or normalizes in "
+    "mixed precision), set task_chunk_size=1 to take the tasks one after another. A model that writes to its buffers "
+    "cannot run per task: let it return what it would write."
+)
+_OUT_OF_MEMORY = (
+    "Out of memory: set task_chunk_size to hold fewer tasks at once (1 holds one). Where that is not enough, MAML with "
+    "checkpoint_inner_loop=True keeps about the square root of its inner steps, with first_order=True or as implicit "
+    "MAML one."
+)
+_MOST_PLANS = 64
+
+LossFunction = Callable[[MetaParameters, Episode], tuple[Tensor, TaskResult]]
+GradientFunction = Callable[[MetaParameters, Episode], tuple[dict[str, Tensor], TaskResult]]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's or the host's memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class Traits(NamedTuple):
+    """What decides how a batch is computed, besides its shapes.
+
+    Attributes:
+        execution: What the user wants.
+        inner_steps: Inner steps of a task.
+        is_stochastic: Whether the function draws random numbers, which threads would draw in any order.
+        may_keep_padding: Whether masks suffice for each task of a ragged batch to be computed as it would be alone.
+        phase: What the function depends on that changes with the trainer's progress.
+    """
+
+    execution: Execution
+    inner_steps: int
+    is_stochastic: bool
+    may_keep_padding: Callable[[Episode], bool]
+    phase: Hashable = None
+
+
+class TaskMapping:
+    """Applies per-task functions to batches of tasks.
+
+    Args:
+        model: The model that they call.
+        loss: Returns one task's meta-loss and its report.
+        gradient: Returns one task's meta-gradient and its report.
+        own_gradient: Whether the meta-gradient is computed otherwise than by differentiating the loss.
+        world: All that they read.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: LossFunction, gradient: GradientFunction, own_gradient: bool, world: ClosedWorld
+    ) -> None:
+        self._model_size = ModelSize.of(model)
+        self._loss = loss
+        self._gradient = gradient
+        self._own_gradient = own_gradient
+        self._world = world
+        self._execution: Execution | None = None
+        self._recorder: Recorder | None = None
+        self._guarded: Guarded | None = None
+        self._plans: dict[Hashable, Plan] = {}
+        self._under_guards = False
+        self._told = False
+        self._phase = ""
+        self._before: tuple[int, Progress | None] = -1, None
+        self._resumed: tuple[str, dict[str, Any]] | None = None
+
+    def progress(self, step: int) -> tuple[str, dict[str, Any]] | None:
+        """What a run resumed at this step must know to capture what was captured, in plain types.
+
+        Under DDP it is one process's: where processes have tasks of different sizes, rounding may differ.
+        """
+        if self._recorder is None or self._resumed is not None:
+            return self._resumed
+        begun, progress = self._before
+        # A step that is not done will be repeated.
+        if progress is None or begun != step:
+            progress = self._recorder.progress()
+        return self._phase, self._recorder.printed(progress)
+
+    def resume(self, progress: tuple[str, dict[str, Any]] | None) -> None:
+        """Go on as the mapping whose ``progress()`` this is."""
+        self._resumed = progress
+
+    def gradients(
+        self, meta: MetaParameters, batch: Episode, traits: Traits, step: int = 0
+    ) -> tuple[dict[str, Tensor], list[tuple[Tensor | None, TaskResult]]]:
+        """Return the sum over tasks of their meta-gradients, and pieces of the tasks' reports with their indices.
+
+        Args:
+            meta: The meta-parameters.
+            batch: The tasks.
+            traits: What else decides how they are computed.
+            step: The number of the step, by which `progress` tells whether it is done.
+        """
+        totals: dict[str, Tensor] = {}
+        reports = []
+        self._follow(traits.execution)
+        state = self._start(traits, step)
+        can_share = state is not None and self._recorder is not None and self._recorder.shares
+        way = self._plan(batch, traits, can_share and not traits.is_stochastic)
+        with self._prepared(traits.execution, way):
+            indices, pieces = zip(*_pieces(batch, traits, way), strict=True)
+            for sums, report in self._results(state, meta, pieces, way.workers):
+                totals = {name: totals[name] + sums[name] for name in meta} if totals else sums
+                reports.append(report)
+        return totals, list(zip(indices, reports, strict=True))
+
+    def map(
+        self,
+        function: Callable[[MetaParameters, Episode], TaskResult],
+        meta: MetaParameters,
+        batch: Episode,
+        traits: Traits,
+    ) -> list[tuple[Tensor | None, TaskResult]]:
+        """Apply a function of one task to each; return pieces of the results with the tasks' indices."""
+        way = self._plan(batch, traits, shared_out=False)
+        with self._prepared(traits.execution, way), differentiable_attention():
+            vectorizes = traits.execution.vectorizes
+            return [(own, _apply(function, meta, piece, vectorizes)) for own, piece in _pieces(batch, traits, way)]
+
+    def _follow(self, execution: Execution) -> None:
+        """Start anew where training steps are to be run otherwise than so far."""
+        if execution == self._execution:
+            return
+        self._execution = execution
+        compiled = execution.compile is True
+        self._recorder = self._guarded = None
+        if execution.compile is not False:
+            self._recorder = Recorder(self._summed_gradients, self._eagerly, self._world.state, compiled)
+        if execution.compile:
+            self._guarded = Guarded(self._summed_gradients, self._eagerly, compiled)
+        self._before = -1, None
+
+    def _start(self, traits: Traits, step: int) -> Hashable | None:
+        """Return what captured steps rest on, or None where nothing is captured."""
+        recorder = self._recorder
+        if recorder is None:
+            return None
+        try:
+            state = self._world.state()
+        except OpenWorldError as error:
+            self._under_guards = self._guarded is not None and not isinstance(error, ReplacedError)
+            self._say_what_is_open(error, compiled=traits.execution.compile is True)
+            return None
+        phase = repr(traits.phase)
+        if self._resumed is not None:
+            recorder.resume(self._resumed[1], same_phase=self._resumed[0] == phase)
+        self._resumed = None
+        progress = recorder.progress()
+        self._before = step, progress if phase == self._phase else progress.of_another_phase()
+        self._phase = phase
+        return state
+
+    def _say_what_is_open(self, error: OpenWorldError, compiled: bool) -> None:
+        if not self._told:
+            message = f"Training steps are run by Python, because {error}"
+            if self._under_guards:
+                how = "compiled" if compiled else "recorded"
+                message = f"Training steps are {how} under the guards of torch.compile, because {error}"
+            elif not isinstance(error, ReplacedError):
+                message += ': compile="record" records them under the guards of torch.compile'
+            rank_zero_info(f"{message}.")
+        self._told = True
+
+    def _results(
+        self, state: Hashable | None, meta: MetaParameters, pieces: Sequence[Episode], workers: int
+    ) -> Iterator[tuple[dict[str, Tensor], TaskResult]]:
+        if self._recorder is not None and state is not None:
+            return self._recorder(state, meta, pieces, workers)
+        function = self._guarded if self._guarded is not None and self._under_guards else self._eagerly
+        return (function(meta, piece) for piece in pieces)
+
+    def _eagerly(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
+        with differentiable_attention():
+            return self._uncompiled(meta, piece)
+
+    def _uncompiled(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
+        if piece.num_tasks > 1 or self._own_gradient:
+            return self._summed_gradients(meta, piece)
+        # One task alone is fastest by an ordinary backward. Of several tasks at once it would be wrong: where vmap
+        # takes a normalization's backward apart, ordinary autograd misses second derivatives.
+        with torch.enable_grad():
+            leaves = {name: p.detach().requires_grad_() for name, p in meta.items()}
+            loss, result = self._loss(leaves, piece.select(0))
+            if not loss.requires_grad:  # a loss that depends on no parameter
+                loss = loss + 0 * sum(p.sum() for p in leaves.values())
+            slopes = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, slopes, strict=True)), tree_map(lambda leaf: leaf.detach()[None], result)
+
+    def _summed_gradients(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
+        vectorizes = self._execution is None or self._execution.vectorizes
+        gradients, result = _apply(self._gradient, meta, piece, vectorizes)
+        return {name: gradient.sum(0) for name, gradient in gradients.items()}, result
+
+    def _plan(self, batch: Episode, traits: Traits, shared_out: bool) -> Plan:
+        """The plan of batches of this shape, made once."""
+        threads = torch.get_num_threads()
+        shapes = [(leaf.shape, leaf.device.type) for leaf in leaves_of((batch.support_x, batch.query_x))]
+        key = (traits.execution, traits.inner_steps, threads, shared_out, *shapes)
+        if key not in self._plans:
+            if len(self._plans) == _MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan(self._model_size, batch, traits.execution, threads, traits.inner_steps, shared_out)
+        return self._plans[key]
+
+    @contextmanager
+    def _prepared(self, execution: Execution, way: Plan) -> Iterator[None]:
+        """Around per-task functions: fitting threads, advice in errors."""
+        keep_freed_memory()
+        threads = torch.get_num_threads()
+        # The setting is the process's.
+        single = way.single_thread and threading.current_thread() is threading.main_thread()
+        try:
+            if single:
+                torch.set_num_threads(1)
+            yield
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                error.add_note(_OUT_OF_MEMORY)
+            elif execution.vectorizes:
+                error.add_note(_CANNOT_VECTORIZE)
+            raise
+        finally:
+            if single:
+                torch.set_num_threads(threads)
+
+
+def _apply(function: Callable[..., Any], meta: MetaParameters, piece: Episode, vectorizes: bool) -> Any:
+    """Apply a per-task function to each task of a piece; results get a leading task dimension."""
+    if piece.num_tasks == 1 or not vectorizes:
+        results = [function(meta, piece.select(i)) for i in range(piece.num_tasks)]
+        return tree_map(lambda *leaves: torch.stack(leaves), *results)
+    in_dims = tree_map(lambda leaf: None if leaf is None else 0, piece)
+    return vmap(function, in_dims=(None, in_dims), randomness="different")(meta, piece)
+
+
+def _pieces(batch: Episode, traits: Traits, way: Plan) -> Iterator[tuple[Tensor | None, Episode]]:
+    if batch.support_mask is None and batch.query_mask is None:
+        return split_by_chunk(batch, way.chunk_size)
+    if way.chunk_size == 1 or not traits.may_keep_padding(batch):
+        return split_by_size(batch, way.chunk_size)
+    return split_by_chunk(fill_padding(batch), way.chunk_size)

@@ -1,0 +1,1 @@
+"""Solvers for inner problems: conjugate gradients, proximal problems, ridge regression, Stein variational descent."""

@@ -1,0 +1,101 @@
+"""Calling a model with random parameters."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lightning_meta.inner.variational.gaussian import DiagonalGaussian
+
+
+def linear_layers(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters of the model's `nn.Linear` layers, for which activations can be sampled directly.
+
+    A layer with a frozen parameter or one that another layer shares is not among them, nor one of a derived class,
+    which may use its weights otherwise.
+    """
+    owners = [id(p) for module in model.modules() for p in module.parameters(recurse=False)]
+    names: list[str] = []
+    for prefix, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if type(module) is nn.Linear and all(p.requires_grad and owners.count(id(p)) == 1 for p in own.values()):
+            names += [f"{prefix}.{name}" if prefix else name for name in own]
+    return frozenset(names)
+
+
+def call_with_random_parameters(
+    call: Callable[[Mapping[str, Tensor], Any], Tensor],
+    distribution: DiagonalGaussian,
+    local: frozenset[str],
+    x: Any,
+) -> Tensor:
+    """Call a model once with random parameters.
+
+    Linear layers on inputs ``[examples, features]`` draw their outputs, anew for each example, rather than their
+    weights (the local reparameterization trick: Kingma, Salimans, Welling, NeurIPS 2015), which leaves every example's
+    output distributed as it was and lowers the gradient's variance. Other layers, linear layers on inputs of another
+    form, and those whose parameters the model uses more than once, draw weights, shared by all uses in the call.
+
+    Args:
+        call: The model as a function of parameters and inputs.
+        distribution: The parameters' distribution.
+        local: The names that belong to linear layers.
+        x: Inputs.
+    """
+    mean, log_std = distribution
+    drawn = {
+        name: value if name in local else value + log_std[name].exp() * torch.randn_like(value)
+        for name, value in mean.items()
+    }
+    names = {id(mean[name]): name for name in mean if name in local}
+    layers = _LocalReparameterization({number: log_std[name] for number, name in names.items()})
+    with layers:
+        output = call(drawn, x)
+    wrong = frozenset(name for number, name in names.items() if layers.uses.get(number) != 1)
+    if wrong:  # drawn at each of several uses, or at none
+        return call_with_random_parameters(call, distribution, local - wrong, x)
+    return output
+
+
+class _LocalReparameterization(TorchFunctionMode):
+    """Makes linear layers whose weights are means draw their outputs."""
+
+    def __init__(self, log_stds: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self.log_stds = log_stds
+        self.uses: Counter[int] = Counter()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        named = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs if func is F.linear else {}
+        if id(named.get("weight")) not in self.log_stds or id(named["input"]) in self.log_stds:
+            result = func(*args, **kwargs)
+            # Any other use of a mean counts twice, as too many; to ask for its shape or dtype is none.
+            if isinstance(result, Tensor | tuple | list) and not isinstance(result, torch.Size):
+                self.uses.update(2 * self._among((*args, *kwargs.values())))
+            return result
+        x, weight, bias = named["input"], named["weight"], named.get("bias")
+        self.uses.update(self._among((weight, bias)))
+        weight_std = self.log_stds[id(weight)].exp()
+        bias_std = self.log_stds[id(bias)].exp() if id(bias) in self.log_stds else None
+        if x.ndim != 2:
+            noisy = bias if bias is None or bias_std is None else bias + bias_std * torch.randn_like(bias)
+            return F.linear(x, weight + weight_std * torch.randn_like(weight), noisy)
+        variance = F.linear(x.square(), weight_std.square(), None if bias_std is None else bias_std.square())
+        output = F.linear(x, weight, bias)
+        # The guard keeps the root's derivative finite where all inputs are zero and the bias is certain.
+        return output + (variance + torch.finfo(variance.dtype).tiny ** 0.5).sqrt() * torch.randn_like(output)
+
+    def _among(self, values: Iterable[Any]) -> list[int]:
+        """The parameters among the arguments of a function, and in lists of them."""
+        flat = itertools.chain.from_iterable(v if isinstance(v, tuple | list) else (v,) for v in values)
+        return [id(value) for value in flat if id(value) in self.log_stds]

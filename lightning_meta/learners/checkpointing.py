@@ -1,0 +1,122 @@
+"""`Checkpointing`: what a learner saves of itself, and how it is built from a checkpoint again."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import lightning as L
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
+from torch import nn
+
+from lightning_meta.checkpoints.accumulation import accumulated_gradients, check_gradients
+from lightning_meta.checkpoints.checked_io import CheckedCheckpointIO, Source
+from lightning_meta.checkpoints.content import shortened
+from lightning_meta.checkpoints.hyperparameters import NotesArguments, described, keep_hyperparameters
+from lightning_meta.checkpoints.loading import Allowed, check_callback_paths, check_learner_class, load_learner
+from lightning_meta.checkpoints.object_text import class_path, has_structure, structure
+from lightning_meta.execution.mapping import TaskMapping
+
+
+class Checkpointing(L.LightningModule, NotesArguments):
+    """The part of a `TaskLearner` that knows checkpoints."""
+
+    model: nn.Module
+    _mapping: TaskMapping
+    _random_seed: int | None
+    _accumulated: dict[str, Any] | None
+
+    def _note_arguments(self, model: nn.Module, loss_fn: Any) -> None:
+        """Keep what the constructor was given; called while the model is as it was handed over."""
+        passed = self.arguments_by_name(model)
+        self._described_arguments = described({"loss_fn": loss_fn, **passed})
+        kept, self._left_out_arguments = keep_hyperparameters(self, passed)
+        self._keeps_model = "model" in kept and passed["model"] is model
+
+    def _note_structure(self) -> None:
+        """Note what the model is like, so that later changes to it are noticed."""
+        self._structure = structure(self.model) if self._keeps_model else None
+
+    @property
+    def trainer(self) -> L.Trainer:
+        """The trainer; it reads checkpoints as `read_checkpoint` does, unless the user reads them otherwise."""
+        return super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: L.Trainer | None) -> None:
+        L.LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
+        if trainer is not None and type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = CheckedCheckpointIO()
+
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls,  # noqa: N805 (a class method)
+        checkpoint_path: Source,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        allow: Allowed = (),
+        **kwargs: Any,
+    ) -> Self:
+        """Build the learner that a checkpoint holds, as Lightning's method of this name; the file runs no code.
+
+        What the checkpoint says of its arguments is data: plain values, and classes of torch.nn, torch.optim and this
+        package. Arguments that are passed replace the checkpoint's, which are then not looked at.
+
+        Args:
+            checkpoint_path: A path, a URL, or a file open for reading bytes.
+            map_location: As in `torch.load`; None: where the tensors were, if there is such a device here.
+            hparams_file: A .yaml or .csv file with arguments in the place of the checkpoint's.
+            strict: Whether the checkpoint must have all parameters and no others; None: ``strict_loading``.
+            weights_only: False unpickles objects of any kind, which can run code. None, as True, refuses them.
+            allow: Classes and functions besides that the checkpoint may name, as themselves or by their paths
+                (``"my_package.MyModel"``), which are then imported; of a learner's class: it may be loaded as this one.
+            **kwargs: The learner's arguments.
+
+        Raises:
+            ValueError: If another class of learner saved the checkpoint, it names what is not allowed, or an argument
+                is missing; the message says what to pass.
+            RuntimeError: If the file is cut short or damaged, or its content would take far more memory than the file.
+            FileNotFoundError: If it, or ``hparams_file``, does not exist.
+            UnpicklingError: If it holds pickled code, and ``weights_only`` is not False.
+        """
+        return load_learner(cls, checkpoint_path, map_location, hparams_file, strict, weights_only, allow, kwargs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what was trained, with which loss and inner optimizer, so that nothing takes their place unnoticed."""
+        checkpoint["meta_learner_class"] = class_path(type(self))
+        checkpoint["meta_learner_left_out"] = dict(self._left_out_arguments)
+        if self._structure is not None and not has_structure(self.model, self._structure):
+            checkpoint["meta_learner_left_out"]["model"] = f"{type(self.model).__qualname__}, which was changed later"
+            checkpoint.get("hyper_parameters", {}).pop("model", None)
+        checkpoint["meta_learner_arguments"] = self._described_arguments
+        checkpoint["meta_learner_random_seed"] = self._random_seed
+        checkpoint["meta_learner_gradients"] = accumulated_gradients(self._trainer, self)
+        checkpoint["meta_learner_recordings"] = self._mapping.progress(self._steps_processed())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raise a ValueError if the checkpoint is of another learner, or another loss or inner optimizer as objects."""
+        if self._trainer is not None:  # a run that goes on, rather than one that starts from trained weights
+            check_learner_class(checkpoint, type(self))
+            check_callback_paths(checkpoint, self._trainer)
+            self._random_seed = checkpoint.get("meta_learner_random_seed")
+            if self._trainer.state.fn == TrainerFn.FITTING:
+                self._accumulated = checkpoint.get("meta_learner_gradients")
+                check_gradients(self._accumulated, self)
+                self._mapping.resume(checkpoint.get("meta_learner_recordings"))
+        for name, trained in checkpoint["meta_learner_arguments"].items():
+            own = self._described_arguments.get(name, "the default")
+            if trained != own:
+                raise ValueError(
+                    f"the checkpoint was trained with {name}={shortened(trained)}, this learner has {shortened(own)}: "
+                    f"pass {name}=..."
+                )
+
+    def _steps_processed(self) -> int:
+        """The steps whose optimizer step, if they had one, is done."""
+        if self._trainer is None:
+            return 0
+        total: Any = self._trainer.fit_loop.epoch_loop.batch_progress.total
+        return total.processed

@@ -1,0 +1,241 @@
+"""`Evaluation`: adapting to tasks without training: `adapt`, `evaluate`, and Lightning's evaluation steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_meta.arguments import check_optional_count
+from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult, merge_results
+from lightning_meta.execution.attention import differentiable_attention
+from lightning_meta.execution.example_independence import are_independent, is_of_library
+from lightning_meta.execution.functional import exclusive
+from lightning_meta.execution.mapping import TaskMapping, Traits
+from lightning_meta.execution.plan import drops
+from lightning_meta.inner.inner_loop import run_through
+from lightning_meta.learners.adapted_task import AdaptedTask
+from lightning_meta.learners.checks import Targets, check_batch, check_support
+from lightning_meta.learners.divergence import check_adapted, check_finite
+from lightning_meta.learners.per_task import PerTaskFunctions
+from lightning_meta.learners.randomness import reproducible_draws
+from lightning_meta.likelihoods.losses import likelihood_of
+from lightning_meta.likelihoods.predictive import Samples, mean_output, predict
+from lightning_meta.metrics.task_metrics import TaskMetrics
+from lightning_meta.metrics.uncertainty import auroc, uncertainty_metrics
+
+# What a subclass may override without a thought for masks.
+_MASKED = ("call_model", "loss", "adapt_task", "inner_loop", "task_loss", "task_gradient", "query_output")
+
+
+class Evaluation(PerTaskFunctions):
+    """The part of a `TaskLearner` that adapts to tasks without training on them."""
+
+    inner_steps = 0
+    eval_inner_steps = 0
+    log_step_metrics = False
+    _frozen: frozenset[str]
+    _mapping: TaskMapping
+    _metrics: dict[str, TaskMetrics]
+    _random_seed: int | None
+
+    def adapt(
+        self, support_x: Any, support_y: Any, steps: int | None = None, support_mask: Tensor | None = None
+    ) -> AdaptedTask:
+        """Adapt to one task; the learner stays as it is.
+
+        Works under ``no_grad`` and ``inference_mode``, and in several threads at once. Dropout follows the learner's
+        mode, as in a plain module: call ``eval()`` first.
+
+        Args:
+            support_x: Inputs, ``[support, ...]``: no task dimension.
+            support_y: Targets, ``[support, ...]``.
+            steps: Inner steps; None: ``eval_inner_steps``.
+            support_mask: ``[support]``, True where an example counts.
+
+        Returns:
+            The adapted model: ``task(x)`` gives outputs, ``task.predict(x)`` a `Prediction`.
+
+        Raises:
+            ValueError: If the model or the loss cannot take the examples, or the learner takes no inner steps.
+            FloatingPointError: If adaptation diverges.
+        """
+        check_optional_count("steps", steps)
+        if steps is not None and self.eval_inner_steps == 0:
+            raise ValueError(f"steps={steps}, but {type(self).__name__} takes no inner steps: leave it out")
+        steps = self.eval_inner_steps if steps is None else steps
+        support = Support(support_x, support_y, support_mask)
+        check_support(support, self._targets())
+        if support_mask is not None:  # one task alone needs no padding
+            x, y = tree_map(lambda leaf: leaf[support_mask], (support_x, support_y))
+            support = Support(x, y)
+        support = self.prepare_support(support)
+        # Copies: training may go on while the adapted task is in use.
+        meta = {name: p.detach().clone() for name, p in self._meta_parameters().items()}
+        with differentiable_attention(), torch.no_grad():
+            state, losses = run_through(self.adaptation(meta, support, steps))
+        if len(losses):
+            check_finite(TaskResult(losses[-1:], losses[:0], losses[None]), self._rates_in_errors, self.parameters())
+        check_adapted(state, steps, self._rates_in_errors)
+
+        samples = partial(self._samples, meta, state, support)
+        return AdaptedTask(state, samples, self.loss_fn, support_y, self.draws_together)
+
+    def evaluate(self, batch: Episode, steps: int | None = None, record: tuple[int, ...] | None = None) -> TaskResult:
+        """Adapt to each task of a batch, without building anything for the meta-gradient.
+
+        Args:
+            batch: The tasks.
+            steps: Inner steps; None: ``eval_inner_steps``.
+            record: After which numbers of steps to keep the outputs; None: only the last.
+
+        Returns:
+            The report ``[tasks, ...]``; its loss is the query loss after the last step.
+        """
+        steps = self.eval_inner_steps if steps is None else steps
+        kept = (steps,) if record is None else record
+        check_batch(batch, self._targets())
+        meta = {name: p.detach() for name, p in self._meta_parameters().items()}
+
+        def evaluate_task(meta: MetaParameters, task: Episode) -> TaskResult:
+            return self._evaluate_task(meta, task, steps, kept)
+
+        with torch.no_grad():
+            results = self._mapping.map(evaluate_task, meta, self._prepared(batch), self._traits())
+        result = merge_results(results, query_size(batch))
+        check_finite(result, self._rates_in_errors, self.parameters(), batch=batch)
+        return result
+
+    # ---- Lightning's steps. ---------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Episode, batch_idx: int) -> dict[str, Any]:
+        """Adapt to each task and record its metrics; returns the fields of the report, for callbacks."""
+        return self._evaluation_step(batch, batch_idx, "val")
+
+    def test_step(self, batch: Episode, batch_idx: int) -> dict[str, Any]:
+        """Adapt to each task and record its metrics; returns the fields of the report, for callbacks."""
+        return self._evaluation_step(batch, batch_idx, "test")
+
+    def predict_step(self, batch: Episode, batch_idx: int = 0) -> Tensor:
+        """Return the adapted models' outputs on the query sets, ``[tasks, query, ...]``."""
+        with self._draws_of(batch_idx):
+            return self.evaluate(batch).outputs[:, -1]
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last epoch's tasks."""
+        self._metrics["val"].reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the last epoch's tasks."""
+        self._metrics["test"].reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics over all tasks, with their intervals."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics over all tasks, with their intervals."""
+        self._log_evaluation("test")
+
+    # ---- Inside. --------------------------------------------------------------------------------------------
+
+    def _meta_parameters(self) -> dict[str, nn.Parameter]:
+        """What is meta-learned; also after ``freeze()``, which must not change how tasks adapt."""
+        with exclusive():
+            return {name: p for name, p in self.named_parameters() if name not in self._frozen}
+
+    def _targets(self) -> Targets:
+        return Targets(self.loss_fn, self.output_shape, self.ignores_labels, self.label_cure)
+
+    def _traits(self) -> Traits:
+        execution = self.execution if self.is_capturable else replace(self.execution, compile=False)
+        is_stochastic = self.is_stochastic or drops(self.model)
+        return Traits(execution, self.inner_steps, is_stochastic, self._may_keep_padding, self.training_phase())
+
+    def _may_keep_padding(self, batch: Episode) -> bool:
+        """Whether masks suffice for each task of a ragged batch to train as it would alone; else padding is cut off."""
+        masked = [getattr(self, name) for name in _MASKED if hasattr(self, name)]
+        if self.requires_unpadded or not all(map(is_of_library, masked)):
+            return False
+        sets = batch.support_x, batch.query_x
+        return are_independent(self.model, self.loss_fn, self.batch_statistics, *sets)
+
+    def _samples(self, meta: MetaParameters, state: Any, support: Support, x: Any) -> Samples:
+        with torch.no_grad(), differentiable_attention():
+            return self.evaluation_samples(meta, state, support, x)
+
+    def _rates_in_errors(self) -> str:
+        """What errors about divergence say of the learner's rates."""
+        return ""
+
+    def _prepared(self, batch: Episode) -> Episode:
+        x, y, mask = self.prepare_support(batch.support)
+        return batch._replace(support_x=x, support_y=y, support_mask=mask)
+
+    def _evaluate_task(self, meta: MetaParameters, task: Episode, steps: int, record: tuple[int, ...]) -> TaskResult:
+        outputs, support_losses = [], []
+        for step, (state, support_loss) in enumerate(self.adaptation(meta, task.support, steps)):
+            support_losses += [] if support_loss is None else [support_loss]
+            if step in record:
+                samples = self.evaluation_samples(meta, state, task.support, task.query_x)
+                outputs.append(mean_output(likelihood_of(self.loss_fn), samples))
+        loss = self.loss(outputs[-1], task.query_y, task.query_mask)
+        losses = torch.stack(support_losses) if support_losses else loss.new_zeros(0)
+        novelty = {} if task.ood_x is None else self._novelty(meta, state, task)
+        return TaskResult(loss, torch.stack(outputs), losses, samples.present(), novelty)
+
+    def _novelty(self, meta: MetaParameters, state: Any, task: Episode) -> dict[str, tuple[Tensor, Tensor]]:
+        together = tree_map(lambda query, ood: torch.cat([query, ood]), task.query_x, task.ood_x)
+        samples = self.evaluation_samples(meta, state, task.support, together)
+        prediction = predict(likelihood_of(self.loss_fn), samples, self.draws_together)
+        queries = tree_leaves(task.query_x)[0].shape[0]
+        kinds = {"total": prediction.total, "epistemic": prediction.epistemic}
+        return {name: (value[:queries], value[queries:]) for name, value in kinds.items() if value is not None}
+
+    def _evaluation_step(self, batch: Episode, batch_idx: int, stage: str) -> dict[str, Any]:
+        steps = self.eval_inner_steps
+        record = tuple(range(steps + 1)) if self.log_step_metrics else tuple({0: None, steps: None})
+        with self._draws_of(batch_idx):
+            result = self.evaluate(batch, record=record)
+        values = {"loss": result.loss}
+        for index, step in enumerate(record):
+            for name, value in self.task_metrics(result.outputs[:, index], batch.query_y, batch.query_mask).items():
+                if step == 0 < steps:
+                    values[f"{name}_pre"] = value
+                if step == steps:
+                    values[name] = value
+                if self.log_step_metrics:
+                    values[f"{name}_step_{step}"] = value
+        likelihood, samples = likelihood_of(self.loss_fn), Samples(**result.samples)
+        values |= uncertainty_metrics(likelihood, samples, batch.query_y, batch.query_mask)
+        values |= {f"ood_auroc_{kind}": auroc(*pair, batch.query_mask) for kind, pair in result.novelty.items()}
+        self._metrics[stage].update(values)
+        return result._asdict()
+
+    def _log_evaluation(self, stage: str) -> None:
+        values = self._metrics[stage].compute()
+        shown = {name for name in values if "_" not in name}
+        self.log_dict({f"{stage}/{n}": v for n, v in values.items() if n in shown}, prog_bar=True)
+        self.log_dict({f"{stage}/{n}": v for n, v in values.items() if n not in shown})
+
+    def _log_step(self, values: Mapping[str, Tensor], batch: Episode, prog_bar: bool) -> None:
+        means = {f"train/{name}": value.float().mean() for name, value in values.items()}
+        self.log_dict(means, prog_bar=prog_bar, batch_size=batch.num_tasks)
+
+    def _draws_of(self, step: int) -> AbstractContextManager[None]:
+        """Under a trainer, make random numbers a function of seed, process and step alone."""
+        if self._trainer is None:
+            return nullcontext()
+        seed = torch.initial_seed() if self._random_seed is None else self._random_seed
+        return reproducible_draws(seed, self._trainer.global_rank, step, self.device)
+
+
+def query_size(batch: Episode) -> int:
+    """The number of queries of a batch's tasks, padding included."""
+    return tree_leaves(batch.query_x)[0].shape[1]

@@ -1,0 +1,37 @@
+"""`SupportClassLearner`: the base of classifiers whose classes are those of the support set."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_meta.episodes import Support
+from lightning_meta.learners.task_learner import TaskLearner
+
+
+class SupportClassLearner(TaskLearner):
+    """Base of metric-based and closed-form classifiers, which take any number of ways.
+
+    Per-task functions see the support set's labels as one-hot rows ``[support, ways]``, which are 0 where the mask says
+    that an example does not count. Outputs are scores ``[query, ways]``.
+    """
+
+    label_cure = "the classes of a task are those of its support set, so let it have every class of the query set"
+
+    def prepare_support(self, support: Support) -> Support:
+        """Return the support set with one-hot labels."""
+        one_hot = F.one_hot(support.y, self._ways(support.y))  # [..., support, ways]
+        return support._replace(y=one_hot if support.mask is None else one_hot * support.mask[..., None])
+
+    def output_shape(self, support: Support) -> torch.Size:
+        """One score for each class of the support sets."""
+        return torch.Size([self._ways(support.y)])
+
+    def _ways(self, labels: Tensor) -> int:
+        if labels.dtype != torch.int64 or int(labels.min()) < 0:
+            raise ValueError(
+                f"support_y is {labels.dtype} with the smallest value {labels.min()}: {type(self).__name__} needs "
+                "class labels 0, 1, ... of dtype torch.int64"
+            )
+        return int(labels.max()) + 1

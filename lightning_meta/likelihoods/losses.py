@@ -1,0 +1,84 @@
+"""What the library asks of a loss function: a mean over the examples that count, and its kind."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_meta.likelihoods.predictive import Likelihood
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+_SAME_SHAPE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.BCELoss)
+_CLASS_LABELS = (nn.CrossEntropyLoss, nn.NLLLoss)
+
+
+def takes_class_labels(loss_fn: LossFunction) -> bool:
+    """Whether the loss compares class scores ``[examples, classes]`` with labels ``[examples]``."""
+    return isinstance(loss_fn, _CLASS_LABELS) or loss_fn in (F.cross_entropy, F.nll_loss)
+
+
+def likelihood_of(loss_fn: LossFunction) -> Likelihood | None:
+    """The likelihood whose negative logarithm the loss is, up to constants; None where it is none of ours."""
+    if takes_class_labels(loss_fn):
+        return "categorical"
+    if isinstance(loss_fn, nn.BCEWithLogitsLoss):
+        return "bernoulli"
+    return "gaussian" if isinstance(loss_fn, nn.MSELoss) or loss_fn is F.mse_loss else None
+
+
+def required_likelihood(loss_fn: LossFunction) -> Likelihood:
+    """The likelihood of a Bayesian learner's loss.
+
+    Raises:
+        ValueError: If the loss stands for no likelihood, or weighs or smooths it.
+    """
+    likelihood = likelihood_of(loss_fn)
+    plain = splits_by_example(loss_fn) or loss_fn in (F.cross_entropy, F.mse_loss)
+    plain &= getattr(loss_fn, "label_smoothing", 0.0) == 0 and getattr(loss_fn, "ignore_index", -100) == -100
+    if likelihood is None or not plain:
+        raise ValueError(
+            f"loss_fn={loss_fn!r} stands for no likelihood, which a Bayesian learner needs: use nn.CrossEntropyLoss() "
+            "(categorical), nn.BCEWithLogitsLoss() (Bernoulli) or nn.MSELoss() (Gaussian), without weights, smoothing "
+            "or ignored labels"
+        )
+    return likelihood
+
+
+def needs_same_shape(loss_fn: LossFunction) -> bool:
+    """Whether output and target must have one shape (they would broadcast silently otherwise)."""
+    return isinstance(loss_fn, _SAME_SHAPE) or loss_fn in (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+
+
+def splits_by_example(loss_fn: LossFunction) -> bool:
+    """Whether `masked_mean` can leave padded examples out of this loss exactly."""
+    # The very types: a subclass may do something else with the same reduction.
+    if type(loss_fn) not in _SAME_SHAPE + _CLASS_LABELS or getattr(loss_fn, "reduction", None) != "mean":
+        return False
+    return getattr(loss_fn, "weight", None) is None and getattr(loss_fn, "pos_weight", None) is None
+
+
+def masked_mean(loss_fn: LossFunction, output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """The loss of one set of examples, averaged over those that count.
+
+    Args:
+        loss_fn: Maps output ``[examples, ...]`` and target ``[examples, ...]`` to a scalar mean. With a mask it
+            must satisfy `splits_by_example`.
+        output: The model's output.
+        target: The targets.
+        mask: ``[examples]``, True where an example counts; None where all do.
+    """
+    if mask is None:
+        return loss_fn(output, target)
+    elementwise: Any = copy.copy(loss_fn)
+    elementwise.reduction = "none"
+    losses = elementwise(output, target)
+    counts = mask.reshape(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
+    if takes_class_labels(loss_fn) and not target.is_floating_point():
+        counts = counts & (target != elementwise.ignore_index)
+    return torch.where(counts, losses, 0).sum() / counts.sum()
