@@ -15,12 +15,12 @@ class AdaptedTask:
     """What `TaskLearner.adapt` returns: call it on inputs.
 
     Attributes:
-        state: What was adapted, in the algorithm's own form; for MAML a dictionary of parameters.
+        state: The adapted state, in the algorithm's own form; for MAML a dictionary of parameters.
         samples: Returns draws from the posterior over models, as their outputs on inputs ``[query, ...]``.
 
     Args:
-        state: As the attribute.
-        samples: As the attribute.
+        state: See above.
+        samples: See above.
         loss_fn: The learner's loss.
         support_y: The support set's targets.
         draws_together: As `TaskLearner.draws_together`.
@@ -41,10 +41,9 @@ class AdaptedTask:
         self._draws_together = draws_together
 
     def __call__(self, x: Any) -> Tensor:
-        """Return logits or regression output ``[query, ...]`` for inputs ``[query, ...]``.
+        """Return logits or regression outputs ``[query, ...]`` for inputs ``[query, ...]``.
 
-        A Bayesian learner returns the posterior-predictive mean: the logarithm of mean probabilities, or the
-        mean output.
+        For Bayesian learners the posterior-predictive mean: the logarithm of mean probabilities, or the mean output.
         """
         return mean_output(likelihood_of(self._loss_fn), self.samples(x))
 

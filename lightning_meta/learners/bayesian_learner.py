@@ -1,4 +1,4 @@
-"""`BayesianLearner`: what the learners of a task's posterior have in common."""
+"""`BayesianLearner`: the base of the algorithms that adapt a posterior."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from lightning_meta.likelihoods.predictive import Samples, log_likelihood, mean_
 
 
 class BayesianLearner(GradientLearner):
-    """Base of the algorithms that adapt a distribution: the loss names the likelihood, outputs come as draws.
+    """Base of the algorithms that adapt a distribution over models.
 
-    ``nn.CrossEntropyLoss`` is a categorical likelihood, ``nn.BCEWithLogitsLoss`` a Bernoulli one, ``nn.MSELoss`` a
-    Gaussian one with learned or given noise. A derived class implements `inner_loop`, `task_loss` and `query_samples`.
+    The loss names the likelihood: ``nn.CrossEntropyLoss`` is categorical, ``nn.BCEWithLogitsLoss`` Bernoulli,
+    ``nn.MSELoss`` Gaussian with learned or given noise. A new algorithm implements `inner_loop`, `query_samples`, and
+    `task_loss` or `task_gradient`.
 
     Args:
         model: The model.
         loss_fn: Names the likelihood; None: ``nn.CrossEntropyLoss()``.
         observation_std: The standard deviation of a Gaussian likelihood's noise, in the targets' units; None: learned.
         normalize_steps: Whether inner rates are multiplied by the noise's variance and divided by the number of
-            examples: ``inner_lr`` is then the rate on the mean cross-entropy, or on half the squared error of an
-            example, whatever the noise; otherwise steps are taken on the sum of log-likelihoods, as in the papers.
+            examples. ``inner_lr`` is then the rate on the mean cross-entropy, or on half the mean squared error. False:
+            steps are taken on the sum of log-likelihoods, as in the papers.
         **options: As in `GradientLearner` and `TaskLearner`.
 
     Raises:
-        ValueError: If the loss stands for no likelihood.
+        ValueError: If the loss is not one of these.
     """
 
     def __init__(
@@ -59,27 +60,27 @@ class BayesianLearner(GradientLearner):
         return mean_output(self.likelihood, self.query_samples(meta, state, x))
 
     def noise_variance(self, meta: MetaParameters, like: Tensor) -> Tensor:
-        """The noise's variance, a scalar; 1 where the likelihood has none."""
+        """Return the noise's variance, a scalar; 1 for likelihoods without noise."""
         return self.noise.variance(module_part(meta, "noise"), like)
 
     def with_noise(self, meta: MetaParameters, outputs: Tensor, spread: Tensor | None = None) -> Samples:
-        """Draws ``[samples, query, ...]`` with this learner's noise."""
+        """Return draws ``[samples, query, ...]`` with this learner's noise."""
         if self.likelihood != "gaussian":
             return Samples(outputs)
         return Samples(outputs, self.noise_variance(meta, outputs).expand_as(outputs), spread)
 
     def summed_log_likelihood(self, meta: MetaParameters, output: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-        """One model's log-likelihood of a set, summed over the examples that count."""
+        """Return one model's log-likelihood of a set, summed over the examples that the mask includes."""
         values = log_likelihood(self.likelihood, self.with_noise(meta, output[None]), y)[0]
         return values.sum() if mask is None else torch.where(mask, values, 0).sum()
 
     def predictive_nll(self, samples: Samples, y: Tensor, mask: Tensor | None) -> Tensor:
-        """The mean negative log-likelihood of the predictive distribution."""
+        """Return the mean negative log-likelihood of the predictive distribution."""
         values = -mixture_log_likelihood(self.likelihood, samples, y)
         return values.mean() if mask is None else torch.where(mask, values, 0).sum() / mask.sum()
 
     def step_size(self, meta: MetaParameters, y: Tensor, mask: Tensor | None) -> Tensor:
-        """The rate of an inner step on a set with these targets, a scalar; it may depend on learned noise."""
+        """Return the rate of an inner step on a set with these targets, a scalar; it may depend on learned noise."""
         like = next(self.model.parameters())
         if not self.normalize_steps:
             return like.new_tensor(self.inner_lr)

@@ -1,4 +1,4 @@
-"""`Checkpointing`: what a learner saves of itself, and how it is built from a checkpoint again."""
+"""`Checkpointing`: saving a learner's arguments and progress, and loading a learner from a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_meta.execution.mapping import TaskMapping
 
 
 class Checkpointing(L.LightningModule, NotesArguments):
-    """The part of a `TaskLearner` that knows checkpoints."""
+    """The part of a `TaskLearner` that writes and reads checkpoints."""
 
     model: nn.Module
     _mapping: TaskMapping
@@ -28,19 +28,19 @@ class Checkpointing(L.LightningModule, NotesArguments):
     _accumulated: dict[str, Any] | None
 
     def _note_arguments(self, model: nn.Module, loss_fn: Any) -> None:
-        """Keep what the constructor was given; called while the model is as it was handed over."""
+        """Keep the constructor's arguments; called before anything changes the model."""
         passed = self.arguments_by_name(model)
         self._described_arguments = described({"loss_fn": loss_fn, **passed})
         kept, self._left_out_arguments = keep_hyperparameters(self, passed)
         self._keeps_model = "model" in kept and passed["model"] is model
 
     def _note_structure(self) -> None:
-        """Note what the model is like, so that later changes to it are noticed."""
+        """Keep the model's structure, to detect later changes."""
         self._structure = structure(self.model) if self._keeps_model else None
 
     @property
     def trainer(self) -> L.Trainer:
-        """The trainer; it reads checkpoints as `read_checkpoint` does, unless the user reads them otherwise."""
+        """The trainer; it reads checkpoints by `read_checkpoint` unless it was given another reader."""
         return super().trainer
 
     @trainer.setter
@@ -60,32 +60,33 @@ class Checkpointing(L.LightningModule, NotesArguments):
         allow: Allowed = (),
         **kwargs: Any,
     ) -> Self:
-        """Build the learner that a checkpoint holds, as Lightning's method of this name; the file runs no code.
+        """Build a learner from a checkpoint, as Lightning's method of this name, without running code from the file.
 
-        What the checkpoint says of its arguments is data: plain values, and classes of torch.nn, torch.optim and this
-        package. Arguments that are passed replace the checkpoint's, which are then not looked at.
+        The stored arguments are data: plain values, and classes of torch.nn, torch.optim and this package by name.
+        Arguments passed here replace the stored ones, which are then not read.
 
         Args:
             checkpoint_path: A path, a URL, or a file open for reading bytes.
-            map_location: As in `torch.load`; None: where the tensors were, if there is such a device here.
-            hparams_file: A .yaml or .csv file with arguments in the place of the checkpoint's.
+            map_location: As in `torch.load`; None: the device that the tensors were on, if this machine has it.
+            hparams_file: A .yaml or .csv file whose arguments replace the checkpoint's.
             strict: Whether the checkpoint must have all parameters and no others; None: ``strict_loading``.
             weights_only: False unpickles objects of any kind, which can run code. None, as True, refuses them.
-            allow: Classes and functions besides that the checkpoint may name, as themselves or by their paths
-                (``"my_package.MyModel"``), which are then imported; of a learner's class: it may be loaded as this one.
+            allow: Other classes and functions that the checkpoint may name, as objects or as paths
+                (``"my_package.MyModel"``), which are then imported. The class of another learner: a checkpoint saved by
+                it may be loaded as this class.
             **kwargs: The learner's arguments.
 
         Raises:
-            ValueError: If another class of learner saved the checkpoint, it names what is not allowed, or an argument
-                is missing; the message says what to pass.
-            RuntimeError: If the file is cut short or damaged, or its content would take far more memory than the file.
-            FileNotFoundError: If it, or ``hparams_file``, does not exist.
+            ValueError: If another class saved the checkpoint, it names a class that is not allowed, or an argument is
+                missing; the message says what to pass.
+            RuntimeError: If the file is truncated or damaged, or would expand to far more memory than its size.
+            FileNotFoundError: If the file or ``hparams_file`` does not exist.
             UnpicklingError: If it holds pickled code, and ``weights_only`` is not False.
         """
         return load_learner(cls, checkpoint_path, map_location, hparams_file, strict, weights_only, allow, kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what was trained, with which loss and inner optimizer, so that nothing takes their place unnoticed."""
+        """Save the learner's class, arguments, random seed, accumulated gradients and captured steps."""
         checkpoint["meta_learner_class"] = class_path(type(self))
         checkpoint["meta_learner_left_out"] = dict(self._left_out_arguments)
         if self._structure is not None and not has_structure(self.model, self._structure):
@@ -97,8 +98,12 @@ class Checkpointing(L.LightningModule, NotesArguments):
         checkpoint["meta_learner_recordings"] = self._mapping.progress(self._steps_processed())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise a ValueError if the checkpoint is of another learner, or another loss or inner optimizer as objects."""
-        if self._trainer is not None:  # a run that goes on, rather than one that starts from trained weights
+        """Restore what was saved.
+
+        Raises:
+            ValueError: If another class saved the checkpoint, or the same class with another loss or inner optimizer.
+        """
+        if self._trainer is not None:  # a resumed run
             check_learner_class(checkpoint, type(self))
             check_callback_paths(checkpoint, self._trainer)
             self._random_seed = checkpoint.get("meta_learner_random_seed")
@@ -115,7 +120,7 @@ class Checkpointing(L.LightningModule, NotesArguments):
                 )
 
     def _steps_processed(self) -> int:
-        """The steps whose optimizer step, if they had one, is done."""
+        """The number of steps whose optimizer step is done."""
         if self._trainer is None:
             return 0
         total: Any = self._trainer.fit_loop.epoch_loop.batch_progress.total

@@ -1,4 +1,4 @@
-"""Checks of batches, losses and trainer settings: each error names the culprit and the cure."""
+"""Checks of batches, losses and trainer settings."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lightning_meta.models.batch_statistics import BatchStatistics, check_normal
 
 
 class Targets(NamedTuple):
-    """What a learner's targets must be like.
+    """The targets that a learner can take.
 
     Attributes:
         loss_fn: The loss that compares them with outputs.
         output_shape: Returns the shape of one example's output for support sets ``[tasks, support, ...]``.
-        may_be_ignored: Whether the loss may be told to ignore some labels.
-        cure: What to do about a label that no output stands for.
+        may_be_ignored: Whether labels may be the loss's ``ignore_index``.
+        cure: The advice in errors about labels without an output.
     """
 
     loss_fn: LossFunction
@@ -32,7 +32,7 @@ class Targets(NamedTuple):
 
 
 def check_overrides(learner: type) -> None:
-    """Raise a TypeError for a class that overrides a meta-loss whose gradient its base computes otherwise."""
+    """Raise a TypeError for a class that overrides `task_loss` below a `task_gradient` that does not call it."""
     gradient = next(owner for owner in learner.__mro__ if "task_gradient" in vars(owner))
     loss = next(owner for owner in learner.__mro__ if "task_loss" in vars(owner))
     if "task_loss" not in vars(gradient) and loss is not gradient and issubclass(loss, gradient):
@@ -43,7 +43,7 @@ def check_overrides(learner: type) -> None:
 
 
 def check_batch(batch: Any, targets: Targets) -> None:
-    """Raise a TypeError or ValueError unless the learner's model and loss can take the batch."""
+    """Raise a TypeError or ValueError unless the model and the loss can take the batch."""
     if not isinstance(batch, Episode):
         raise TypeError(f"batch is a {type(batch).__name__}, not an Episode: use a data module of episodes")
     support = _check_set("support", batch.support_x, batch.support_y, batch.support_mask)
@@ -55,14 +55,14 @@ def check_batch(batch: Any, targets: Targets) -> None:
 
 
 def check_support(support: Support, targets: Targets) -> None:
-    """Raise a ValueError unless the learner can adapt to this one task."""
+    """Raise a ValueError unless the model and the loss can take this task's support set."""
     batched = map_leaves(lambda leaf: leaf[None], support)
     _check_set("support", batched.x, batched.y, batched.mask)
     _check_targets("support_y", support.y, targets, batched, leading=1)
 
 
 def check_trainer(trainer: L.Trainer, model: nn.Module, choice: BatchStatistics) -> None:
-    """Raise a ValueError or TypeError for settings of the trainer with which training would go wrong."""
+    """Raise a ValueError or TypeError for trainer settings that the inner loop does not support."""
     if trainer.precision in ("16-mixed", "16-true"):
         raise ValueError(
             f"precision={trainer.precision!r}: the inner loop's gradients are taken before a loss can be "

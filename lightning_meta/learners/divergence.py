@@ -1,4 +1,4 @@
-"""Errors that tell where adaptation diverged."""
+"""Errors that name the task and inner step where adaptation diverged."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def check_finite(
     gradients: Collection[Tensor] = (),
     batch: Episode | None = None,
 ) -> None:
-    """Raise a FloatingPointError that tells in which task and inner step a loss, or else a gradient, is not finite.
+    """Raise a FloatingPointError if a loss or gradient is not finite; it names the first such task and inner step.
 
     Args:
         result: The report of the tasks.
-        settings: Returns what the message says of the learner's rates, such as " (inner_lr=0.1)".
+        settings: Returns the learner's rates for the message, such as " (inner_lr=0.1)".
         parameters: The learner's parameters.
-        gradients: What else must be finite.
-        batch: The tasks, to tell their data from what was made of them.
+        gradients: The meta-gradients.
+        batch: The tasks; None: their data are known to be finite.
     """
     numbers = [part.flatten() for part in (result.loss, result.support_losses, *gradients)]
     if math.isfinite(torch.cat(numbers).sum()):
@@ -48,7 +48,7 @@ def check_finite(
 
 
 def check_adapted(state: Any, steps: int, settings: Callable[[], str]) -> None:
-    """Raise a FloatingPointError if one task's adapted state is not finite, which no loss has seen yet."""
+    """Raise a FloatingPointError if one task's adapted state is not finite."""
     numbers = [leaf for leaf in leaves_of(state) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     if not all(leaf.isfinite().all() for leaf in numbers):
         where = f" after {steps} inner steps" if steps else ""

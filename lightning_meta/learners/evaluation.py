@@ -1,8 +1,7 @@
-"""`Evaluation`: adapting to tasks without training: `adapt`, `evaluate`, and Lightning's evaluation steps."""
+"""`Evaluation`: `adapt`, `evaluate`, and Lightning's validation, test and prediction steps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -30,12 +29,12 @@ from lightning_meta.likelihoods.predictive import Samples, mean_output, predict
 from lightning_meta.metrics.task_metrics import TaskMetrics
 from lightning_meta.metrics.uncertainty import auroc, uncertainty_metrics
 
-# What a subclass may override without a thought for masks.
+# Methods that must handle masks for padding to stay; a user's own may not.
 _MASKED = ("call_model", "loss", "adapt_task", "inner_loop", "task_loss", "task_gradient", "query_output")
 
 
 class Evaluation(PerTaskFunctions):
-    """The part of a `TaskLearner` that adapts to tasks without training on them."""
+    """The part of a `TaskLearner` that adapts to tasks without training."""
 
     inner_steps = 0
     eval_inner_steps = 0
@@ -48,19 +47,19 @@ class Evaluation(PerTaskFunctions):
     def adapt(
         self, support_x: Any, support_y: Any, steps: int | None = None, support_mask: Tensor | None = None
     ) -> AdaptedTask:
-        """Adapt to one task; the learner stays as it is.
+        """Adapt to one task; the learner does not change.
 
-        Works under ``no_grad`` and ``inference_mode``, and in several threads at once. Dropout follows the learner's
-        mode, as in a plain module: call ``eval()`` first.
+        Works under ``no_grad`` and ``inference_mode``, and in several threads at once. Dropout is active in training
+        mode, as in any module: call ``eval()`` first.
 
         Args:
-            support_x: Inputs, ``[support, ...]``: no task dimension.
+            support_x: Inputs, ``[support, ...]``, without a task dimension.
             support_y: Targets, ``[support, ...]``.
             steps: Inner steps; None: ``eval_inner_steps``.
             support_mask: ``[support]``, True where an example counts.
 
         Returns:
-            The adapted model: ``task(x)`` gives outputs, ``task.predict(x)`` a `Prediction`.
+            The adapted model: ``task(x)`` returns outputs, ``task.predict(x)`` a `Prediction`.
 
         Raises:
             ValueError: If the model or the loss cannot take the examples, or the learner takes no inner steps.
@@ -76,7 +75,7 @@ class Evaluation(PerTaskFunctions):
             x, y = tree_map(lambda leaf: leaf[support_mask], (support_x, support_y))
             support = Support(x, y)
         support = self.prepare_support(support)
-        # Copies: training may go on while the adapted task is in use.
+        # Copies, because training may continue while the adapted task is in use.
         meta = {name: p.detach().clone() for name, p in self._meta_parameters().items()}
         with differentiable_attention(), torch.no_grad():
             state, losses = run_through(self.adaptation(meta, support, steps))
@@ -88,12 +87,12 @@ class Evaluation(PerTaskFunctions):
         return AdaptedTask(state, samples, self.loss_fn, support_y, self.draws_together)
 
     def evaluate(self, batch: Episode, steps: int | None = None, record: tuple[int, ...] | None = None) -> TaskResult:
-        """Adapt to each task of a batch, without building anything for the meta-gradient.
+        """Adapt to each task of a batch, without a meta-gradient.
 
         Args:
             batch: The tasks.
             steps: Inner steps; None: ``eval_inner_steps``.
-            record: After which numbers of steps to keep the outputs; None: only the last.
+            record: The numbers of steps after which to keep the outputs; None: only the last.
 
         Returns:
             The report ``[tasks, ...]``; its loss is the query loss after the last step.
@@ -115,11 +114,11 @@ class Evaluation(PerTaskFunctions):
     # ---- Lightning's steps. ---------------------------------------------------------------------------------
 
     def validation_step(self, batch: Episode, batch_idx: int) -> dict[str, Any]:
-        """Adapt to each task and record its metrics; returns the fields of the report, for callbacks."""
+        """Adapt to each task and keep its metrics; return the fields of the report, for callbacks."""
         return self._evaluation_step(batch, batch_idx, "val")
 
     def test_step(self, batch: Episode, batch_idx: int) -> dict[str, Any]:
-        """Adapt to each task and record its metrics; returns the fields of the report, for callbacks."""
+        """Adapt to each task and keep its metrics; return the fields of the report, for callbacks."""
         return self._evaluation_step(batch, batch_idx, "test")
 
     def predict_step(self, batch: Episode, batch_idx: int = 0) -> Tensor:
@@ -146,7 +145,7 @@ class Evaluation(PerTaskFunctions):
     # ---- Inside. --------------------------------------------------------------------------------------------
 
     def _meta_parameters(self) -> dict[str, nn.Parameter]:
-        """What is meta-learned; also after ``freeze()``, which must not change how tasks adapt."""
+        """Return what is meta-learned, also after ``freeze()``, which must not change how tasks adapt."""
         with exclusive():
             return {name: p for name, p in self.named_parameters() if name not in self._frozen}
 
@@ -159,7 +158,7 @@ class Evaluation(PerTaskFunctions):
         return Traits(execution, self.inner_steps, is_stochastic, self._may_keep_padding, self.training_phase())
 
     def _may_keep_padding(self, batch: Episode) -> bool:
-        """Whether masks suffice for each task of a ragged batch to train as it would alone; else padding is cut off."""
+        """Whether masks are enough for each task of a ragged batch to train as it would alone."""
         masked = [getattr(self, name) for name in _MASKED if hasattr(self, name)]
         if self.requires_unpadded or not all(map(is_of_library, masked)):
             return False
@@ -171,7 +170,7 @@ class Evaluation(PerTaskFunctions):
             return self.evaluation_samples(meta, state, support, x)
 
     def _rates_in_errors(self) -> str:
-        """What errors about divergence say of the learner's rates."""
+        """Return the learner's rates for errors about divergence."""
         return ""
 
     def _prepared(self, batch: Episode) -> Episode:
@@ -223,10 +222,6 @@ class Evaluation(PerTaskFunctions):
         shown = {name for name in values if "_" not in name}
         self.log_dict({f"{stage}/{n}": v for n, v in values.items() if n in shown}, prog_bar=True)
         self.log_dict({f"{stage}/{n}": v for n, v in values.items() if n not in shown})
-
-    def _log_step(self, values: Mapping[str, Tensor], batch: Episode, prog_bar: bool) -> None:
-        means = {f"train/{name}": value.float().mean() for name, value in values.items()}
-        self.log_dict(means, prog_bar=prog_bar, batch_size=batch.num_tasks)
 
     def _draws_of(self, step: int) -> AbstractContextManager[None]:
         """Under a trainer, make random numbers a function of seed, process and step alone."""

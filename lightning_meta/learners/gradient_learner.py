@@ -1,4 +1,4 @@
-"""`GradientLearner`: the base of the algorithms that adapt by steps of gradient descent."""
+"""`GradientLearner`: the base of the algorithms that adapt by gradient descent."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lightning_meta.likelihoods.losses import LossFunction
 
 
 class GradientLearner(TaskLearner):
-    """Base of the algorithms whose inner loop takes gradient steps on the support loss.
+    """Base of the algorithms with an inner loop of gradient steps on the support loss.
 
-    A new algorithm implements `inner_loop`; its state is a dictionary of adapted parameters unless it overrides
-    `query_output` too. Its meta-loss is the query loss after the last step, differentiated through all steps, unless it
-    overrides `task_loss` or `task_gradient`.
+    A new algorithm implements `inner_loop`. By default its state is a dictionary of adapted parameters, and its
+    meta-loss the query loss after the last step, differentiated through all steps; override `query_output`, `task_loss`
+    or `task_gradient` otherwise.
 
     Args:
         model: The model whose initialization is meta-learned.
@@ -29,14 +29,14 @@ class GradientLearner(TaskLearner):
         inner_lr: The (initial) inner learning rate.
         inner_steps: Inner steps in training.
         eval_inner_steps: Inner steps in validation, test and prediction; None: as in training.
-        inner_optimizer: The update rule of inner steps: "sgd", "momentum", "adam", or an `UpdateRule`, which may be a
-            `Chain` of transforms and a rule.
+        inner_optimizer: The update rule of inner steps: "sgd", "momentum", "adam", or an `UpdateRule`, such as a
+            `Chain` of gradient transforms and a rule.
         log_step_metrics: Whether evaluation also logs the metric after every inner step.
         **options: As in `TaskLearner`.
 
     Raises:
         ValueError: If an argument is out of its range.
-        TypeError: If the model has layers that cannot run per task, or an argument's name is not known.
+        TypeError: If the model has layers that cannot run per task, or an argument is unknown.
     """
 
     def __init__(
@@ -62,26 +62,26 @@ class GradientLearner(TaskLearner):
 
     @abstractmethod
     def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
-        """Adapt to one task, yielding where the loop stands after 0, 1, ..., ``steps`` steps.
+        """Yield the state after 0, 1, ..., ``steps`` inner steps on one task.
 
         Args:
             meta: The learner's trainable parameters by name, as in `named_parameters`.
             support: The task's support set.
-            steps: How many steps to take.
+            steps: The number of steps.
         """
 
     def adapt_task(self, meta: MetaParameters, support: Support) -> Any:
-        """Return the state after the inner loop of training."""
+        """Return the state after ``inner_steps`` steps."""
         return run_through(self.inner_loop(meta, support, self.inner_steps))[0]
 
     def adaptation(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
-        """Yield the inner loop's steps."""
+        """Yield the states of the inner loop."""
         return self.inner_loop(meta, support, steps)
 
     def query_output(self, meta: MetaParameters, state: Any, x: Any) -> Tensor:
         """Return the adapted model's output ``[query, ...]`` on inputs ``[query, ...]``.
 
-        Here ``state`` is a dictionary of the adapted parameters, named as in the model.
+        The default takes a dictionary of adapted parameters as ``state``, named as in the model.
         """
         return self.call_model({**self.model_parameters(meta), **state}, x)
 
@@ -94,6 +94,5 @@ class GradientLearner(TaskLearner):
 
     def _rates_in_errors(self) -> str:
         learned = [p.detach().abs().max() for name, p in self.named_parameters() if name.startswith("inner_rates.")]
-        return f" (inner_lr={self.inner_lr}" + (
-            f", largest learned rate {float(max(learned)):.3g})" if learned else ")"
-        )
+        largest = f", largest learned rate {float(max(learned)):.3g}" if learned else ""
+        return f" (inner_lr={self.inner_lr}{largest})"

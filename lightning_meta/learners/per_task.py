@@ -26,11 +26,11 @@ from lightning_meta.models.batch_statistics import BatchStatistics
 
 
 class PerTaskFunctions(L.LightningModule, ABC):
-    """The part of a `TaskLearner` that is mapped over tasks: its extension points, and what they may call.
+    """The functions of one task that a `TaskLearner` maps over a batch: the extension points of an algorithm.
 
-    A new algorithm implements `adapt_task` and `query_output`. It may override `task_loss`, or `task_gradient` where
-    its meta-gradient is not the derivative of a loss, and the other methods of the first half of this class. All are
-    pure: they take parameters as a dictionary and may not log, assign attributes, or branch on values.
+    A new algorithm implements `adapt_task` and `query_output`. It may override the other methods of the first part of
+    this class: `task_loss`, or `task_gradient` if its meta-gradient is not the derivative of a loss. These functions
+    are pure: they take parameters as a dictionary and do not log, assign attributes, or branch on values of tensors.
     """
 
     model: nn.Module
@@ -41,22 +41,22 @@ class PerTaskFunctions(L.LightningModule, ABC):
     _output_shape: torch.Size | None
 
     ignores_labels = True
-    """Whether labels that the loss is told to ignore are left out, rather than refused."""
+    """Whether targets may hold the loss's ``ignore_index``."""
 
     requires_unpadded = False
-    """Whether per-task functions take no masks, so that padding is cut off instead."""
+    """Whether per-task functions need tasks without padding: they do not read masks."""
 
     is_stochastic = False
-    """Whether training draws random numbers, besides dropout; then threads may not take them in any order."""
+    """Whether training draws random numbers, apart from dropout. If so, tasks are not shared out among threads."""
 
     is_capturable = True
-    """Whether training steps may be recorded."""
+    """Whether training steps may be captured and replayed."""
 
     draws_together = 1
-    """How many draws of `query_samples` in a row share what the others draw anew, as the heads of one body."""
+    """How many consecutive draws of `query_samples` share random parameters, such as the heads of one drawn body."""
 
     label_cure = "give the model as many outputs as the episodes have ways"
-    """What to do about a label that no output stands for."""
+    """The advice in errors about labels without an output."""
 
     # ---- Extension points. ----------------------------------------------------------------------------------
 
@@ -69,7 +69,7 @@ class PerTaskFunctions(L.LightningModule, ABC):
             support: The task's support set, ``[support, ...]``.
 
         Returns:
-            What `query_output` needs: a pytree of tensors in the algorithm's own form.
+            The state that `query_output` takes: any pytree of tensors.
         """
 
     @abstractmethod
@@ -90,7 +90,10 @@ class PerTaskFunctions(L.LightningModule, ABC):
         return Samples(self.query_output(meta, state, x)[None])  # [1, query, ...]
 
     def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
-        """Return one task's meta-loss, to be differentiated in ``meta``, and its report: by default the query loss."""
+        """Return one task's meta-loss, a differentiable function of ``meta``, and its report.
+
+        The default is the query loss after `adapt_task`.
+        """
         output = self.query_output(meta, self.adapt_task(meta, task.support), task.query_x)
         loss = self.loss(output, task.query_y, task.query_mask)
         return loss, TaskResult(loss, output[None], loss.new_zeros(0))
@@ -101,27 +104,25 @@ class PerTaskFunctions(L.LightningModule, ABC):
         return gradient, result
 
     def adaptation(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
-        """Yield what adaptation goes through in evaluation; the last is the adapted state, by default the only one.
+        """Yield the states after 0, 1, ..., ``steps`` inner steps in evaluation; by default `adapt_task`'s alone.
 
         Args:
             meta: The learner's trainable parameters by name.
             support: The task's support set.
-            steps: How many inner steps to take; 0 for learners that take none.
+            steps: The number of inner steps; 0 for learners without an inner loop.
         """
         yield InnerStep(self.adapt_task(meta, support), None)
 
     def prepare_support(self, support: Support) -> Support:
-        """Change support sets before per-task functions see them; by default not at all.
-
-        Called outside of vectorization, so that it may read values.
+        """Return the support sets that per-task functions get; unlike them, this may depend on values.
 
         Args:
-            support: One task's set or a batch of them, ``[..., support]``.
+            support: One task's support set or a batch of them, ``[..., support]``.
         """
         return support
 
     def output_shape(self, support: Support) -> torch.Size:
-        """The shape of the output for one example: by default that of the model, found by one call.
+        """Return the shape of `query_output` for one query; by default the model's, found by calling it once.
 
         Args:
             support: Support sets ``[tasks, support, ...]``.
@@ -142,7 +143,7 @@ class PerTaskFunctions(L.LightningModule, ABC):
         return self._output_shape
 
     def task_metrics(self, outputs: Tensor, targets: Any, mask: Tensor | None) -> dict[str, Tensor]:
-        """Return metrics by name, each with one value a task, ``[tasks]``; in training, called where they are logged.
+        """Return the metrics to log by name, each ``[tasks]``.
 
         Args:
             outputs: The adapted models' outputs, ``[tasks, query, ...]``.
@@ -152,16 +153,16 @@ class PerTaskFunctions(L.LightningModule, ABC):
         return per_task_metrics(self.loss_fn, outputs, targets, mask)
 
     def after_batch(self, result: TaskResult) -> None:
-        """Called with the report of each training batch ``[tasks, ...]``, to keep what tasks pass on to later ones."""
+        """Called with the report ``[tasks, ...]`` of each training batch; the place to carry state to the next one."""
 
     def training_phase(self) -> Hashable:
-        """What per-task functions in training depend on that changes with the trainer's progress; it has a `repr`."""
+        """Return what these functions read of the trainer's progress; captured steps are valid while it is equal."""
         return None
 
-    # ---- What per-task functions call. ----------------------------------------------------------------------
+    # ---- Helpers for these functions. -----------------------------------------------------------------------
 
     def model_parameters(self, meta: MetaParameters) -> dict[str, Tensor]:
-        """The model's part of the meta-parameters, named as in the model."""
+        """Return the model's part of the meta-parameters, named as in the model."""
         return module_part(meta, "model")
 
     def call_model(self, parameters: Mapping[str, Tensor], x: Any) -> Tensor:
@@ -169,11 +170,11 @@ class PerTaskFunctions(L.LightningModule, ABC):
         return call_with(self.model, {**parameters, **self._dropped_buffers}, x)
 
     def loss(self, output: Tensor, target: Any, mask: Tensor | None = None) -> Tensor:
-        """The loss function's mean over the examples that count."""
+        """Return the mean loss over the examples that the mask includes."""
         return masked_mean(self.loss_fn, output, target, mask)
 
     def evaluation_samples(self, meta: MetaParameters, state: Any, support: Support, x: Any) -> Samples:
-        """As `query_samples`, in evaluation, where ``batch_statistics="support"`` separates queries."""
+        """Return `query_samples` as evaluation needs them: with ``batch_statistics="support"`` one query at a time."""
         if self.batch_statistics != "support":
             return self.query_samples(meta, state, x)
 
@@ -188,6 +189,6 @@ class PerTaskFunctions(L.LightningModule, ABC):
 
 
 def module_part(meta: MetaParameters, name: str) -> dict[str, Tensor]:
-    """The parameters under one submodule, by their names inside it."""
+    """Return the parameters of one submodule, named as in that submodule."""
     prefix = f"{name}."
     return {key.removeprefix(prefix): value for key, value in meta.items() if key.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Where random numbers come from."""
+"""Random numbers that do not depend on how a run got to a step."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 
 
 def keeping_random_state(device: torch.device) -> AbstractContextManager[None]:
-    """A context that leaves the random generators as they were."""
+    """A context that restores torch's random generators."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 @contextmanager
 def reproducible_draws(seed: int, process: int, step: int, device: torch.device) -> Iterator[None]:
-    """Make random numbers a function of seed, process and step alone; the generators stay as they were.
+    """Make random numbers a function of seed, process and step; the generators are restored at the end.
 
-    So a resumed run draws what it would have drawn, and evaluation draws the same every time.
+    A resumed run then draws the same numbers as an uninterrupted one, and every evaluation draws the same.
     """
     with keeping_random_state(device):
         sequence = np.random.SeedSequence([seed % 2**64, process, step])

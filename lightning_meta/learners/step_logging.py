@@ -1,4 +1,4 @@
-"""In which training steps metrics are logged, of which each takes Lightning up to half a millisecond."""
+"""Which training steps log metrics: each value logged takes Lightning up to half a millisecond."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import lightning as L
 
 
 def is_shown(trainer: L.Trainer, batch_idx: int) -> bool:
-    """Whether a step's metrics are kept by a logger, monitored, or those of an epoch's first or last step."""
+    """Whether a logger keeps this step's metrics, a callback monitors them, or the step is an epoch's first or last."""
     last = trainer.is_last_batch or trainer.global_step + 1 == trainer.max_steps
-    # Lightning's own answer: a step counted otherwise would leave a logger the values of an earlier one.
+    # Lightning's own answer, because with another one a logger would get the values of an earlier step.
     kept = trainer._logger_connector.should_update_logs
     return batch_idx == 0 or last or kept or _is_monitored(trainer)
 
 
 def _is_monitored(trainer: Any) -> bool:
-    """Whether a callback or schedule reads a training metric besides the loss, which every step logs."""
+    """Whether a callback or schedule monitors a training metric other than the loss, which every step logs."""
     observers = [*trainer.callbacks, *trainer.lr_scheduler_configs]
     monitors = [getattr(observer, "monitor", None) or "" for observer in observers]
     return any(monitor.startswith("train/") and monitor != "train/loss" for monitor in monitors)

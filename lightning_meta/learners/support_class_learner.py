@@ -1,4 +1,4 @@
-"""`SupportClassLearner`: the base of classifiers whose classes are those of the support set."""
+"""`SupportClassLearner`: the base of classifiers for any number of ways."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lightning_meta.learners.task_learner import TaskLearner
 
 
 class SupportClassLearner(TaskLearner):
-    """Base of metric-based and closed-form classifiers, which take any number of ways.
+    """Base of metric-based and closed-form classifiers: a task has the classes of its support set.
 
-    Per-task functions see the support set's labels as one-hot rows ``[support, ways]``, which are 0 where the mask says
-    that an example does not count. Outputs are scores ``[query, ways]``.
+    Per-task functions get the support labels as one-hot rows ``[support, ways]``; the rows of padding are 0. They
+    return scores ``[query, ways]``.
     """
 
-    label_cure = "the classes of a task are those of its support set, so let it have every class of the query set"
+    label_cure = "give the support set an example of every class of the query set"
 
     def prepare_support(self, support: Support) -> Support:
         """Return the support set with one-hot labels."""
@@ -25,7 +25,7 @@ class SupportClassLearner(TaskLearner):
         return support._replace(y=one_hot if support.mask is None else one_hot * support.mask[..., None])
 
     def output_shape(self, support: Support) -> torch.Size:
-        """One score for each class of the support sets."""
+        """Return ``[ways]``."""
         return torch.Size([self._ways(support.y)])
 
     def _ways(self, labels: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -39,55 +40,61 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
 
 
 class TaskLearner(Evaluation, Checkpointing):
-    """Base of all algorithms: a way to adapt to a support set, and a way to predict queries.
-
-    ``training_step`` computes every task's meta-gradient, averages, and hands Lightning a scalar whose value is
-    the meta-loss and whose backward is the meta-gradient; so clipping, accumulation, precision, schedulers and
-    strategies are Lightning's own.
+    """Base of all algorithms: it adapts to a support set and predicts queries.
 
     A new algorithm implements `adapt_task` and `query_output`; `PerTaskFunctions` lists what else it may override.
-    Those that adapt by gradient descent derive from `GradientLearner`, those of a task's posterior from
-    `BayesianLearner`, classifiers whose classes are those of the support set from `SupportClassLearner`.
+    Algorithms with an inner loop of gradient steps derive from `GradientLearner`, those that adapt a posterior from
+    `BayesianLearner`, classifiers for any number of ways from `SupportClassLearner`.
 
-    Logged: in each training step ``train/loss``; in those that loggers keep (the trainer's ``log_every_n_steps``), in
-    an epoch's first and last and the run's last, also the metric, ``train/acc`` or ``train/mse``, and the algorithm's
-    diagnostics; in every step if a callback or schedule monitors one of them. In validation and
-    test (``val/``, ``test/``): ``loss``, the metric after adaptation, its 95 % interval over tasks ``*_ci95``, for
-    learners with inner steps the metric before adaptation ``*_pre`` and, with ``log_step_metrics``, after k steps,
-    ``*_step_k``, and what `uncertainty_metrics` describes. Episodes with ``ood_x`` add ``ood_auroc_total`` and
-    ``ood_auroc_epistemic``: how well each kind of uncertainty tells examples of other classes from the queries.
+    ``training_step`` returns the mean meta-loss; its backward gives each parameter the mean meta-gradient. Clipping,
+    accumulation, precision, schedules and strategies are Lightning's own.
+
+    Logged in training: ``train/loss`` in each step. The metric (``train/acc`` or ``train/mse``) and the algorithm's
+    diagnostics follow in the steps that loggers keep (``log_every_n_steps``), in the first and last of an epoch, and
+    in all if a callback or schedule monitors one of them. Logged in validation and test (``val/``, ``test/``):
+    ``loss``, the metric after adaptation, its 95 % interval over tasks ``*_ci95``, and the metrics of
+    `uncertainty_metrics`; with inner steps the metric before adaptation ``*_pre`` and, with ``log_step_metrics``, after
+    k steps ``*_step_k``. Episodes with ``ood_x`` add ``ood_auroc_total`` and ``ood_auroc_epistemic``: how well each
+    kind of uncertainty separates examples of other classes from the queries.
 
     Args:
-        model: Any module; called as ``model(x)``. It is used as it is, and its trainable parameters are
-            what is meta-learned.
-        loss_fn: Maps output and target of a set of examples to their mean loss; None: ``nn.CrossEntropyLoss()``.
+        model: Any module, called as ``model(x)``. Its trainable parameters are meta-learned.
+        loss_fn: Maps outputs and targets of a set of examples to their mean loss; None: ``nn.CrossEntropyLoss()``.
         optimizer: Makes the outer optimizer from the parameters; None: Adam with a rate of 1e-3.
         lr_scheduler: Makes the outer schedule from the optimizer.
         lr_scheduler_interval: Whether the schedule steps once an "epoch" or once an outer "step".
-        task_chunk_size: How many tasks are vectorized at once; 1 takes one after another, without vectorizing,
-            for models that cannot be. None lets the library choose; then a tiny model's operations use a single CPU
-            thread, and recorded pieces of images, or compiled tiny ones, are computed on several threads at the same
-            time, of which each holds a piece in memory.
-        compile: How training steps are run; one log line says which way it is, and why. None: by Python, until ten
-            alike steps were taken; then their tensor operations are recorded once and repeated from
-            then on, without Python and autograd in between: about twice as fast for small models. This is done where
-            every module, loss and update rule is of a class of ``torch.nn`` or of this library, because what those
-            read is known and compared in every step; where one is not, and where tracing a step takes more than 60,000
-            operations, Python runs every step. "record": other classes' steps are recorded too, under the guards of
-            `torch.compile`, which see what Python reads (`lightning_meta.execution.capture.guarded` names the
-            exceptions); to trace a step takes seconds. True: steps are recorded at the first call and compiled by
-            `torch.compile`, which takes half a minute and is several times as fast again for small models; random
-            draws may come in another order. What cannot be recorded or compiled is run by Python, with a warning.
-            False: Python runs every step. Evaluation is neither recorded nor compiled.
-        batch_statistics: What batch normalization uses, in training and evaluation alike. "batch": the
-            statistics of the set at hand, so queries see each other (transductive, as in the MAML paper).
-            "support": as "batch" in training; in evaluation each query is normalized together with the
-            support set only (non-transductive, as in the Reptile paper). "running": the model's stored running
-            statistics, never updated (for pretrained models).
+        task_chunk_size: How many tasks are vectorized at once. 1 computes one task after another without vectorizing,
+            for models that do not support it. None chooses the fastest; then small models use one CPU thread, and
+            captured steps on images, or compiled small models, share their tasks out among threads.
+        compile: How training steps are run; one log line names the way and the reason. None: Python runs ten steps;
+            then their tensor operations are captured and replayed without Python and autograd, which makes small
+            models about twice as fast. This needs modules, loss and update rule of ``torch.nn`` or this library:
+            everything that these read is compared in each step. Other classes, and steps of more than 60,000
+            operations, are run by Python. "record": steps of other classes are captured too, under the guards of
+            `torch.compile`, which take seconds to trace (`lightning_meta.execution.capture.guarded` lists what guards
+            miss). True: steps are captured at the first call and compiled, which takes half a minute and makes small
+            models several times as fast; random numbers may come in another order. What cannot be captured or
+            compiled is run by Python, with a warning. False: Python runs all steps. Evaluation always runs in Python.
+        batch_statistics: The statistics of batch normalization, in training and evaluation. "batch": those of
+            the set at hand, so that queries influence each other (transductive, as in the MAML paper). "support": as
+            "batch" in training; in evaluation each query is normalized with the support set only (as in the Reptile
+            paper). "running": the model's running statistics, which do not change (for pretrained models).
 
     Raises:
-        ValueError: If an argument is out of its range; the message names it and the cure.
-        TypeError: If the model has layers that cannot run per task, or an argument's name is not known.
+        ValueError: If an argument is out of its range.
+        TypeError: If the model has layers that cannot run per task, or an argument is unknown.
+
+    Example:
+        >>> import torch
+        >>> from lightning_meta import TaskLearner
+        >>> class NearestNeighbour(TaskLearner):
+        ...     def adapt_task(self, meta, support):
+        ...         return self.call_model(self.model_parameters(meta), support.x), support.y
+        ...     def query_output(self, meta, state, x):
+        ...         features, targets = state
+        ...         distances = torch.cdist(self.call_model(self.model_parameters(meta), x), features)
+        ...         return (-distances).softmax(1) @ targets
+        >>> learner = NearestNeighbour(torch.nn.Linear(3, 8), torch.nn.MSELoss())
     """
 
     def __init__(
@@ -158,7 +165,7 @@ class TaskLearner(Evaluation, Checkpointing):
         return loss
 
     def on_fit_start(self) -> None:
-        """Refuse trainer settings with which training would go wrong; settle where random numbers come from."""
+        """Check the trainer's settings and choose the seed of random numbers in training."""
         check_trainer(self.trainer, self.model, self.batch_statistics)
         if self._random_seed is None or self.trainer.ckpt_path is None:
             self._random_seed = torch.initial_seed()
@@ -181,13 +188,17 @@ class TaskLearner(Evaluation, Checkpointing):
         set_statistics_mode(self.model, self.batch_statistics)
         return self
 
-    # What the mapping calls: methods that are replaced on the learner itself count, too.
+    # The mapping calls these two, so that methods replaced on the instance take effect.
 
     def _task_loss(self, meta: Any, task: Episode) -> Any:
         return self.task_loss(meta, task)
 
     def _task_gradient(self, meta: Any, task: Episode) -> Any:
         return self.task_gradient(meta, task)
+
+    def _log_step(self, values: Mapping[str, Tensor], batch: Episode, prog_bar: bool) -> None:
+        means = {f"train/{name}": value.float().mean() for name, value in values.items()}
+        self.log_dict(means, prog_bar=prog_bar, batch_size=batch.num_tasks)
 
     def _steps_taken(self) -> int:
         return 0 if self._trainer is None else self._trainer.fit_loop.epoch_loop.batch_progress.total.completed
