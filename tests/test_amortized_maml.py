@@ -357,10 +357,10 @@ def test_models_that_do_not_end_in_a_linear_layer_are_refused():
     learner = AmortizedMAML(Squeezed(nn.Linear(2, 4), nn.Linear(4, 1)), nn.MSELoss())
     batch = numbers()
     softened = AmortizedMAML(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1), nn.Softplus()), nn.MSELoss())
-    with pytest.raises(ValueError, match="whose output the model returns as it is"):
+    with pytest.raises(ValueError, match="a model that returns the head.s output unchanged"):
         softened.training_step(batch, 0)
     flat = batch._replace(support_y=batch.support_y[..., 0], query_y=batch.query_y[..., 0])
-    with pytest.raises(ValueError, match="whose output the model returns as it is"):
+    with pytest.raises(ValueError, match="a model that returns the head.s output unchanged"):
         learner.training_step(flat, 0)
 
 

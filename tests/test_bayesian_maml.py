@@ -348,7 +348,7 @@ def test_particles_spread_to_the_posterior_of_a_linear_model():
         ({"meta_loss": "elbo"}, "meta_loss='elbo' is not one of"),
         ({"prior_precision": -1.0}, "prior_precision=-1.0 must be 0 or a positive number"),
         ({"learned_prior_precision": True}, "needs meta_loss='nll'"),
-        ({"learned_prior_precision": True, "meta_loss": "nll", "prior_precision": 0.0}, "and a start above 0"),
+        ({"learned_prior_precision": True, "meta_loss": "nll", "prior_precision": 0.0}, "and prior_precision > 0"),
         ({"observation_std": 0.1}, "observation_std=0.1 but the likelihood is categorical"),
         ({"loss_fn": nn.L1Loss()}, r"stands for no likelihood.*nn.CrossEntropyLoss\(\)"),
         ({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, "stands for no likelihood"),

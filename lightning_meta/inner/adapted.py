@@ -1,4 +1,4 @@
-"""Which of the model's parameters the inner loop adapts."""
+"""The choice of the parameters that the inner loop adapts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ def adapted_names(model: nn.Module, adapt: str | Sequence[str]) -> tuple[str, ..
 
     Args:
         model: The model; parameters with ``requires_grad=False`` never adapt.
-        adapt: "all"; "head", the last layer in order of definition that has parameters of its own; "body",
-            all but the head; or name patterns in shell style, such as ``["layers.3.*", "*.bias"]``.
+        adapt: "all"; "head", the last defined layer with parameters of its own; "body", all but the head; or name
+            patterns in shell style, such as ``["layers.3.*", "*.bias"]``.
 
     Raises:
-        ValueError: If a pattern matches nothing, or nothing is left to adapt.
+        ValueError: If a pattern matches nothing, or no parameter is left to adapt.
+
+    Example:
+        >>> from torch import nn
+        >>> adapted_names(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)), "head")
+        ('2.weight', '2.bias')
     """
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trainable:

@@ -1,7 +1,7 @@
-"""Trading time for memory: a function whose inside is computed again when its derivative is needed.
+"""Gradient checkpointing under ``torch.func``, where `torch.utils.checkpoint` does not run.
 
-`torch.utils.checkpoint` cannot run under ``torch.func``. Chen et al., "Training Deep Nets with Sublinear Memory Cost",
-2016: K steps in pieces of √K keep the ends of √K pieces and, in the backward, the inside of one.
+Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016: K steps in pieces of √K keep the ends of √K pieces
+and, in the backward pass, the inside of one.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 
 def checkpoint(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return ``function(*arguments)``, keeping nothing but the arguments for the derivative.
-
-    The derivative can be taken once, not twice.
+    """Return ``function(*arguments)`` and keep only the arguments for the first derivative; there is no second one.
 
     Args:
-        function: A pure function from pytrees to a pytree of tensors. It must take all tensors that it
-            uses as arguments, and may draw random numbers, the same when it is computed again.
+        function: A pure function from pytrees to a pytree of tensors, without closed-over tensors. Recomputation draws
+            the same random numbers.
         *arguments: Pytrees of tensors and None.
     """
     leaves, spec = tree_flatten(arguments)
@@ -46,7 +44,7 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-        # On the function, because torch.func hands every other argument over as a copy.
+        # On the function, because torch.func copies every other argument.
         function.random_state = _random_state(tensors[0])  # type: ignore[attr-defined]
         return function(*tensors)
 
@@ -69,7 +67,7 @@ class _Recomputed(torch.autograd.Function):
             return tuple(results[i] for i in ctx.smooth_results)
 
         devices = [tensors[0].device] if tensors[0].device.type == "cuda" else []
-        # torch.func records its backward passes, to be differentiated again; that would keep what is to be forgotten.
+        # Without no_grad, torch.func would keep the recomputed values for a second derivative.
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             _set_random_state(ctx.function.random_state, tensors[0])
             pull_back = vjp(of_smooth, *[tensors[i] for i in smooth])[1]

@@ -1,4 +1,4 @@
-"""Where an inner loop stands, step by step."""
+"""The steps of an inner loop."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class InnerStep(NamedTuple):
-    """Where the inner loop stands.
+    """The state after a number of inner steps.
 
     Attributes:
-        state: What the task has adapted so far; its form is the algorithm's own.
-        support_loss: The loss from which the step to this state was taken; None before the first step.
+        state: The adapted state, in the algorithm's own form.
+        support_loss: The support loss before the last step; None before the first step.
     """
 
     state: Any
@@ -22,11 +22,7 @@ class InnerStep(NamedTuple):
 
 
 def run_through(loop: Iterable[InnerStep]) -> tuple[Any, Tensor]:
-    """Run an inner loop to its end and keep the last state only.
-
-    Returns:
-        The last state, and the support loss before each step, ``[steps]``.
-    """
+    """Run an inner loop; return its last state and the support loss before each step, ``[steps]``."""
     losses = []
     for step in loop:
         state, loss = step

@@ -1,4 +1,4 @@
-"""An inner optimizer's state that outlives a batch of tasks."""
+"""An inner optimizer's state that is carried from batch to batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 
 class KeptState(nn.Module):
-    """Holds an update rule's state as buffers, so that checkpoints and devices include it.
+    """Holds an update rule's state as buffers, which are saved in checkpoints and moved between devices.
 
     Args:
         initial: The state before the first step, a pytree of tensors.
@@ -27,15 +27,15 @@ class KeptState(nn.Module):
         self.register_buffer("steps", torch.tensor(0))
 
     def state(self) -> Any:
-        """Return the state, in the update rule's own form."""
+        """Return the state in the update rule's own form."""
         return tree_unflatten([self.get_buffer(f"leaf_{i}") for i in range(self._form.num_leaves)], self._form)
 
     def keep(self, states: Any, steps: int) -> None:
-        """Keep the mean of the tasks' states over all processes.
+        """Carry the mean of the tasks' states over all processes.
 
         Args:
             states: The tasks' final states, every leaf ``[tasks, ...]``.
-            steps: How many steps the tasks took.
+            steps: The number of steps that the tasks took.
         """
         for index, leaf in enumerate(tree_leaves(states)):
             mean = leaf.detach().mean(0)

@@ -1,4 +1,4 @@
-"""How the meta-gradient is taken through, or past, the steps of an inner loop."""
+"""Meta-gradients of an inner loop: unrolled, checkpointed, first-order, implicit."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from lightning_meta.inner.solvers.conjugate_gradient import Solution, conjugate_
 from lightning_meta.inner.solvers.proximal import ProximalProblem
 from lightning_meta.inner.vectors import Vector
 
-# Steps of an inner loop from a point: (meta-parameters, support, point, first step, count) to points and losses.
+# (meta-parameters, support, point, first step, count) to the points and losses of these inner steps.
 Steps = Callable[[Any, Any, Any, int, int], Iterator[tuple[Any, Tensor]]]
 
 
 class MetaGradient(ABC):
-    """How the meta-gradient of an initialization is taken through its inner loop; `at_epoch` may be overridden."""
+    """How the meta-gradient is computed through inner steps; a part of it may override `at_epoch`."""
 
     recomputes = False
-    """Whether inner steps are computed again for the derivative, which a captured step cannot do."""
+    """Whether inner steps are recomputed for the derivative, which captured steps do not support."""
 
     def at_epoch(self, epoch: int) -> MetaGradient:
-        """Return what counts in an epoch, from 0."""
+        """Return the meta-gradient of an epoch, counted from 0."""
         return self
 
     @abstractmethod
     def start_of_step(self, values: Any) -> Any:
-        """Return the pytree of tensors at which an inner step takes its gradient."""
+        """Return the pytree of tensors at which an inner step computes its gradient."""
 
 
 @dataclass(frozen=True)
 class Unrolled(MetaGradient):
-    """The exact, second-order meta-gradient: by differentiating through every inner step."""
+    """The exact, second-order meta-gradient, by differentiation through all inner steps."""
 
     def start_of_step(self, values: Any) -> Any:
         """Return the values themselves."""
@@ -48,9 +48,9 @@ class Unrolled(MetaGradient):
 
 @dataclass(frozen=True)
 class Checkpointed(MetaGradient):
-    """The same as `Unrolled`, but only every √K-th of K inner steps is kept; those between are computed again.
+    """The same meta-gradient as `Unrolled` with about 2 √K steps in memory in place of K.
 
-    Memory is that of about 2 √K steps rather than K, for a quarter (images) to four fifths (tiny models) more time.
+    It keeps every √K-th step and recomputes the others, which takes 25 % (images) to 80 % (tiny models) more time.
     """
 
     recomputes = True
@@ -80,8 +80,8 @@ class FirstOrder(MetaGradient):
     """The first-order meta-gradient, without second derivatives (FOMAML: Finn et al., 2017, section 5.2).
 
     Attributes:
-        epochs: For how many epochs (derivative-order annealing: Antoniou et al., 2019); None: in all.
-        then: What counts after them.
+        epochs: The number of first-order epochs (derivative-order annealing: Antoniou et al., 2019); None: all.
+        then: The meta-gradient of later epochs.
     """
 
     epochs: int | None = None
@@ -94,39 +94,39 @@ class FirstOrder(MetaGradient):
 
     @property
     def recomputes(self) -> bool:  # type: ignore[override]
-        """Whether what follows computes steps again."""
+        """Whether later epochs recompute steps."""
         return self.epochs is not None and self.then.recomputes
 
     def at_epoch(self, epoch: int) -> MetaGradient:
-        """Return what counts in an epoch, from 0."""
+        """Return the meta-gradient of an epoch, counted from 0."""
         return FirstOrder() if self.epochs is None or epoch < self.epochs else self.then.at_epoch(epoch)
 
     def start_of_step(self, values: Any) -> Any:
-        """Return the values detached: before the gradient, so that no second-order graph is built."""
+        """Return the values detached, so that the gradient builds no second-order graph."""
         return tree_map(Tensor.detach, values)
 
 
 def meta_gradient_of(
     given: MetaGradient | None, first_order: bool, first_order_epochs: int, checkpoint_inner_loop: bool
 ) -> MetaGradient:
-    """Return the meta-gradient that `MAML`'s arguments stand for.
+    """Return the meta-gradient that `MAML`'s arguments choose.
 
     Raises:
         ValueError: If they contradict each other.
-        TypeError: If the one given is of another kind.
+        TypeError: If ``given`` is not a `MetaGradient`.
     """
     check_count("first_order_epochs", first_order_epochs, least=0)
     if given is not None and not isinstance(given, MetaGradient):
-        raise TypeError(f"meta_gradient={given!r} is none of Unrolled(), Checkpointed() and FirstOrder()")
+        raise TypeError(f"meta_gradient={given!r} must be Unrolled(), Checkpointed() or FirstOrder()")
     if given is not None and (first_order or first_order_epochs or checkpoint_inner_loop):
         raise ValueError(
-            f"meta_gradient={given!r} beside first_order, first_order_epochs or checkpoint_inner_loop, which also "
-            "choose one: leave those out"
+            f"meta_gradient={given!r} replaces first_order, first_order_epochs and checkpoint_inner_loop: leave these "
+            "out"
         )
     if first_order and checkpoint_inner_loop:
         raise ValueError(
-            "checkpoint_inner_loop=True saves nothing where no inner step is differentiated (first_order=True): leave "
-            "one of them out"
+            "checkpoint_inner_loop=True saves no memory with first_order=True, which differentiates no inner step: "
+            "leave one of them out"
         )
     if given is not None or first_order:
         return FirstOrder() if given is None else given
@@ -141,7 +141,7 @@ class Implicit:
     Attributes:
         cg_steps: Conjugate-gradient steps for the adjoint.
         cg_damping: Added to the diagonal of the adjoint's system; 0 is the true gradient.
-        cg_warm_start: Whether to start at ``Λ⁻¹ ∇L_Q`` rather than at zero.
+        cg_warm_start: Whether to start at ``Λ⁻¹ ∇L_Q`` in place of zero.
     """
 
     cg_steps: int = 5

@@ -6,14 +6,17 @@ from __future__ import annotations
 def multi_step_weights(steps: int, epoch: int, epochs: int) -> list[float]:
     """Return the weight of the query loss after each of 0, 1, ..., ``steps`` inner steps.
 
-    At first all steps weigh ``1/steps``; over ``epochs`` epochs the weight moves to the last step, the others
-    keeping at least ``0.03/steps``; from then on the last step counts alone. The query loss before adaptation
-    never counts.
+    All steps start at ``1/steps``. Over ``epochs`` epochs the weight moves to the last step, while the others keep at
+    least ``0.03/steps``; then only the last step has a weight. The query loss before adaptation has none.
 
     Args:
         steps: The number of inner steps, K.
         epoch: The current epoch, from 0.
-        epochs: For how many epochs the loss is multi-step; 0 for never.
+        epochs: The number of epochs with a multi-step loss.
+
+    Example:
+        >>> multi_step_weights(2, epoch=0, epochs=4), multi_step_weights(2, epoch=4, epochs=4)
+        ([0.0, 0.5, 0.5], [0.0, 0.0, 1.0])
     """
     if epoch >= epochs:
         return [0.0] * steps + [1.0]

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def key_of(name: str) -> str:
-    """A parameter's name as a key: a parameter's own name may not contain a dot."""
+    """Return a parameter's name as a key, which may not contain a dot."""
     return name.replace(".", "/")

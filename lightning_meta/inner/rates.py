@@ -14,16 +14,15 @@ LearnedRates = Literal["none", "tensor", "tensor_step", "element"]
 
 
 class InnerRates(nn.Module):
-    """A rate for every adapted tensor at every inner step.
+    """A rate for each adapted tensor at each inner step.
 
     Args:
-        adapted: The adapted parameters by name; shapes and dtypes are taken from them.
+        adapted: The adapted parameters by name, for shapes and dtypes.
         inner_lr: The (initial) rate, positive.
-        steps: How many steps are trained; with "tensor_step" a later step, possible in evaluation, uses the
-            rate of the last trained one.
+        steps: The number of steps in training; with "tensor_step" later steps in evaluation use the last rate.
         learned: "none" keeps ``inner_lr``; "tensor" learns a scalar per tensor, "tensor_step" a scalar per
             tensor and step (LSLR: Antoniou et al., 2019, MAML++), "element" a rate per scalar parameter
-            (Meta-SGD: Li et al., 2017). Learned rates are free parameters: they may become negative.
+            (Meta-SGD: Li et al., 2017). Learned rates are unconstrained and may become negative.
     """
 
     def __init__(self, adapted: Mapping[str, Tensor], inner_lr: float, steps: int, learned: LearnedRates) -> None:
@@ -46,8 +45,7 @@ class InnerRates(nn.Module):
         Args:
             step: The number of inner steps taken before this one.
             names: The adapted parameters.
-            values: The current value of each of this module's parameters, by its name in this module: a pure
-                function's view of `named_parameters`.
+            values: The current values of this module's parameters, named as in this module.
         """
         if self.learned == "none":
             return dict.fromkeys(names, self.inner_lr)

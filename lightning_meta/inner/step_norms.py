@@ -12,15 +12,14 @@ from lightning_meta.models.norm import TaskBatchNorm2d
 
 
 class StepNorms(nn.Module):
-    """Scales and shifts of a model's batch normalization after 1, 2, ... inner steps; before the first its own count.
+    """Scales and shifts of batch normalization after 1, 2, ... inner steps; before the first step the model's own.
 
     Attributes:
-        names: The model's parameters that differ by step.
+        names: The model's parameters that depend on the step.
 
     Args:
-        model: The model, in which all start.
-        steps: How many steps are trained; a model that took more, in evaluation, is normalized as after the last
-            of these.
+        model: The model, whose values are the initial ones.
+        steps: The number of steps in training; more steps in evaluation use the last ones.
 
     Raises:
         ValueError: If the model has no batch normalization with trainable scale or shift.
@@ -46,12 +45,12 @@ class StepNorms(nn.Module):
         )
 
     def after(self, step: int, own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the scales and shifts of a model that took ``step`` steps, by their names in the model.
+        """Return the scales and shifts after ``step`` steps, named as in the model.
 
         Args:
             step: The number of inner steps taken.
             own: The model's own parameters.
-            values: The current value of each of this module's parameters, by its name in this module.
+            values: The current values of this module's parameters, named as in this module.
         """
         if step == 0:
             return {name: own[name] for name in self.names}

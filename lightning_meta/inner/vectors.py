@@ -31,10 +31,10 @@ def times(a: Mapping[str, Tensor], factor: Tensor | float) -> Vector:
 
 
 def elementwise(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Vector:
-    """``a ∘ b``; the entries of ``b`` may be scalars, one a tensor."""
+    """``a ∘ b``; the entries of ``b`` may be scalars."""
     return {name: value * b[name] for name, value in a.items()}
 
 
 def where(condition: Tensor, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Vector:
-    """``a`` where the scalar condition holds, else ``b``: a branch that can be vectorized over tasks."""
+    """``a`` if the scalar condition holds, else ``b``; can be vectorized over tasks."""
     return {name: torch.where(condition, value, b[name]) for name, value in a.items()}

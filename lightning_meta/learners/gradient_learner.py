@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -91,6 +91,10 @@ class GradientLearner(TaskLearner):
         output = self.query_output(meta, state, task.query_x)
         loss = self.loss(output, task.query_y, task.query_mask)
         return loss, TaskResult(loss, output[None], support_losses)
+
+    def set_loss(self, parameters: Mapping[str, Tensor], examples: Support) -> Tensor:
+        """Return the loss of the model with these parameters on a set of examples."""
+        return self.loss(self.call_model(parameters, examples.x), examples.y, examples.mask)
 
     def _rates_in_errors(self) -> str:
         learned = [p.detach().abs().max() for name, p in self.named_parameters() if name.startswith("inner_rates.")]

@@ -6,7 +6,7 @@ The task's parameters minimize the support loss with a proximal pull to the init
 
     φ*(θ) = argmin_φ  L_S(φ) + ½ (φ − θ)ᵀ Λ (φ − θ),        Λ = λ I in the paper
 
-so the meta-gradient follows from the implicit function theorem (lemma 1), whatever solver found φ*:
+The meta-gradient follows from the implicit function theorem (lemma 1), for every solver of this problem:
 
     dL_Q(φ*)/dθ = Λ u,      (H_S(φ*) + Λ) u = ∇L_Q(φ*)
 
@@ -21,8 +21,8 @@ linear system and the inner stationarity ``‖∇L_S(φ) + Λ (φ − θ)‖ ≥
 
 Differences from the paper:
 - λ may differ between tensors and may be learned, through its logarithm.
-- Where the first search direction has negative curvature, u is ``Λ⁻¹ ∇L_Q``, which makes the meta-gradient the
-  first-order one; a later one ends the iteration. The paper assumes a positive definite system.
+- If the first search direction has negative curvature, u is ``Λ⁻¹ ∇L_Q``, and the meta-gradient is the first-order
+  one. Negative curvature in a later direction ends the iteration. The paper assumes a positive definite system.
 - The authors' code minimizes the support loss without the proximal term, adds one proximal step at the end, and damps
   the linear system by 10. Here the solvers minimize the regularized loss, and damping is 0 unless asked for.
 """
@@ -63,28 +63,28 @@ class ImplicitMAML(GradientLearner):
     part ``Λ (φ − θ)``; ``train/negative_curvature``, the share of tasks whose linear system showed it;
     ``train/prox_lambda``, the geometric mean over tensors.
 
-    Stationarity over pull tells how far the solver is from φ* beside how far it has come: where the support loss is
-    convex and λ one number, ``‖φ − φ*‖ / ‖φ − θ‖`` is at most that. Training warns once where it exceeds 1 on average
-    over the tasks so far, as the implicit gradient, which is that of φ*, may then be far off.
+    Stationarity over pull bounds the solver's relative error: for a convex support loss and a single λ,
+    ``‖φ − φ*‖ / ‖φ − θ‖`` is at most this ratio. Training warns once if its mean over the tasks so far exceeds 1: the
+    implicit gradient, that of φ*, may then be far off.
 
     Args:
         model: The model whose initialization is meta-learned.
         loss_fn: The mean loss over examples; None: ``nn.CrossEntropyLoss()``.
         inner_lr: The rate of gradient descent; not used by "hessian_free", whose steps start at the whole
             Newton step. Stable below ``2 / (L + λ)``, L the largest curvature of the support loss.
-        inner_steps: Steps of the inner solver, which cost time and no memory. The paper takes 16 (Omniglot 5-way) or 25
-            (20-way); at the default rate those leave regressions on standardized inputs far from solved.
+        inner_steps: Steps of the inner solver, which take time and no memory. The paper takes 16 (Omniglot 5-way) or 25
+            (20-way), too few for regressions on standardized inputs at the default rate.
         eval_inner_steps: Steps of the inner solver in evaluation.
         inner_solver: "gradient_descent" on the regularized objective, by ``inner_optimizer``, or "hessian_free":
             Newton steps by conjugate gradients with a line search.
-        prox_lambda: The strength λ of the pull towards the initialization, positive; or strengths by pattern of
-            parameter name, the first match counts: ``{"head.*": 0.5, "*": 2.0}``.
+        prox_lambda: The strength λ of the pull towards the initialization, positive; or strengths by name pattern, of
+            which the first match counts: ``{"head.*": 0.5, "*": 2.0}``.
         learned_lambda: Whether λ is learned too: "none", "scalar" (one factor for all tensors) or "tensor".
         cg_steps: Conjugate-gradient steps for the adjoint, and for a Newton direction.
         cg_damping: Added to the diagonal of the adjoint's system; 0 is the true gradient.
-        cg_warm_start: Whether to start at ``Λ⁻¹ ∇L_Q``, the solution for large λ, rather than at zero; costs
-            one more Hessian-vector product.
-        adapt: Which parameters the inner problem adapts: "all", "head", "body" or name patterns, as in `MAML`.
+        cg_warm_start: Whether to start at ``Λ⁻¹ ∇L_Q``, the solution for large λ, in place of zero, for one more
+            Hessian-vector product.
+        adapt: The parameters of the inner problem: "all", "head", "body" or name patterns, as in `MAML`.
         **options: As in `GradientLearner` and `TaskLearner`.
 
     Raises:
@@ -162,7 +162,7 @@ class ImplicitMAML(GradientLearner):
         return gradient, TaskResult(loss, output[None], support_losses, diagnostics=diagnostics)
 
     def after_batch(self, result: TaskResult) -> None:
-        """Warn, once, if the inner problems of training's batches so far are far from solved."""
+        """Warn once if the inner problems of training so far are far from solved."""
         if self._warned:
             return
         for name, total in self._norms.items():
@@ -190,7 +190,7 @@ class ImplicitMAML(GradientLearner):
         return {name: p for name, p in self.model_parameters(meta).items() if name not in self.adapted_names}
 
     def _support_loss(self, adapted: Vector, shared: Vector, support: Support) -> Tensor:
-        return self.loss(self.call_model({**shared, **adapted}, support.x), support.y, support.mask)
+        return self.set_loss({**shared, **adapted}, support)
 
     def _shared_gradient(
         self, meta: MetaParameters, task: Episode, point: Vector, adjoint: Vector, direct: Vector

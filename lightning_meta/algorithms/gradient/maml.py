@@ -15,10 +15,10 @@ Differences from the papers:
 - The authors' classification code sums the cross-entropy over the ways inside the inner loop. Here all losses
   are means over examples, so their α = 0.4 (Omniglot, 5-way) corresponds to about 2.0.
 - MAML++: learned rates start at ``inner_lr`` and are unconstrained.
-- MAML++: with ``batch_norm_per_step`` a model that took k steps has the k-th scales and shifts, on either set; in the
+- MAML++: with ``batch_norm_per_step`` a model after k steps has the k-th scales and shifts on both sets; in the
   authors' code a step on the support set and the query loss after it share theirs. As there, the inner loop does not
-  adapt them, and every set is normalized by its own statistics in every step. The running statistics of every step,
-  which the authors' code keeps and does not use, are left out.
+  adapt them, and each set is normalized by its own statistics in each step. The authors' code also keeps running
+  statistics of each step, but does not use them; they are left out.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from lightning_meta.learners.gradient_learner import GradientLearner
 from lightning_meta.learners.per_task import module_part
 from lightning_meta.likelihoods.losses import LossFunction
 
-# What is adapted, and the inner optimizer's state.
+# The adapted parameters, and the update rule's state.
 _Point = tuple[dict[str, Tensor], Any]
 
 
@@ -51,31 +51,30 @@ class MAML(GradientLearner):
     Args:
         model: The model whose initialization is meta-learned.
         loss_fn: The mean loss over examples; None: ``nn.CrossEntropyLoss()``.
-        inner_lr: The inner learning rate α, initial where rates are learned.
+        inner_lr: The (initial) inner learning rate α.
         inner_steps: The number of inner steps K.
         eval_inner_steps: Inner steps in evaluation; None: as in training.
         first_order: Whether to drop the second derivatives (FOMAML).
-        adapt: Which parameters the inner loop adapts; the others are meta-learned too, but shared by all tasks.
-            "all"; "head", the last layer by order of definition (ANIL); "body", the rest (BOIL); or patterns of
-            parameter names, such as ``["layers.3.*", "*.bias"]``.
+        adapt: The parameters that the inner loop adapts: "all"; "head", the layer defined last (ANIL); "body", the
+            others (BOIL); or name patterns, such as ``["layers.3.*", "*.bias"]``. All tasks share the other
+            parameters, which are meta-learned too.
         learned_rates: "none"; "tensor" learns a rate per tensor, "tensor_step" per tensor and step (MAML++),
             "element" per scalar parameter (Meta-SGD).
-        first_order_epochs: For how many epochs to train first-order before second-order (MAML++'s
-            derivative-order annealing).
-        multi_step_loss_epochs: For how many epochs the query losses after all steps count, with weight moving
-            to the last (MAML++'s multi-step loss).
-        checkpoint_inner_loop: Whether to keep only every √K-th inner step in training and compute the steps between
-            again for the meta-gradient: memory for about 2 √K steps in place of K, for a
-            quarter (images) to four fifths (tiny models) more time.
-        batch_norm_per_step: Whether batch normalization has a scale and shift of its own after every number of
-            inner steps, meta-learned and not adapted (MAML++). More steps in evaluation keep the last ones.
-        meta_gradient: How the meta-gradient is taken through the inner steps: ``Unrolled()``, ``Checkpointed()`` or
-            ``FirstOrder()``, in place of ``first_order``, ``first_order_epochs`` and ``checkpoint_inner_loop``.
+        first_order_epochs: The number of first-order epochs before second-order ones (MAML++'s derivative-order
+            annealing).
+        multi_step_loss_epochs: The number of epochs in which the query losses after all steps count, with weights
+            that move to the last step (MAML++'s multi-step loss).
+        checkpoint_inner_loop: Whether to keep every √K-th inner step only and recompute the others for the
+            meta-gradient: about 2 √K steps in memory in place of K, for 25 % (images) to 80 % (tiny models) more time.
+        batch_norm_per_step: Whether batch normalization has its own scale and shift after each number of inner steps,
+            meta-learned and not adapted (MAML++). Additional steps in evaluation use the last ones.
+        meta_gradient: ``Unrolled()``, ``Checkpointed()`` or ``FirstOrder()`` of `lightning_meta.inner`, in place of
+            ``first_order``, ``first_order_epochs`` and ``checkpoint_inner_loop``.
         **options: As in `GradientLearner` and `TaskLearner`.
 
     Raises:
         ValueError: If an argument is out of its range, two contradict each other, or a pattern matches no parameter.
-        TypeError: If the model has layers that cannot run per task, or an argument's name is not known.
+        TypeError: If the model has layers that cannot run per task, or an argument is unknown.
 
     Example:
         >>> import torch
@@ -111,24 +110,26 @@ class MAML(GradientLearner):
         changes = self.meta_gradient.at_epoch(0) != self.meta_gradient or multi_step_loss_epochs > 0
         if self.execution.compile is True and (changes or self.meta_gradient.recomputes):
             raise ValueError(
-                "compile=True cannot compile what checkpoint_inner_loop=True computes again, and would compile anew in "
-                "each of first_order_epochs and multi_step_loss_epochs: leave compile False, or the others out"
+                "compile=True does not support checkpoint_inner_loop=True, and would compile again whenever "
+                "first_order_epochs or multi_step_loss_epochs change the loss: leave out compile, or the others"
             )
         if self.meta_gradient.recomputes and multi_step_loss_epochs:
             raise ValueError(
-                f"multi_step_loss_epochs={multi_step_loss_epochs} counts the query losses after all inner steps, of "
-                "which checkpoint_inner_loop=True keeps none: leave one of them out"
+                f"multi_step_loss_epochs={multi_step_loss_epochs} needs all inner steps, which "
+                "checkpoint_inner_loop=True does not keep: leave one of them out"
             )
         if self.meta_gradient.recomputes and type(self).inner_loop is not MAML.inner_loop:
-            raise TypeError(f"checkpoint_inner_loop=True would bypass {type(self).__name__}.inner_loop: leave it False")
-        self.is_capturable = not self.meta_gradient.recomputes  # a captured step would draw other random numbers
+            raise TypeError(
+                f"checkpoint_inner_loop=True does not call {type(self).__name__}.inner_loop: leave it False"
+            )
+        self.is_capturable = not self.meta_gradient.recomputes  # recomputation would draw other random numbers
         self.step_norms = StepNorms(model, inner_steps) if batch_norm_per_step else None
         self.adapted_names = adapted_names(model, adapt)
         if self.step_norms is not None:
             self.adapted_names = tuple(name for name in self.adapted_names if name not in self.step_norms.names)
             if not self.adapted_names:
                 raise ValueError(
-                    f"adapt={adapt!r} names batch normalization alone, which batch_norm_per_step=True keeps"
+                    f"adapt={adapt!r} matches batch normalization only, which batch_norm_per_step=True does not adapt"
                 )
         parameters = dict(model.named_parameters())
         adapted = {name: parameters[name] for name in self.adapted_names}
@@ -163,7 +164,7 @@ class MAML(GradientLearner):
         return self._query_result(meta, task, weighted, torch.stack(each[1:]))
 
     def training_phase(self) -> tuple[MetaGradient, int]:
-        """The meta-gradient that counts now, and the epoch of the multi-step loss."""
+        """Return the meta-gradient of this epoch, and the epoch of the multi-step loss."""
         return self.meta_gradient.at_epoch(self.current_epoch), min(self.current_epoch, self.multi_step_loss_epochs)
 
     def _query_result(
@@ -186,7 +187,7 @@ class MAML(GradientLearner):
         return adapted, self.inner_optimizer.init(adapted)
 
     def _norms(self, meta: MetaParameters, step: int) -> dict[str, Tensor]:
-        """The model's parameters that differ by the number of steps taken."""
+        """Return the model's parameters that depend on the number of steps taken."""
         if self.step_norms is None:
             return {}
         return self.step_norms.after(step, self.model_parameters(meta), module_part(meta, "step_norms"))
@@ -194,13 +195,13 @@ class MAML(GradientLearner):
     def _steps(
         self, meta: MetaParameters, support: Support, point: _Point, first: int, count: int
     ) -> Iterator[tuple[_Point, Tensor]]:
-        """Yield the point after each of ``count`` inner steps, of which the first is number ``first``, and its loss."""
+        """Yield the point after each of ``count`` inner steps, starting with step ``first``, and the loss before it."""
         shared = {name: p for name, p in self.model_parameters(meta).items() if name not in self.adapted_names}
         rates = module_part(meta, "inner_rates")
         meta_gradient = self.meta_gradient.at_epoch(self.current_epoch)
 
         def support_loss(adapted: dict[str, Tensor], shared: dict[str, Tensor]) -> Tensor:
-            return self.loss(self.call_model({**shared, **adapted}, support.x), support.y, support.mask)
+            return self.set_loss({**shared, **adapted}, support)
 
         adapted, state = point
         for step in range(first, first + count):

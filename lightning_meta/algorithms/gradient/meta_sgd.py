@@ -3,8 +3,7 @@
 Paper: Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", 2017, arXiv 1707.09835:
 φ = θ − α ∘ ∇L_S(θ) (equation 4), with θ and the vector α learned together.
 
-Differences from the paper: α starts at a constant rather than at random values; several steps are possible and
-share one α.
+Differences from the paper: α starts at a constant, not at random values; several steps share one α.
 """
 
 from __future__ import annotations

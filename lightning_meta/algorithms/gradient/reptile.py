@@ -16,9 +16,9 @@ it with ε annealed linearly to 0 over the outer steps. To leading order, two st
 (section 5.1): the last term rewards agreement between minibatches. One step is joint training.
 
 Differences from the paper:
-- An inner state that is kept passes from one meta-batch to the next, averaged over its tasks, where the authors'
-  code runs through the tasks of a meta-batch one after another. With one task a batch they are the same.
-- The authors' 15-shot training sets are here an episode's support and query sets together.
+- A kept inner state is averaged over the tasks of a meta-batch, where the authors' code carries it from task to task.
+  With one task in a batch the two are equal.
+- The authors' 15-shot training sets are an episode's support and query sets together.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ InnerState = Literal["reset", "kept"]
 class Reptile(GradientLearner):
     """Reptile (Nichol et al., 2018): no second derivatives, no split of the training tasks.
 
-    Training adapts to the support and query sets together; evaluation to the support set. After ``backward``,
-    a parameter's gradient is ``mean_i(θ − φ_i) / (inner_lr · inner_steps)``, whichever inner optimizer is used; so
-    the authors' ``θ + ε · mean_i(φ_i − θ)`` is ``torch.optim.SGD`` with ``lr = ε · inner_lr · inner_steps``. The
-    meta-loss that training reports is the mean of the inner losses. Evaluation is transductive with
-    ``batch_statistics="batch"`` and not with ``"support"``; the paper gives both.
+    Training adapts to the support and query sets together, evaluation to the support set. After ``backward``,
+    a parameter's gradient is ``mean_i(θ − φ_i) / (inner_lr · inner_steps)`` for every inner optimizer. The authors'
+    ``θ + ε · mean_i(φ_i − θ)`` is therefore ``torch.optim.SGD`` with ``lr = ε · inner_lr · inner_steps``. The training
+    loss is the mean of the inner losses. Evaluation is transductive with ``batch_statistics="batch"``, and not with
+    ``"support"``; the paper reports both.
 
     Args:
         model: The model whose initialization is meta-learned.
@@ -57,12 +57,12 @@ class Reptile(GradientLearner):
         inner_steps: The number of inner steps K.
         eval_inner_steps: Inner steps in evaluation; the authors take 50.
         inner_optimizer: "sgd", "momentum", "adam", or an `UpdateRule`; the authors use ``Adam(beta1=0)``.
-        inner_state: Whether the inner optimizer's state is "reset" for each task, or "kept" from one meta-batch
-            to the next, as by the authors, in checkpoints and evaluation too.
-        inner_batch_size: Examples in an inner step of training, drawn without replacement until all had their
-            turn; None: all at once.
-        eval_inner_batch_size: The same for evaluation, with the same draws in every
-            evaluation by a trainer; elsewhere they depend on the state of torch's random generator.
+        inner_state: Whether the inner optimizer's state is "reset" for each task or "kept" from one meta-batch to the
+            next, as in the authors' code; a kept state is saved in checkpoints and used in evaluation.
+        inner_batch_size: Examples in an inner step of training, drawn without replacement from all that were not drawn
+            in this pass; None: all examples.
+        eval_inner_batch_size: The same for evaluation. A trainer repeats the same draws in each evaluation; elsewhere
+            they depend on torch's random generator.
         **options: As in `GradientLearner` and `TaskLearner`.
 
     Raises:
@@ -113,12 +113,12 @@ class Reptile(GradientLearner):
         return gradient, TaskResult(inner_losses.mean(), output[None], inner_losses, carried=carried)
 
     def after_batch(self, result: TaskResult) -> None:
-        """Keep the inner optimizer's state."""
+        """Carry the inner optimizer's state to the next batch."""
         if self.kept_state is not None:
             self.kept_state.keep(result.carried, self.inner_steps)
 
     def _descend(self, meta: MetaParameters, batches: Iterator[Support]) -> Iterator[tuple[InnerStep, Any]]:
-        """Yield where the inner loop stands, and the inner optimizer's state, before and after every minibatch."""
+        """Yield the inner loop's state and the update rule's, before the first and after each minibatch."""
         adapted = self.model_parameters(meta)
         kept = self.kept_state
         state = self.inner_optimizer.init(adapted) if kept is None else kept.state()
@@ -128,7 +128,7 @@ class Reptile(GradientLearner):
         for step, batch in enumerate(batches, start=earlier):
 
             def batch_loss(adapted: dict[str, Tensor], batch: Support = batch) -> Tensor:
-                return self.loss(self.call_model(adapted, batch.x), batch.y, batch.mask)
+                return self.set_loss(adapted, batch)
 
             gradients, loss = grad_and_value(batch_loss)(adapted)
             adapted, state = self.inner_optimizer.update(adapted, gradients, state, rates, step)
@@ -136,7 +136,7 @@ class Reptile(GradientLearner):
 
 
 def _minibatches(examples: Support, count: int, size: int | None, prefix: str = "") -> Iterator[Support]:
-    """Yield minibatches that go through the examples in random order, anew once all had their turn."""
+    """Yield minibatches of the examples in random order, with a new order for each pass."""
     available = tree_leaves(examples.x)[0].shape[0]
     if size is None:
         yield from [examples] * count

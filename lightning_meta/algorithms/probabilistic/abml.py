@@ -2,21 +2,21 @@
 
 Paper: Ravi, Beatson, "Amortized Bayesian Meta-Learning", ICLR 2019.
 
-θ = (μ, σ) is a factorized Gaussian over the model's parameters: prior of every task's parameters φ and, at once, the
+θ = (μ, σ) is a factorized Gaussian over the model's parameters. It is the prior of each task's parameters φ and the
 initialization of the task's variational parameters λ = (m, log σ_q). On a task, K gradient steps from λ = θ minimize
 the support set's negative evidence lower bound (algorithm 1)
 
     −E_{q_λ} log p(S | φ) + w KL(q_λ ‖ p_θ)
 
-and the meta-loss, differentiated through the steps, is
+The meta-loss, differentiated through the steps, is
 
     −E_{q_λ^K} log p(S ∪ Q | φ) + w KL(q_λ^K ‖ p_θ) − (1/T) log p(θ),    p(θ) = N(μ; 0, I) Π Gamma(1/σ²; a₀, b₀)
 
-with T training tasks, a₀ = 1, b₀ = 0.01 as in the paper. Expectations are means over draws: of the outputs of linear
-layers (local reparameterization), of the weights of others.
+with T training tasks, a₀ = 1, b₀ = 0.01 as in the paper. Expectations are means over draws of outputs (linear layers:
+local reparameterization) or weights (other layers).
 
 Differences from the paper:
-- Convolutions draw one set of weights for all examples of a draw; the paper uses Flipout, which draws signs for each.
+- A convolution draws one set of weights for all examples; the paper uses Flipout, which draws signs for each example.
 - w is one weight for both divergences.
 - Steps can be normalized by noise and set size (``normalize_steps``).
 """
@@ -61,14 +61,14 @@ class ABML(BayesianLearner):
         num_samples: Draws for each expectation in training.
         eval_num_samples: Draws of the predictive distribution in evaluation.
         kl_weight: w, the weight of the divergences; well under 1 for networks.
-        initial_log_std: Where the prior's log σ starts.
-        num_tasks: T, over which the hyper-prior is spread.
+        initial_log_std: The initial value of the prior's log σ.
+        num_tasks: T, the weight of the data beside the hyper-prior.
         inner_steps: K.
         **options: As in `BayesianLearner`, `GradientLearner` and `TaskLearner`.
 
     Raises:
-        ValueError: If an argument is out of its range, or the loss stands for no likelihood.
-        TypeError: If an argument's name is not known, or the model has layers that cannot run per task.
+        ValueError: If an argument is out of its range, or the loss is not a likelihood.
+        TypeError: If an argument is unknown, or the model has layers that cannot run per task.
     """
 
     is_stochastic = True
@@ -121,7 +121,7 @@ class ABML(BayesianLearner):
     def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
         """Return the negative evidence bound of support and query sets together, and the report.
 
-        Each set goes through the model by itself, so that batch normalization sees what it will see in evaluation.
+        The two sets are passed through the model separately, as in evaluation, for batch normalization.
         """
         posterior, losses = run_through(self.inner_loop(meta, task.support, self.inner_steps))
         prior = self._prior(meta)
@@ -147,7 +147,7 @@ class ABML(BayesianLearner):
         return DiagonalGaussian(mean, {name: log_std[key_of(name)] for name in mean})
 
     def _draw(self, meta: MetaParameters, posterior: DiagonalGaussian, x: object, count: int) -> Samples:
-        # One after another: derivatives of a vectorized model are not to be trusted with every layer.
+        # In a loop, because derivatives of a vectorized model are wrong for some layers.
         outputs = [call_with_random_parameters(self.call_model, posterior, self._local, x) for _ in range(count)]
         return self.with_noise(meta, torch.stack(outputs))
 
@@ -158,13 +158,13 @@ class ABML(BayesianLearner):
         return self.kl_weight * gaussian_kl(posterior, prior) - self._expected(meta, drawn, examples)
 
     def _expected(self, meta: MetaParameters, drawn: Tensor, examples: Support) -> Tensor:
-        """The mean over draws ``[samples, examples, ...]`` of the log-likelihood, summed over examples."""
+        """Return the mean over draws ``[samples, examples, ...]`` of the summed log-likelihood."""
         sums = [self.summed_log_likelihood(meta, output, examples.y, examples.mask) for output in drawn]
         return torch.stack(sums).mean()
 
 
 def _log_hyper_prior(prior: DiagonalGaussian) -> Tensor:
-    """The log-density of θ: standard normal means, Gamma precisions."""
+    """Return the log-density of θ: standard normal means, Gamma precisions."""
     total = []
     for mean, log_std in zip(prior.mean.values(), prior.log_std.values(), strict=True):
         total.append(-0.5 * (mean.square() + math.log(2 * math.pi)).sum())

@@ -15,13 +15,13 @@ the predictive variance ``σ_y² (1 + hᵀ (HᵀH + λI)⁻¹ h)``. The meta-los
 
     mean over queries of −log p(y | x, S)  +  (w / Q) KL(q(φ₀ | S) ‖ p_θ)
 
-where p(y | x, S) averages over draws of φ₀ and, for classes, over draws of the head's output.
+where p(y | x, S) is the mean over draws of φ₀ and, for classes, over draws of the head's output.
 
 Differences from the papers:
 - The ridge penalty pulls towards the model's own head W₀, which is meta-learned, as in ALPaCA; R2-D2 pulls towards 0.
-- Classes are regressed on one-hot targets and the outputs scaled and shifted by learned numbers, as in R2-D2; the
-  regression's variance then gives draws of logits, which R2-D2 has not.
-- Steps of gradient descent on the support loss may follow (``inner_steps`` beyond 1).
+- Classes are regressed on one-hot targets, and the outputs are scaled and shifted by learned numbers, as in R2-D2. The
+  regression's variance adds draws of logits, which R2-D2 does not have.
+- Gradient steps on the support loss may follow (``inner_steps`` > 1).
 """
 
 from __future__ import annotations
@@ -74,25 +74,24 @@ class AmortizedMAML(BayesianLearner):
     Args:
         model: The model; its parameters are the means of the prior.
         loss_fn: Names the likelihood; None: ``nn.CrossEntropyLoss()``.
-        encoder: Maps a support set ``[support, features + outputs]``, the prior model's features beside one-hot
-            labels or targets, to ``[2 · generated]`` numbers: the mean's offset from the prior's and the
-            log-ratio of the standard deviations, for every generated parameter. It must not depend on the
-            order of the set. None: a `SetEncoder` of that size.
-        generate: Which parameters are generated: "body" (all but the head) or name patterns, as in `MAML`. None:
-            the body where it has at most 5,000 parameters, otherwise its biases and scales alone.
+        encoder: Maps a support set ``[support, features + outputs]``, the prior model's features and one-hot labels or
+            targets, to ``[2 · generated]`` numbers: for each generated parameter the mean's offset from the prior's and
+            the log-ratio of the standard deviations. It must not depend on the order of the set. None: a `SetEncoder`.
+        generate: The generated parameters: "body" (all but the head) or name patterns, as in `MAML`. None: the body if
+            it has at most 5,000 parameters, otherwise its biases and scales.
         num_samples: Draws of the generated parameters in training's meta-loss.
-        eval_num_samples: Draws of them in `adapt` and evaluation, in whichever mode the learner is.
-        head_samples: For classes, draws of the head's output for each of them.
+        eval_num_samples: Draws of the generated parameters in `adapt` and evaluation.
+        head_samples: For classes, draws of the head's output for each draw of the generated parameters.
         kl_weight: w.
-        initial_log_std: Where the prior's log σ starts.
-        ridge_penalty: Where λ starts; it is learned by its logarithm.
-        inner_steps: 1 generates and solves; each further step is one of gradient descent on the support loss.
+        initial_log_std: The initial value of the prior's log σ.
+        ridge_penalty: The initial value of λ, which is learned by its logarithm.
+        inner_steps: 1 generates and solves; each further step is a gradient step on the support loss.
         **options: As in `BayesianLearner`, `GradientLearner` and `TaskLearner`.
 
     Raises:
         ValueError: If an argument is out of its range, the model does not end in an `nn.Linear`, or the encoder's
             output does not fit it.
-        TypeError: If an argument's name is not known, the model has layers that cannot run per task, or a subclass
+        TypeError: If an argument is unknown, the model has layers that cannot run per task, or a subclass
             overrides `inner_loop` alone.
     """
 
@@ -148,7 +147,7 @@ class AmortizedMAML(BayesianLearner):
         self.log_head_std = nn.Parameter(head.weight.new_tensor(-1.0)) if classes else None
 
     def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
-        """Yield the task's draws in evaluation: the model itself, then as amortized, then after each refinement."""
+        """Yield the task's draws in evaluation: the model, then the generated draws, then after each gradient step."""
         yield InnerStep([AmortizedTask({}, self._own_head(meta))], None)
         yield from self.draw_task(meta, support, self._posterior(meta, support), steps, self.eval_num_samples)
 
@@ -167,9 +166,9 @@ class AmortizedMAML(BayesianLearner):
     def draw_task(
         self, meta: MetaParameters, support: Support, posterior: DiagonalGaussian, steps: int, count: int
     ) -> Iterator[InnerStep]:
-        """Yield ``count`` draws of the task's model, as amortized and after each step of refinement: 1 to ``steps``.
+        """Yield ``count`` draws of the task's model after 1, ..., ``steps`` steps; the first generates and solves.
 
-        Training and evaluation both adapt by this: override it, rather than `inner_loop`, to change how.
+        Training and evaluation both call this: override it, not `inner_loop`, to change how tasks adapt.
         """
         draws, losses = [], []
         for _ in range(count):
@@ -187,7 +186,7 @@ class AmortizedMAML(BayesianLearner):
             yield InnerStep(draws, torch.stack(losses).mean())
 
     def query_samples(self, meta: MetaParameters, state: list[AmortizedTask], x: Any) -> Samples:
-        """Return draws of outputs, ``[draws, query, ...]``; for classes each draw of a body has some of its head."""
+        """Return draws of outputs, ``[draws, query, ...]``; for classes ``head_samples`` for each draw of a body."""
         outputs, spreads = [], []
         for draw in state:
             features = self._features(meta, draw.body, x)
@@ -226,7 +225,7 @@ class AmortizedMAML(BayesianLearner):
         return DiagonalGaussian(mean, log_std)
 
     def _features(self, meta: MetaParameters, body: Vector, x: Any) -> Tensor:
-        """What the head is given, with a constant for its bias: ``[examples, features + 1]``."""
+        """Return the head's inputs, with a constant for its bias: ``[examples, features + 1]``."""
         seen: list[tuple[Tensor, Tensor]] = []
         head = self.model.get_submodule(self.head_name)
         with exclusive():
@@ -239,7 +238,7 @@ class AmortizedMAML(BayesianLearner):
             raise ValueError(
                 f"model.{self.head_name} is called {len(seen)} times, on inputs of shape "
                 f"{[tuple(inputs.shape) for inputs, _ in seen]}: AmortizedMAML needs a head that is called once, on "
-                "[examples, features], and whose output the model returns as it is"
+                "[examples, features], and a model that returns the head's output unchanged"
             )
         features = seen[0][0].to(meta["log_penalty"].dtype)  # half precision cannot be solved in
         return torch.cat([features, features.new_ones(features.shape[0], 1)], dim=1)

@@ -2,26 +2,26 @@
 
 Paper: Yoon, Kim, Dia, Kim, Bengio, Ahn, "Bayesian Model-Agnostic Meta-Learning", NeurIPS 2018, arXiv 1806.03836.
 
-Meta-learns M particles θ^m, from which every task's own start; by n steps of Stein variational gradient descent on
-``log p(S | φ) + log p(φ)`` (equation 5) they approximate that task's posterior.
+Meta-learns M particles θ^m, the starting points of each task's particles. After n steps of Stein variational gradient
+descent on ``log p(S | φ) + log p(φ)`` (equation 5) these approximate the task's posterior.
 
-The model is the hierarchy in which tasks share a prior, ``p(θ | D) ∝ p(θ) Π_τ ∫ p(φ_τ | θ) exp(−L_τ(φ_τ)) dφ_τ``. In it
-the adapted particles φ_τ^m stand for samples of a task's posterior ``p(φ_τ | S_τ, θ)``, and replace the integral over
-φ_τ in predictions. The initial particles θ^m are not samples of ``p(θ | D)``: they are parameters, M starting points
-found by minimizing the meta-loss, as the single one of MAML is, and how far apart they lie depends on how they were
-initialized and trained. Uncertainty about θ itself is not inferred.
+In the hierarchical model tasks share a prior, ``p(θ | D) ∝ p(θ) Π_τ ∫ p(φ_τ | θ) exp(−L_τ(φ_τ)) dφ_τ``. The adapted
+particles φ_τ^m approximate samples of a task's posterior ``p(φ_τ | S_τ, θ)`` and replace the integral over φ_τ in
+predictions. The initial particles θ^m are not samples of ``p(θ | D)``. They are parameters that minimize the meta-loss,
+as MAML's initialization is, and their spread depends on initialization and training. Uncertainty about θ is not
+inferred.
 
 Two meta-losses (section 3.2):
 
     "chaser":  Σ_m ‖φ_m^n − stop_gradient(φ_m^{n+s})‖²,  the leader φ^{n+s} going on from the chaser φ^n on S ∪ Q
     "nll":     −log mean_m p(Q | φ_m^n), per query
 
-Time and memory are linear in M; the kernel matrix adds M² numbers.
+Time and memory are linear in M, except for the M² numbers of the kernel matrix.
 
 Differences from the paper:
-- The first particle is the model that is handed over; the others start as it would if initialized anew.
-- In the chaser loss learned noise does not enter through the particles, as more noise would shrink every step and so
-  the loss: it is learned by the negative log-likelihood of the queries, which is added with the particles held fixed.
+- The first particle is the given model; the others are new initializations of it.
+- The chaser loss has no gradient in learned noise through the particles, because more noise would shrink each step and
+  with it the loss. The noise is learned by the queries' negative log-likelihood, added with the particles held fixed.
 - Steps can be normalized by noise and set size (``normalize_steps``).
 """
 
@@ -55,10 +55,9 @@ MetaLoss = Literal["chaser", "nll"]
 class BayesianMAML(BayesianLearner):
     """MAML of M particles that approximate each task's posterior (BMAML; Yoon et al., 2018).
 
-    What is meta-learned are the particles' starting points: point estimates, not samples of ``p(θ | D)``. Adapted, the
-    particles stand for the task's posterior. A few of them spread less than it does, and the less the more parameters
-    there are. Epistemic uncertainty is computed as if they were independent draws (see `predict`), which makes up
-    for a part of that.
+    The meta-learned starting points are point estimates, not samples of ``p(θ | D)``. The adapted particles approximate
+    the task's posterior. A few particles spread less than the posterior, and the more parameters, the less. Epistemic
+    uncertainty treats them as independent draws (see `predict`), which compensates for a part of that.
 
     Args:
         model: The model whose initializations are meta-learned.
@@ -68,16 +67,15 @@ class BayesianMAML(BayesianLearner):
         meta_loss: "chaser" or "nll".
         prior_precision: The precision of the Gaussian prior around 0 on every adapted parameter; 0 is a flat one.
         learned_prior_precision: Whether it is learned, by its logarithm; needs the meta-loss "nll".
-        particle_noise: The standard deviation by which the other particles start away from the model; None: they
-            are initialized anew, by ``reset_parameters`` of those of the model's layers that have it.
-        adapt: Which parameters are particles: "all", "head" (the paper's few-shot set-up), "body" or name
-            patterns, as in `MAML`; all tasks and particles share the others.
+        particle_noise: The standard deviation of noise that makes the other particles from the model; None: they are
+            new initializations, by ``reset_parameters`` of the model's layers that have it.
+        adapt: The parameters that particles consist of: "all", "head" (as in the paper's few-shot experiments), "body"
+            or name patterns, as in `MAML`. All tasks and particles share the others.
         **options: As in `BayesianLearner`, `GradientLearner` and `TaskLearner`.
 
     Raises:
-        ValueError: If an argument is out of its range, a pattern matches no parameter, or the loss stands for no
-            likelihood.
-        TypeError: If an argument's name is not known, or the model has layers that cannot run per task.
+        ValueError: If an argument is out of its range, a pattern matches no parameter, or the loss is not a likelihood.
+        TypeError: If an argument is unknown, or the model has layers that cannot run per task.
     """
 
     def __init__(
@@ -98,14 +96,14 @@ class BayesianMAML(BayesianLearner):
         arguments.check_count("leader_steps", leader_steps)
         if any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules()):
             raise ValueError(
-                "model has dropout, whose masks would differ between a particle's loss and its gradient: set its p to 0"
+                "model has dropout, and its masks would differ between a particle's loss and its gradient: set p to 0"
             )
         arguments.check_choice("meta_loss", meta_loss, MetaLoss)
         arguments.check_nonnegative("prior_precision", prior_precision)
         if learned_prior_precision and (meta_loss != "nll" or prior_precision == 0):
             raise ValueError(
                 f"learned_prior_precision=True with meta_loss={meta_loss!r} and prior_precision={prior_precision}: it "
-                "needs meta_loss='nll', as a sharper prior alone would shrink the chaser loss, and a start above 0"
+                "needs meta_loss='nll', because a sharper prior shrinks the chaser loss, and prior_precision > 0"
             )
         if particle_noise is not None:
             arguments.check_rate("particle_noise", particle_noise)
@@ -135,7 +133,7 @@ class BayesianMAML(BayesianLearner):
         taken = list(self._steps(start, state, shared, task.support, range(self.inner_steps)))
         chaser = taken[-1].end
         if self.meta_loss == "chaser":
-            # Only the noise learns from the likelihood here; what the particles share learns through them.
+            # Only the noise learns from the likelihood here; shared parameters learn through the particles.
             direct, _, loss, samples = self._nll_slopes(chaser, shared, task)
             further = range(self.inner_steps, self.inner_steps + self.leader_steps)
             *_, last = self._steps(chaser, taken[-1].after, shared, joined_sets(task), further)
@@ -177,7 +175,7 @@ class BayesianMAML(BayesianLearner):
         return self.execution.vectorizes
 
     def _parted(self, meta: MetaParameters) -> tuple[Vector, dict[str, Tensor]]:
-        """The particles by the model's names, and the other meta-parameters by the learner's."""
+        """Return the particles, named as in the model, and the other meta-parameters, named as in the learner."""
         particles = {}
         for name in self.adapted_names:
             first = meta[f"model.{name}"][None]
@@ -234,10 +232,10 @@ class BayesianMAML(BayesianLearner):
     def _nll_slopes(
         self, particles: Vector, shared: dict[str, Tensor], task: Episode
     ) -> tuple[dict[str, Tensor], Tensor, Tensor, Samples]:
-        """The predictive negative log-likelihood of the queries with its slopes, at outputs held fixed.
+        """Return the queries' negative log-likelihood as a function of noise and outputs, with its gradients.
 
         Returns:
-            The slopes in ``shared``, of which only the noise's is not 0, and in the outputs; the value; the outputs.
+            The gradients in ``shared`` (0 except for the noise) and in the outputs, the value, and the outputs.
         """
         outputs = self._outputs(particles, shared, task.query_x)
 
@@ -250,9 +248,9 @@ class BayesianMAML(BayesianLearner):
     def _nll_gradient(
         self, particles: Vector, shared: dict[str, Tensor], task: Episode
     ) -> tuple[dict[str, Tensor], Vector, Tensor, Samples]:
-        """The predictive negative log-likelihood of the queries, its gradients in ``shared`` and in the particles.
+        """Return the queries' negative log-likelihood with its gradients in ``shared`` and in the particles.
 
-        As in `pull_back_svgd`, models are differentiated one particle at a time, and vectorization is outermost.
+        As in `pull_back_svgd`, models are differentiated one particle at a time, inside of vectorization.
         """
         direct, by_output, loss, samples = self._nll_slopes(particles, shared, task)
 
@@ -293,8 +291,8 @@ def _other_particles(
 
     if alike(0, 1) or (count > 1 and alike(1, 2)):
         raise ValueError(
-            "particles would start alike: no layer with an adapted parameter draws new values by reset_parameters(); "
-            "pass particle_noise, such as particle_noise=0.1, to start them apart"
+            "particles would start with equal values: no layer with an adapted parameter has a random "
+            "reset_parameters(); pass particle_noise, such as particle_noise=0.1"
         )
     return {key_of(name): nn.Parameter(value) for name, value in stacked.items()}
 

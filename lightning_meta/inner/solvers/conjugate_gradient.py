@@ -16,8 +16,8 @@ class Solution(NamedTuple):
 
     Attributes:
         x: The last iterate.
-        relative_residual: ``‖b − A x‖ / ‖b‖``, as the recurrence has it; 1 where ``x`` is the fallback.
-        negative_curvature: Whether a search direction with ``pᵀAp ≤ 0`` was met, which ended the iteration.
+        relative_residual: ``‖b − A x‖ / ‖b‖`` by the recurrence; 1 for the fallback.
+        negative_curvature: Whether a search direction with ``pᵀAp ≤ 0`` ended the iteration.
     """
 
     x: Vector
@@ -30,19 +30,18 @@ def conjugate_gradient(
 ) -> Solution:
     """Solve ``A x = b`` for a symmetric ``A`` by ``steps`` products with it.
 
-    Where ``A`` is not positive definite the method can meet a direction of negative curvature; it then stops at
-    the iterate it has. Every step is taken for every task; a task that is done keeps its iterate.
+    If ``A`` is not positive definite, the iteration ends at the first direction of negative curvature. All steps are
+    computed for all tasks; a task that is done keeps its iterate.
 
     Args:
         apply: The product with ``A``.
         b: The right-hand side.
-        steps: The number of steps, one product each; an exact solution needs as many as ``A`` has distinct
-            eigenvalues.
-        fallback: What to return where the very first direction has negative curvature and there is no ``start``.
-        start: Where to start, at the cost of one more product; None: at zero.
+        steps: The number of steps, one product each; an exact solution needs one for each distinct eigenvalue.
+        fallback: The result if the first direction has negative curvature and there is no ``start``.
+        start: The first iterate, for one more product; None: zero.
     """
     size = dot(b, b)
-    # Below this the recurrence is rounding error, and its ratios mean nothing.
+    # Below this the recurrence consists of rounding errors.
     negligible = size * torch.finfo(size.dtype).eps ** 2
     x = {name: torch.zeros_like(value) for name, value in b.items()} if start is None else start
     residual = b if start is None else add(b, apply(start), -1.0)

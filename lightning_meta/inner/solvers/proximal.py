@@ -15,9 +15,9 @@ from torch.func import grad_and_value, vjp
 from lightning_meta.inner.solvers.conjugate_gradient import conjugate_gradient
 from lightning_meta.inner.vectors import Vector, add, dot, elementwise, times, where
 
-# The largest step that backtracking tries is the whole Newton step, the smallest this power of a half.
+# Backtracking tries the Newton step times 1, 1/2, ..., 2⁻⁸.
 _HALVINGS = 8
-_SUFFICIENT_DECREASE = 1e-4  # Armijo's constant, as usual in line searches (Nocedal and Wright, section 3.1).
+_SUFFICIENT_DECREASE = 1e-4  # Armijo's constant (Nocedal and Wright, section 3.1)
 
 
 class ProximalProblem(NamedTuple):
@@ -34,20 +34,20 @@ class ProximalProblem(NamedTuple):
     strength: dict[str, Tensor]
 
     def pull(self, point: Vector) -> Vector:
-        """``Λ (φ − θ)``, the gradient of the proximal term."""
+        """Return ``Λ (φ − θ)``, the gradient of the proximal term."""
         return elementwise(add(point, self.anchor, -1.0), self.strength)
 
     def objective(self, point: Vector) -> Tensor:
-        """The regularized support loss at a point."""
+        """Return the regularized support loss at a point."""
         return self.loss(point) + 0.5 * dot(self.pull(point), add(point, self.anchor, -1.0))
 
     def gradient(self, point: Vector) -> tuple[Vector, Tensor]:
-        """``∇L_S(φ) + Λ (φ − θ)``, and the support loss itself."""
+        """Return ``∇L_S(φ) + Λ (φ − θ)`` and the support loss."""
         gradient, loss = grad_and_value(self.loss)(point)
         return add(gradient, self.pull(point)), loss
 
     def curvature(self, point: Vector, damping: float = 0.0) -> tuple[Vector, Tensor, Callable[[Vector], Vector]]:
-        """As `gradient`, and the product with ``H_S(φ) + Λ + damping · I``, whose graph is built once."""
+        """Return `gradient`'s values and the product with ``H_S(φ) + Λ + damping · I``, whose graph is built once."""
         gradient, pull_back, loss = vjp(grad_and_value(self.loss), point, has_aux=True)  # type: ignore[misc]
 
         def apply(vector: Vector) -> Vector:
@@ -60,9 +60,9 @@ class ProximalProblem(NamedTuple):
 def newton_step(problem: ProximalProblem, point: Vector, cg_steps: int) -> tuple[Vector, Tensor]:
     """One Hessian-free Newton step; returns the new point and the old support loss.
 
-    The Newton direction comes from conjugate gradients, the step length from backtracking until Armijo's
-    condition holds (Nocedal and Wright, Algorithms 7.1 and 3.1): all candidate lengths are tried for every task,
-    so that tasks can be vectorized. Where none helps the point stays.
+    The direction comes from conjugate gradients, the length from backtracking until Armijo's condition holds (Nocedal
+    and Wright, algorithms 7.1 and 3.1). All lengths are computed for all tasks, for vectorization. If none satisfies
+    the condition, the point does not change.
     """
     gradient, loss, apply = problem.curvature(point)
     downhill = times(gradient, -1.0)
@@ -76,5 +76,5 @@ def newton_step(problem: ProximalProblem, point: Vector, cg_steps: int) -> tuple
         enough = problem.objective(candidate) <= before + _SUFFICIENT_DECREASE * length * slope
         chosen = where(enough & ~found, candidate, chosen)
         found = found | enough
-    # A direction that is not finite fails at every length: say so, rather than stay without a word.
+    # A direction that is not finite satisfies the condition at no length: report NaN in place of an unchanged point.
     return chosen, torch.where(slope.isfinite(), loss, torch.nan)

@@ -1,4 +1,4 @@
-"""The strength λ of implicit MAML's proximal term: fixed or learned, one for all tensors or one each."""
+"""The strength λ of implicit MAML's proximal term, fixed or learned."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ LearnedLambda = Literal["none", "scalar", "tensor"]
 
 
 class ProximalStrength(nn.Module):
-    """A positive λ for every adapted tensor.
+    """A positive λ for each adapted tensor.
 
     Args:
         names: The adapted parameters.
-        prox_lambda: One λ for all, or λ by name pattern, such as ``{"head.*": 0.5, "*": 2.0}``: the first that
-            matches counts.
-        learned: "none"; "scalar" learns one factor to all of them, "tensor" one for each, by their logarithms.
+        prox_lambda: One λ for all, or λ by name pattern (the first match counts): ``{"head.*": 0.5, "*": 2.0}``.
+        learned: "none"; "scalar" learns a common factor, "tensor" a factor for each tensor, by their logarithms.
 
     Raises:
         ValueError: If a λ is not positive, a name matches no pattern, or a pattern no name.
@@ -41,8 +40,8 @@ class ProximalStrength(nn.Module):
         """Return λ by name, scalars.
 
         Args:
-            values: The current value of this module's parameter by name, or nothing where λ is fixed.
-            like: Tensors whose dtype and device to take, by name.
+            values: The current value of this module's parameter by name; empty if λ is fixed.
+            like: The adapted tensors by name, for dtype and device.
         """
         fixed = {name: like[name].new_tensor(value) for name, value in self.initial.items()}
         if self.log_factors is None:
@@ -68,12 +67,12 @@ def _by_name(names: tuple[str, ...], prox_lambda: float | Mapping[str, float]) -
     for pattern in prox_lambda:
         if pattern not in chosen.values():
             raise ValueError(
-                f"prox_lambda: earlier patterns match all that {pattern!r} does, and the first match counts: put "
+                f"prox_lambda: earlier patterns match all parameters of {pattern!r}, and the first match counts: put "
                 f"{pattern!r} before them"
             )
     return {name: float(prox_lambda[pattern]) for name, pattern in chosen.items()}
 
 
 def geometric_mean(strength: Mapping[str, Tensor]) -> Tensor:
-    """One λ to log for all."""
+    """Return the geometric mean of λ over tensors, a scalar."""
     return torch.stack([value.log() for value in strength.values()]).mean().exp()

@@ -15,7 +15,7 @@ class RidgeSolution(NamedTuple):
         weight: ``[features, outputs]``.
         root: R, ``[rank, features]``: ``(XᵀX + λI)⁻¹`` is ``(I − RᵀR) / λ`` in the dual, ``RᵀR`` in the primal.
         penalty: λ.
-        dual: Which of the two.
+        dual: Whether ``root`` is that of the dual.
     """
 
     weight: Tensor
@@ -24,7 +24,7 @@ class RidgeSolution(NamedTuple):
     dual: bool
 
     def variance(self, features: Tensor) -> Tensor:
-        """``xᵀ (XᵀX + λI)⁻¹ x`` for every row of features ``[query, features]``: in units of the noise's variance."""
+        """Return ``xᵀ (XᵀX + λI)⁻¹ x``, ``[query]``, for features ``[query, features]``, in units of noise variance."""
         with torch.autocast(features.device.type, enabled=False):
             return self._variance(features)
 
@@ -38,7 +38,7 @@ class RidgeSolution(NamedTuple):
 def ridge(features: Tensor, targets: Tensor, penalty: Tensor, prior: Tensor) -> RidgeSolution:
     """Minimize ``‖Y − XW‖² + λ ‖W − W₀‖²``.
 
-    In the dual where there are fewer examples than features (Woodbury; Bertinetto, Henriques, Torr, Vedaldi, ICLR
+    It is solved in the dual for fewer examples than features (Woodbury; Bertinetto, Henriques, Torr, Vedaldi, ICLR
     2019, equation 6): ``W = W₀ + Xᵀ (XXᵀ + λI)⁻¹ (Y − X W₀)``; otherwise in the primal. As Bayesian linear regression
     with noise σ² and a prior ``N(W₀, σ²/λ)`` on weights, ``W`` is the posterior mean, and the predictive variance of an
     output is ``σ² (1 + variance(x))`` (Harrison, Sharma, Pavone, 2018, arXiv 1807.08912, section 3).
@@ -50,7 +50,7 @@ def ridge(features: Tensor, targets: Tensor, penalty: Tensor, prior: Tensor) -> 
         prior: W₀, ``[features, outputs]``.
 
     Returns:
-        The solution; all of it NaN where the features or the penalty are not finite.
+        The solution, which is NaN if the features or the penalty are not finite.
     """
     with torch.autocast(features.device.type, enabled=False):  # half precision cannot be solved in
         return _solve(features, targets, penalty, prior)
@@ -63,7 +63,7 @@ def _solve(features: Tensor, targets: Tensor, penalty: Tensor, prior: Tensor) ->
     gram = features @ features.mT if dual else features.mT @ features
     identity = torch.eye(len(gram), dtype=features.dtype, device=features.device)
     factor, failed = torch.linalg.cholesky_ex(gram + penalty * identity)
-    factor = torch.where(failed == 0, factor, torch.nan)  # an error here could not say which task it was
+    factor = torch.where(failed == 0, factor, torch.nan)  # an error could not name the task
     root = torch.linalg.solve_triangular(factor, features if dual else identity, upper=False)
     if dual:
         correction = root.mT @ torch.linalg.solve_triangular(factor, residual, upper=False)

@@ -1,7 +1,7 @@
 """Stein variational gradient descent (Liu and Wang, NeurIPS 2016, arXiv 1608.04471), and its derivative.
 
-Particles are dictionaries of tensors ``[particles, ...]``. Time and memory grow linearly with their number, but for a
-kernel matrix ``[particles, particles]``.
+Particles are dictionaries of tensors ``[particles, ...]``. Time and memory grow linearly with their number, except for
+the kernel matrix ``[particles, particles]``.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from torch.utils._pytree import tree_map
 from lightning_meta.inner.update_rules.rule import UpdateRule
 from lightning_meta.inner.vectors import Vector, add, times
 
-# A particle, and what all particles share and the meta-gradient is also wanted for, to a scalar.
+# (a particle, parameters that all particles share) to a scalar
 LogDensity = Callable[[Vector, Mapping[str, Tensor]], Tensor]
 
 
 def stein_direction(particles: Vector, slopes: Vector, bandwidth: float | None = None) -> Vector:
-    """The direction of steepest descent of the divergence from the target, one a particle.
+    """Return each particle's direction of steepest descent of the divergence from the target (Liu and Wang, eq. 8).
 
     ``(1/M) Σ_j [k(x_j, x_i) ∇log p(x_j) + ∇_{x_j} k(x_j, x_i)]`` with ``k = exp(−‖x − x'‖² / h)``, and ``h`` the
-    median of the squared distances between particles over ``log M``, through which no gradient flows. One particle
-    moves along the plain gradient of the log-density.
+    median of the squared distances between particles over ``log M``, a constant for derivatives. For one particle it is
+    the gradient of the log-density.
 
     Args:
         particles: ``[particles, ...]``.
         slopes: ``∇log p`` at each, same shapes.
         bandwidth: A fixed ``h``; None: the median's.
     """
-    # Differences are small beside the particles: subtract what the particles share first.
+    # Subtract the mean first, because differences are small beside the particles.
     count = next(iter(particles.values())).shape[0]
     flat = {name: (value - value.mean(0)).reshape(count, -1) for name, value in particles.items()}
     if count == 1:
@@ -85,7 +85,7 @@ def svgd_step(
     Args:
         log_density: The target, up to a constant.
         particles: ``[particles, ...]``.
-        shared: What else the density depends on.
+        shared: The other parameters of the density.
         rate: The step's rate.
         vectorize: Whether to vectorize over particles.
         rule: Takes the step along the direction, for all particles together.
@@ -106,15 +106,15 @@ def pull_back_svgd(
     vectorize: bool,
     rule: UpdateRule,
 ) -> tuple[Vector, Vector, Tensor]:
-    """Take a gradient at the end of some steps back to their start: reverse mode, written out.
+    """Return gradients at the start of some steps from the gradient at their end: reverse mode, written out.
 
-    Written out because derivatives of a vectorized function are not to be trusted with every layer: here the second
-    derivatives are taken of one particle at a time, and vectorization is outermost.
+    It is written out because derivatives of a vectorized function are wrong for some layers. Here second derivatives
+    are those of one particle at a time, inside of vectorization.
 
     Args:
         log_density: As in `svgd_step`.
         taken: The steps.
-        shared: What else the density depends on.
+        shared: The other parameters of the density.
         rate: The steps' rate.
         adjoint: The gradient with respect to the particles after the last step.
         vectorize: Whether to vectorize over particles.

@@ -9,16 +9,16 @@ from lightning_meta.inner.update_rules.rule import Parameters, Rates, State, Upd
 
 
 class Adam(UpdateRule):
-    """Adam (Kingma and Ba, 2015), made safe to differentiate.
+    """Adam (Kingma and Ba, 2015) with finite derivatives.
 
-    `torch.optim.Adam` divides by ``sqrt(v) + ε``, whose derivative at ``v = 0`` is infinite and turns the
-    meta-gradient of a parameter with no gradient (a dead unit) into NaN. Here the guard is inside the root:
-    ``φ ← φ − α m̂ / sqrt(v̂ + ε²)``, which agrees where ``v̂ ≫ ε²`` and stays smooth at 0.
+    `torch.optim.Adam` divides by ``sqrt(v) + ε``. Its derivative at ``v = 0`` is infinite, so a parameter without a
+    gradient (a dead unit) would make the meta-gradient NaN. Here ε is inside the root: ``φ ← φ − α m̂ / sqrt(v̂ + ε²)``,
+    which agrees for ``v̂ ≫ ε²`` and is smooth at 0.
 
     Args:
         beta1: Decay of the first moment, in [0, 1). Reptile's authors use 0.
         beta2: Decay of the second moment, in [0, 1).
-        eps: The guard ``ε``, positive.
+        eps: ε, positive.
     """
 
     def __init__(self, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:

@@ -15,7 +15,7 @@ def update_rule(rule: str | UpdateRule) -> UpdateRule:
         return rule
     if not isinstance(rule, str) or rule not in _BY_NAME:
         raise ValueError(
-            f"inner_optimizer={rule!r} is not one of {sorted(_BY_NAME)}, nor an UpdateRule instance (torch.optim's "
-            "optimizers change parameters in place, which cannot run per task)"
+            f"inner_optimizer={rule!r} is not one of {sorted(_BY_NAME)} or an UpdateRule (torch.optim's optimizers "
+            "update in place, which cannot run per task)"
         )
     return _BY_NAME[rule]()

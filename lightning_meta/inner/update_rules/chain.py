@@ -46,7 +46,7 @@ class ClipNorm(GradientTransform):
         """Return the gradients with a norm of at most ``max_norm``; arguments as in `GradientTransform`."""
         squared = dot(gradients, gradients)
         large = squared > self.max_norm**2
-        # The root is taken of 1 where it is not used: its derivative at 0 is infinite.
+        # The root of 1 where it is not used, because its derivative at 0 is infinite.
         scale = torch.where(large, self.max_norm * torch.where(large, squared, 1).rsqrt(), 1)
         return times(gradients, scale)
 
@@ -84,9 +84,11 @@ class Chain(UpdateRule):
     def __init__(self, transforms: Sequence[GradientTransform], rule: UpdateRule) -> None:
         for transform in transforms:
             if not isinstance(transform, GradientTransform):
-                raise TypeError(f"transforms holds {transform!r}, which is no GradientTransform; the rule comes last")
+                raise TypeError(
+                    f"transforms holds {transform!r}, not a GradientTransform: pass the update rule as rule"
+                )
         if not isinstance(rule, UpdateRule):
-            raise TypeError(f"rule={rule!r} is no UpdateRule: end the chain with one, such as SGD()")
+            raise TypeError(f"rule={rule!r} must be an UpdateRule, such as SGD()")
         self.transforms = list(transforms)
         self.rule = rule
 

@@ -1,7 +1,6 @@
-"""The update rule of an inner loop: a pure function of parameters, gradients and state.
+"""The update rule of inner steps: a pure, differentiable function of parameters, gradients, rates and state.
 
-A rule is differentiable in all its inputs, so the meta-gradient flows through moments and rates as well as through
-the parameters. ``torch.optim`` updates in place and cannot be used here.
+`torch.optim` cannot be used: its optimizers update in place, and the meta-gradient flows through moments and rates.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Rates = Mapping[str, Tensor | float]
 class UpdateRule(ABC):
     """How an inner step turns gradients into new parameters.
 
-    To write one, keep everything that changes in the state: an instance is shared by all tasks and steps.
+    All tasks and steps share an instance: keep what changes in the state.
     """
 
     def __repr__(self) -> str:
@@ -37,9 +36,9 @@ class UpdateRule(ABC):
         """Take one step.
 
         Args:
-            parameters: What is being adapted.
+            parameters: The adapted parameters.
             gradients: Their gradients, same keys and shapes.
-            state: What `init` or the last step returned.
+            state: The state from `init` or the last step.
             rates: A rate per tensor, a scalar or of the tensor's shape.
             step: The number of steps taken before this one.
         """

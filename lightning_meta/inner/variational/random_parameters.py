@@ -16,10 +16,9 @@ from lightning_meta.inner.variational.gaussian import DiagonalGaussian
 
 
 def linear_layers(model: nn.Module) -> frozenset[str]:
-    """Names of the parameters of the model's `nn.Linear` layers, for which activations can be sampled directly.
+    """Return the names of the parameters of `nn.Linear` layers whose outputs can be drawn in place of their weights.
 
-    A layer with a frozen parameter or one that another layer shares is not among them, nor one of a derived class,
-    which may use its weights otherwise.
+    Excluded are layers with frozen or shared parameters, and derived classes, which may use their weights otherwise.
     """
     owners = [id(p) for module in model.modules() for p in module.parameters(recurse=False)]
     names: list[str] = []
@@ -38,10 +37,10 @@ def call_with_random_parameters(
 ) -> Tensor:
     """Call a model once with random parameters.
 
-    Linear layers on inputs ``[examples, features]`` draw their outputs, anew for each example, rather than their
-    weights (the local reparameterization trick: Kingma, Salimans, Welling, NeurIPS 2015), which leaves every example's
-    output distributed as it was and lowers the gradient's variance. Other layers, linear layers on inputs of another
-    form, and those whose parameters the model uses more than once, draw weights, shared by all uses in the call.
+    Linear layers on inputs ``[examples, features]`` draw outputs for each example in place of weights (the local
+    reparameterization trick: Kingma, Salimans, Welling, NeurIPS 2015). Each output has the same distribution, and the
+    gradient a lower variance. Other layers, linear layers on other inputs, and parameters that the model uses more than
+    once draw weights, one set for the call.
 
     Args:
         call: The model as a function of parameters and inputs.
@@ -59,13 +58,13 @@ def call_with_random_parameters(
     with layers:
         output = call(drawn, x)
     wrong = frozenset(name for number, name in names.items() if layers.uses.get(number) != 1)
-    if wrong:  # drawn at each of several uses, or at none
+    if wrong:  # not used exactly once
         return call_with_random_parameters(call, distribution, local - wrong, x)
     return output
 
 
 class _LocalReparameterization(TorchFunctionMode):
-    """Makes linear layers whose weights are means draw their outputs."""
+    """Makes linear layers draw their outputs; their weights are the means."""
 
     def __init__(self, log_stds: Mapping[int, Tensor]) -> None:
         super().__init__()
@@ -79,7 +78,7 @@ class _LocalReparameterization(TorchFunctionMode):
         named = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs if func is F.linear else {}
         if id(named.get("weight")) not in self.log_stds or id(named["input"]) in self.log_stds:
             result = func(*args, **kwargs)
-            # Any other use of a mean counts twice, as too many; to ask for its shape or dtype is none.
+            # Another use of a mean counts as two, which is too many. Reading its shape or dtype is no use.
             if isinstance(result, Tensor | tuple | list) and not isinstance(result, torch.Size):
                 self.uses.update(2 * self._among((*args, *kwargs.values())))
             return result
@@ -92,10 +91,10 @@ class _LocalReparameterization(TorchFunctionMode):
             return F.linear(x, weight + weight_std * torch.randn_like(weight), noisy)
         variance = F.linear(x.square(), weight_std.square(), None if bias_std is None else bias_std.square())
         output = F.linear(x, weight, bias)
-        # The guard keeps the root's derivative finite where all inputs are zero and the bias is certain.
+        # The small constant keeps the derivative of the root finite if the variance is 0.
         return output + (variance + torch.finfo(variance.dtype).tiny ** 0.5).sqrt() * torch.randn_like(output)
 
     def _among(self, values: Iterable[Any]) -> list[int]:
-        """The parameters among the arguments of a function, and in lists of them."""
+        """Return the ids of the parameters among these values and in lists of them."""
         flat = itertools.chain.from_iterable(v if isinstance(v, tuple | list) else (v,) for v in values)
         return [id(value) for value in flat if id(value) in self.log_stds]
