@@ -452,7 +452,7 @@ def test_vectorized_tasks_equal_one_at_a_time_with_normalization(norm):
         ({"prox_lambda": {"*": 0.0}}, r"prox_lambda\['\*'\]=0.0 must be a positive number"),
         ({"prox_lambda": {"haed.*": 1.0, "*": 2.0}}, r"the pattern 'haed.\*' matches no adapted parameter"),
         ({"prox_lambda": {"0.weight": 1.0}}, r"no pattern matches the parameter '0.bias'"),
-        ({"prox_lambda": {"*": 2.0, "2.*": 0.5}}, r"earlier patterns match all that '2.\*' does"),
+        ({"prox_lambda": {"*": 2.0, "2.*": 0.5}}, r"earlier patterns match all parameters of '2.\*'"),
         ({"cg_steps": 0}, r"cg_steps=0 must be an integer of at least 1"),
         ({"cg_damping": -0.1}, r"cg_damping=-0.1 must be 0 or a positive number"),
         ({"inner_solver": "lbfgs"}, r"inner_solver='lbfgs' is not one of"),
