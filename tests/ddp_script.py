@@ -1,6 +1,6 @@
 """Trains and validates learners on the number of processes given; every process saves what it ended with.
 
-Run by test_ddp.py as ``python ddp_script.py DEVICES FOLDER LEARNER...``; Lightning starts the other processes.
+Run by learners/test_ddp.py as ``python ddp_script.py DEVICES FOLDER LEARNER...``; Lightning starts the other processes.
 """
 
 from __future__ import annotations

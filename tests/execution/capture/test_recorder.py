@@ -586,9 +586,9 @@ class HoldingWhatever(nn.ReLU):
         (lambda: MAML(MLP(hidden=[4]), nn.MSELoss()), "are recorded: [0-9]+ operations, in [0-9.]+ s"),
         (
             lambda: MAML(nn.Sequential(MLP(hidden=[4]), HoldingWhatever()), nn.MSELoss()),
-            r"run by Python, because model.1 is of the class tests.test_recording.HoldingWhatever: compile=\"record\"",
+            f'run by Python, because model.1 is of the class {__name__}.HoldingWhatever: compile="record"',
         ),
-        (lambda: MAML(MLP(), scaled_loss), "loss_fn is the function tests.test_recording.scaled_loss: compile="),
+        (lambda: MAML(MLP(), scaled_loss), f"loss_fn is the function {__name__}.scaled_loss: compile="),
         (lambda: Custom(MLP(), nn.MSELoss()), "because Custom defines task_loss: compile="),
         (lambda: MAML(MLP(), scaled_loss, compile="record"), "are recorded under the guards of torch.compile, because"),
     ],

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_meta import MAML, MLP, SinusoidDataModule
 from tests.ddp_script import LEARNERS
-from tests.test_ddp import RANDOM
+from tests.learners.test_ddp import RANDOM
 
 
 def data(tasks_per_batch=2, train_tasks=8, **options):

@@ -254,7 +254,7 @@ def test_training_on_from_trained_weights_follows_the_new_seed(tmp_path):
 
 KILLED = """
 import sys
-from tests.test_resume import fit
+from tests.checkpoints.test_resume import fit
 fit(sys.argv[1], sys.argv[2])
 """
 
@@ -265,7 +265,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, attempt):
     name = random.Random(attempt).choice(list(LEARNERS))
     whole = fit(name, tmp_path / "whole")
     killed = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, name, str(killed)], cwd=Path(__file__).parent.parent)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, name, str(killed)], cwd=Path(__file__).parents[2])
     while not list(killed.glob("*.ckpt")):
         assert process.poll() is None
         time.sleep(0.001)

@@ -13,8 +13,8 @@ from torch.func import functional_call
 from lightning_meta import Episode, Reptile, Support, collate_episodes
 from lightning_meta.data import EpisodicDataModule, SinusoidDataModule
 from lightning_meta.inner import Adam
+from tests.algorithms.gradient.test_quadratic_oracles import quadratic
 from tests.reference import assert_same, meta_gradient
-from tests.test_quadratic_oracles import quadratic
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -15,8 +15,8 @@ from lightning_meta import MLP, Episode, ImplicitMAML, collate_episodes
 from lightning_meta.data import SinusoidDataModule
 from lightning_meta.execution.capture import recorder
 from lightning_meta.inner.solvers.conjugate_gradient import conjugate_gradient
+from tests.algorithms.gradient.test_quadratic_oracles import quadratic
 from tests.reference import assert_same, meta_gradient
-from tests.test_quadratic_oracles import quadratic
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -11,7 +11,7 @@ from lightning_meta import SinusoidDataModule
 from lightning_meta.data import episodes
 from tests.ddp_script import LEARNERS, STEPS, TASKS_PER_STEP
 
-SCRIPT = str(Path(__file__).parent / "ddp_script.py")
+SCRIPT = str(Path(__file__).parents[1] / "ddp_script.py")
 # Their random numbers differ from process to process, as they should.
 RANDOM = {"amortized", "abml"}
 
