@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import lightning_meta
+from lightning_meta import algorithms
+from lightning_meta.learners.per_task import PerTaskFunctions
 
 PACKAGE = Path(lightning_meta.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -58,3 +61,29 @@ def test_no_file_imports_itself_by_way_of_others():
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_are_short(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+EXTENSION_POINTS = frozenset(
+    {"adapt_task", "query_output", "query_samples", "task_loss", "task_gradient", "adaptation", "prepare_support"}
+    | {"output_shape", "task_metrics", "after_batch", "training_phase", "rates_in_errors", "__init__"}
+)
+
+
+@pytest.mark.parametrize("learner", [getattr(algorithms, name) for name in algorithms.__all__])
+def test_only_extension_points_are_overridden(learner):
+    """A method of the package with a body is overridden only if it is named as an extension point."""
+    own = [cls for cls in learner.__mro__ if cls.__module__.startswith("lightning_meta.")]
+    for position, cls in enumerate(own):
+        for base in own[position + 1 :]:
+            for name in vars(cls).keys() & vars(base).keys() - EXTENSION_POINTS:
+                method = vars(base)[name]
+                concrete = inspect.isfunction(method) and not getattr(method, "__isabstractmethod__", False)
+                assert not concrete, f"{cls.__name__} overrides {base.__name__}.{name}"
+
+
+def test_extension_points_are_documented():
+    source = inspect.getsource(PerTaskFunctions)
+    public = source[: source.index("# ---- Helpers")]
+    for name in EXTENSION_POINTS - {"__init__"}:
+        assert f"def {name}(" in public
+        assert inspect.getdoc(getattr(PerTaskFunctions, name))

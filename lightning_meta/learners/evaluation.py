@@ -80,8 +80,8 @@ class Evaluation(PerTaskFunctions):
         with differentiable_attention(), torch.no_grad():
             state, losses = run_through(self.adaptation(meta, support, steps))
         if len(losses):
-            check_finite(TaskResult(losses[-1:], losses[:0], losses[None]), self._rates_in_errors, self.parameters())
-        check_adapted(state, steps, self._rates_in_errors)
+            check_finite(TaskResult(losses[-1:], losses[:0], losses[None]), self.rates_in_errors, self.parameters())
+        check_adapted(state, steps, self.rates_in_errors)
 
         samples = partial(self._samples, meta, state, support)
         return AdaptedTask(state, samples, self.loss_fn, support_y, self.draws_together)
@@ -108,7 +108,7 @@ class Evaluation(PerTaskFunctions):
         with torch.no_grad():
             results = self._mapping.map(evaluate_task, meta, self._prepared(batch), self._traits())
         result = merge_results(results, query_size(batch))
-        check_finite(result, self._rates_in_errors, self.parameters(), batch=batch)
+        check_finite(result, self.rates_in_errors, self.parameters(), batch=batch)
         return result
 
     # ---- Lightning's steps. ---------------------------------------------------------------------------------
@@ -168,10 +168,6 @@ class Evaluation(PerTaskFunctions):
     def _samples(self, meta: MetaParameters, state: Any, support: Support, x: Any) -> Samples:
         with torch.no_grad(), differentiable_attention():
             return self.evaluation_samples(meta, state, support, x)
-
-    def _rates_in_errors(self) -> str:
-        """Return the learner's rates for errors about divergence."""
-        return ""
 
     def _prepared(self, batch: Episode) -> Episode:
         x, y, mask = self.prepare_support(batch.support)

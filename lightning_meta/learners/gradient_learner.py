@@ -96,7 +96,8 @@ class GradientLearner(TaskLearner):
         """Return the loss of the model with these parameters on a set of examples."""
         return self.loss(self.call_model(parameters, examples.x), examples.y, examples.mask)
 
-    def _rates_in_errors(self) -> str:
+    def rates_in_errors(self) -> str:
+        """Return ``inner_lr`` and the largest learned rate."""
         learned = [p.detach().abs().max() for name, p in self.named_parameters() if name.startswith("inner_rates.")]
         largest = f", largest learned rate {float(max(learned)):.3g}" if learned else ""
         return f" (inner_lr={self.inner_lr}{largest})"

@@ -159,6 +159,10 @@ class PerTaskFunctions(L.LightningModule, ABC):
         """Return what these functions read of the trainer's progress; captured steps are valid while it is equal."""
         return None
 
+    def rates_in_errors(self) -> str:
+        """Return the rates to name in errors about divergence, such as " (inner_lr=0.1)"."""
+        return ""
+
     # ---- Helpers for these functions. -----------------------------------------------------------------------
 
     def model_parameters(self, meta: MetaParameters) -> dict[str, Tensor]:

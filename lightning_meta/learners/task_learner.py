@@ -152,7 +152,7 @@ class TaskLearner(Evaluation, Checkpointing):
                 meta, self._prepared(batch), self._traits(), self._steps_processed()
             )
         result = merge_results(results, query_size(batch))
-        check_finite(result, self._rates_in_errors, self.parameters(), totals.values(), batch)
+        check_finite(result, self.rates_in_errors, self.parameters(), totals.values(), batch)
         sums = [totals[name] for name in trainable]
         loss = surrogate_loss(result.loss.mean(), list(trainable.values()), sums, 1 / batch.num_tasks)
         self.after_batch(result)
