@@ -42,29 +42,29 @@ class _Registered:
         return repr(self.spec)
 
 
-def take_apart(tree: Any, leaves: list[Any]) -> Form | None:
+def flatten(tree: Any, leaves: list[Any]) -> Form | None:
     """Append a tree's leaves, None among them, and return its form."""
     if tree is None or isinstance(tree, Tensor):
         leaves.append(tree)
         return None
     kind = type(tree)
     if kind is dict:
-        return Form(kind, tuple(tree), tuple([take_apart(part, leaves) for part in tree.values()]))
+        return Form(kind, tuple(tree), tuple([flatten(part, leaves) for part in tree.values()]))
     if kind is tuple or kind is list or (isinstance(tree, tuple) and hasattr(tree, "_fields")):
-        return Form(kind, None, tuple([take_apart(part, leaves) for part in tree]))
+        return Form(kind, None, tuple([flatten(part, leaves) for part in tree]))
     own, spec = tree_flatten(tree)
     leaves += own
     return None if spec.is_leaf() else Form(kind, _Registered(spec), ())
 
 
-def put_together(form: Form | None, leaves: Iterator[Any]) -> Any:
+def unflatten(form: Form | None, leaves: Iterator[Any]) -> Any:
     """Return the tree of a form with the next of these leaves."""
     if form is None:
         return next(leaves)
     kind, names, parts = form
     if isinstance(names, _Registered):
         return tree_unflatten([next(leaves) for _ in range(names.spec.num_leaves)], names.spec)
-    values = [put_together(part, leaves) for part in parts]
+    values = [unflatten(part, leaves) for part in parts]
     if kind is dict:
         return dict(zip(names, values, strict=True))
     return kind(values) if kind is tuple or kind is list else kind(*values)
@@ -75,14 +75,12 @@ def leaves_of(tree: Any) -> list[Any]:
     if isinstance(tree, Tensor):
         return [tree]
     leaves: list[Any] = []
-    take_apart(tree, leaves)
+    flatten(tree, leaves)
     return [leaf for leaf in leaves if leaf is not None]
 
 
 def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """Return the tree with the function applied to every leaf but None, and to the leaves of others of its form."""
     leaves: list[list[Any]] = [[] for _ in range(1 + len(others))]
-    form, *_ = map(take_apart, (tree, *others), leaves)
-    return put_together(
-        form, iter([None if each[0] is None else function(*each) for each in zip(*leaves, strict=True)])
-    )
+    form, *_ = map(flatten, (tree, *others), leaves)
+    return unflatten(form, iter([None if each[0] is None else function(*each) for each in zip(*leaves, strict=True)]))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_meta.episodes.trees import leaves_of, map_leaves, put_together, take_apart
+from lightning_meta.episodes.trees import flatten, leaves_of, map_leaves, unflatten
 
 
 class Pair(NamedTuple):
@@ -32,30 +32,30 @@ def trees():
 
 
 @pytest.mark.parametrize("name", trees())
-def test_trees_are_taken_apart_in_torchs_order_and_put_together_again(name):
+def test_trees_are_flattened_in_the_order_of_torch_and_unflattened(name):
     tree = trees()[name]
     leaves = []
-    form = take_apart(tree, leaves)
+    form = flatten(tree, leaves)
     expected = tree_leaves(tree)
     assert len(leaves) == len(expected)
     assert all(own is other for own, other in zip(leaves, expected, strict=True))
-    again = put_together(form, iter(leaves))
+    again = unflatten(form, iter(leaves))
     assert type(again) is type(tree)
     assert str(again) == str(tree)
     assert [leaf for leaf in leaves if leaf is not None] == leaves_of(tree)
 
 
 def test_forms_tell_trees_apart_and_can_be_looked_up():
-    forms = {name: take_apart(tree, []) for name, tree in trees().items()}
-    assert {take_apart(tree, []): name for name, tree in trees().items() if name != "none"} == {
+    forms = {name: flatten(tree, []) for name, tree in trees().items()}
+    assert {flatten(tree, []): name for name, tree in trees().items() if name != "none"} == {
         form: name for name, form in forms.items() if name != "none"
     }
     a, b = tensors(2)
     alike = [{"x": a, "y": b}, {"x": a, "z": b}, {"y": a, "x": b}, OrderedDict(x=a, y=b), Pair(a, b), (a, b), [a, b]]
-    assert len({take_apart(tree, []) for tree in alike}) == len(alike)
-    again = take_apart(OrderedDict(x=b, y=a), [])
-    assert again == take_apart(alike[3], [])
-    assert repr(again) == repr(take_apart(alike[3], []))
+    assert len({flatten(tree, []) for tree in alike}) == len(alike)
+    again = flatten(OrderedDict(x=b, y=a), [])
+    assert again == flatten(alike[3], [])
+    assert repr(again) == repr(flatten(alike[3], []))
 
 
 def test_leaves_are_mapped_as_by_torch_and_none_stays():

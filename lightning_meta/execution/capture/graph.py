@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_meta.episodes.trees import put_together, take_apart
+from lightning_meta.episodes.trees import flatten, unflatten
 from lightning_meta.execution.capture.compiling import compiled_graph
 from lightning_meta.execution.capture.simplify import draws_random_numbers, simplify
 
@@ -42,7 +42,7 @@ class Recording:
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], compiled: bool) -> None:
         leaves: list[Any] = []
-        form = take_apart(arguments, leaves)
+        form = flatten(arguments, leaves)
         tensors = [leaf for leaf in leaves if leaf is not None]
 
         def flat(*tensors: Tensor) -> list[Any]:
@@ -50,7 +50,7 @@ class Recording:
             filled = [leaf if leaf is None else next(rest) for leaf in leaves]
             results: list[Any] = []
             with _Counting(None if compiled else MOST_OPERATIONS):
-                self._form = take_apart(function(*put_together(form, iter(filled))), results)
+                self._form = flatten(function(*unflatten(form, iter(filled))), results)
             return results
 
         with torch.no_grad(), _tracing:
@@ -73,7 +73,7 @@ class Recording:
         """
         with torch.no_grad():
             leaves = self._run(*tensors)
-        return put_together(self._form, iter(leaves))
+        return unflatten(self._form, iter(leaves))
 
 
 class _Counting(TorchDispatchMode):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_meta.episodes.trees import take_apart
+from lightning_meta.episodes.trees import flatten
 from lightning_meta.execution.attention import differentiable_attention
 from lightning_meta.execution.capture.autocast import Autocast, autocast_now
 from lightning_meta.execution.capture.graph import Recording
@@ -141,7 +141,7 @@ class Recorder:
             workers: How many threads may repeat recordings at the same time.
         """
         leaves: list[Any] = []
-        form = take_apart(shared, leaves)
+        form = flatten(shared, leaves)
         autocast = autocast_now(leaves[0].device.type)
         # Compiled kernels know how many threads they have.
         key = state, autocast, workers if self._compiled else None, form, *map(_signature, leaves)
@@ -210,7 +210,7 @@ class Recorder:
 
     def _call(self, kinds: dict[Hashable, _Kind], shared: Any, shared_leaves: list[Any], piece: Any) -> _Call:
         leaves: list[Any] = []
-        key = take_apart(piece, leaves), *map(_signature, leaves)
+        key = flatten(piece, leaves), *map(_signature, leaves)
         kind, forgotten = _latest_of(kinds, key, lambda: self._earlier.pop(_printed(key), None) or _Kind(), _MOST_KINDS)
         self._lost += forgotten is not None and forgotten.unpaid
         return _Call(kind, (shared, piece), [leaf for leaf in (*shared_leaves, *leaves) if leaf is not None])
