@@ -1,7 +1,5 @@
 """The choice of the parameters that the inner loop adapts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 

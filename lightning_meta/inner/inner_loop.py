@@ -1,7 +1,5 @@
 """The steps of an inner loop."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 

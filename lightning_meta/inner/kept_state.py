@@ -1,7 +1,5 @@
 """An inner optimizer's state that is carried from batch to batch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Weights of MAML++'s multi-step loss (Antoniou, Edwards, Storkey, 2019, section 4.1)."""
 
-from __future__ import annotations
-
 
 def multi_step_weights(steps: int, epoch: int, epochs: int) -> list[float]:
     """Return the weight of the query loss after each of 0, 1, ..., ``steps`` inner steps.

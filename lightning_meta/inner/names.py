@@ -1,7 +1,5 @@
 """Names of parameters as keys of a `ParameterDict`."""
 
-from __future__ import annotations
-
 
 def key_of(name: str) -> str:
     """Return a parameter's name as a key, which may not contain a dot."""

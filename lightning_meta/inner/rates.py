@@ -1,7 +1,5 @@
 """The inner learning rates, fixed or learned."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Batch normalization with a scale and shift for every inner step (MAML++: Antoniou, Edwards, Storkey, 2019)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor, nn

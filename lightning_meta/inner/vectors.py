@@ -1,7 +1,5 @@
 """Dictionaries of tensors as vectors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """A model adapted to one task."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`BayesianLearner`: the base of the algorithms that adapt a posterior."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from typing import Any
 

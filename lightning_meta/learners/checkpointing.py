@@ -1,7 +1,5 @@
 """`Checkpointing`: saving a learner's arguments and progress, and loading a learner from a checkpoint."""
 
-from __future__ import annotations
-
 from typing import Any, Self
 
 import lightning as L

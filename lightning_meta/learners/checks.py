@@ -1,7 +1,5 @@
 """Checks of batches, losses and trainer settings."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Errors that name the task and inner step where adaptation diverged."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterable
 from typing import Any

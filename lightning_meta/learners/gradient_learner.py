@@ -1,7 +1,5 @@
 """`GradientLearner`: the base of the algorithms that adapt by gradient descent."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any

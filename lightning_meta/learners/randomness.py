@@ -1,7 +1,5 @@
 """Random numbers that do not depend on how a run got to a step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 

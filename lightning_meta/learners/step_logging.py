@@ -1,7 +1,5 @@
 """Which training steps log metrics: each value logged takes Lightning up to half a millisecond."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import lightning as L

@@ -1,7 +1,5 @@
 """`SupportClassLearner`: the base of classifiers for any number of ways."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,9 +1,7 @@
 """`TaskLearner`: the base of all algorithms."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
@@ -182,7 +180,7 @@ class TaskLearner(Evaluation, Checkpointing):
             schedule["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
-    def train(self, mode: bool = True) -> TaskLearner:
+    def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; normalization follows ``batch_statistics`` in both."""
         super().train(mode)
         set_statistics_mode(self.model, self.batch_statistics)

@@ -12,8 +12,6 @@ The meta-loss is the negative log-likelihood of the queries (algorithm 1).
 Differences from the paper: none. To train with more ways than in tests, as the authors do, is the data module's choice.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The conjugate gradient method (Hestenes and Stiefel, 1952), written to be vectorized over tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

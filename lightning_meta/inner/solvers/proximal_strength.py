@@ -1,7 +1,5 @@
 """The strength λ of implicit MAML's proximal term, fixed or learned."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Literal

@@ -1,7 +1,5 @@
 """Ridge regression in closed form, as a layer and as Bayesian linear regression."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

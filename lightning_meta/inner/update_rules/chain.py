@@ -1,7 +1,5 @@
 """Transforms of the gradients before an update rule takes them."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 

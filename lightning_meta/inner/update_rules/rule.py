@@ -3,8 +3,6 @@
 `torch.optim` cannot be used: its optimizers update in place, and the meta-gradient flows through moments and rates.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any

@@ -1,8 +1,6 @@
 """Factorized Gaussian distributions over a model's parameters."""
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -21,7 +19,7 @@ class DiagonalGaussian(NamedTuple):
         return {f"{part}.{name}": value for part in self._fields for name, value in getattr(self, part).items()}
 
     @classmethod
-    def unflatten(cls, flat: Vector) -> DiagonalGaussian:
+    def unflatten(cls, flat: Vector) -> Self:
         """The reverse of `flatten`."""
         parts: dict[str, Vector] = {part: {} for part in cls._fields}
         for key, value in flat.items():

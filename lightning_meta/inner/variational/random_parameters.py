@@ -1,7 +1,5 @@
 """Calling a model with random parameters."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping

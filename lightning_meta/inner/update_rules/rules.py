@@ -1,11 +1,46 @@
-"""Adam that can be differentiated."""
-
-from __future__ import annotations
+"""Update rules: gradient descent, momentum, Adam."""
 
 import torch
 
 from lightning_meta.arguments import check_fraction
 from lightning_meta.inner.update_rules.rule import Parameters, Rates, State, UpdateRule
+
+
+class SGD(UpdateRule):
+    """Plain gradient descent: ``φ ← φ − α g``."""
+
+    def init(self, parameters: Parameters) -> State:
+        """Return the state before the first step."""
+        return ()
+
+    def update(
+        self, parameters: Parameters, gradients: Parameters, state: State, rates: Rates, step: int
+    ) -> tuple[Parameters, State]:
+        """Take one step; arguments as in `UpdateRule`."""
+        return {name: p - rates[name] * gradients[name] for name, p in parameters.items()}, state
+
+
+class Momentum(UpdateRule):
+    """Heavy-ball momentum as in `torch.optim.SGD`: ``v ← β v + g``, ``φ ← φ − α v``.
+
+    Args:
+        beta: The momentum ``β``, in [0, 1).
+    """
+
+    def __init__(self, beta: float = 0.9) -> None:
+        check_fraction("beta", beta)
+        self.beta = beta
+
+    def init(self, parameters: Parameters) -> State:
+        """Return the state before the first step."""
+        return {name: torch.zeros_like(p) for name, p in parameters.items()}
+
+    def update(
+        self, parameters: Parameters, gradients: Parameters, state: State, rates: Rates, step: int
+    ) -> tuple[Parameters, State]:
+        """Take one step; arguments as in `UpdateRule`."""
+        velocity = {name: self.beta * state[name] + gradients[name] for name in parameters}
+        return {name: p - rates[name] * velocity[name] for name, p in parameters.items()}, velocity
 
 
 class Adam(UpdateRule):
@@ -47,3 +82,18 @@ class Adam(UpdateRule):
             for n, p in parameters.items()
         }
         return adapted, (first, second)
+
+
+_BY_NAME: dict[str, type[UpdateRule]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam}
+
+
+def update_rule(rule: str | UpdateRule) -> UpdateRule:
+    """Return the rule of that name ("sgd", "momentum", "adam"), or the rule itself."""
+    if isinstance(rule, UpdateRule):
+        return rule
+    if not isinstance(rule, str) or rule not in _BY_NAME:
+        raise ValueError(
+            f"inner_optimizer={rule!r} is not one of {sorted(_BY_NAME)} or an UpdateRule (torch.optim's optimizers "
+            "update in place, which cannot run per task)"
+        )
+    return _BY_NAME[rule]()
