@@ -140,6 +140,8 @@ class TaskLearner(Evaluation, Checkpointing):
         restore_gradients(self._accumulated, self)
         self._accumulated = None
         trainable = self._meta_parameters()
+        if not trainable:
+            raise ValueError("model has no parameter with requires_grad=True: there is nothing to meta-learn")
         if not all(p.requires_grad for p in trainable.values()):
             names = [name for name, p in trainable.items() if not p.requires_grad]
             raise ValueError(f"{names} were frozen after {type(self).__name__} was made: freeze the model before")

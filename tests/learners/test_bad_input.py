@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
-from lightning_meta import MAML, AmortizedMAML, Episode
+from lightning_meta import MAML, AmortizedMAML, Episode, ProtoNet
 from lightning_meta.data import EpisodicDataModule, OmniglotDataModule, SinusoidDataModule
 from lightning_meta.models import MLP, Conv4
 
@@ -304,3 +304,12 @@ def test_data_and_model_arguments(make, error, message):
 def test_the_largest_seed_works():
     batch = next(iter(SinusoidDataModule(seed=2**64 - 1, train_tasks=25).train_dataloader()))
     assert torch.isfinite(batch.support_x).all()
+
+
+def test_training_without_trainable_parameters_is_refused_and_evaluation_is_not():
+    learner = ProtoNet(nn.Linear(3, 4).requires_grad_(False))
+    labels = torch.tensor([[0, 1, 0, 1]])
+    batch = Episode(torch.randn(1, 4, 3), labels, torch.randn(1, 4, 3), labels)
+    assert learner.evaluate(batch).outputs.isfinite().all()
+    with pytest.raises(ValueError, match="no parameter with requires_grad=True"):
+        learner.training_step(batch, 0)
