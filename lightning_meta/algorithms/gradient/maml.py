@@ -35,9 +35,8 @@ from lightning_meta.inner.inner_loop import run_through
 from lightning_meta.inner.meta_gradients import Checkpointed, FirstOrder, meta_gradient_of
 from lightning_meta.inner.multi_step import multi_step_weights
 from lightning_meta.inner.step_norms import StepNorms
-from lightning_meta.learners.gradient_learner import GradientLearner
-from lightning_meta.learners.per_task import module_part
-from lightning_meta.likelihoods.losses import LossFunction
+from lightning_meta.learners import GradientLearner, module_part
+from lightning_meta.likelihoods import LossFunction
 
 # The adapted parameters, and the update rule's state.
 _Point = tuple[dict[str, Tensor], Any]

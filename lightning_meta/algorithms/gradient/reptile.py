@@ -30,11 +30,10 @@ from torch.func import grad_and_value
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_meta import arguments
-from lightning_meta.episodes.episode import Episode, Support, joined_sets
-from lightning_meta.episodes.task_result import MetaParameters, TaskResult
+from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult, joined_sets
 from lightning_meta.inner import InnerStep, KeptState, UpdateRule
-from lightning_meta.learners.gradient_learner import GradientLearner
-from lightning_meta.likelihoods.losses import LossFunction
+from lightning_meta.learners import GradientLearner
+from lightning_meta.likelihoods import LossFunction
 
 InnerState = Literal["reset", "kept"]
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_meta.episodes import MetaParameters, Support
-from lightning_meta.learners.support_class_learner import SupportClassLearner
+from lightning_meta.learners import SupportClassLearner
 
 
 class ProtoNet(SupportClassLearner):

@@ -34,8 +34,7 @@ from torch import Tensor, nn
 from torch.func import grad_and_value
 
 from lightning_meta import arguments
-from lightning_meta.episodes.episode import Episode, Support
-from lightning_meta.episodes.task_result import MetaParameters, TaskResult
+from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
 from lightning_meta.execution.functional import call_with, exclusive
 from lightning_meta.inner import adapted_names
 from lightning_meta.inner.inner_loop import InnerStep, run_through
@@ -43,9 +42,8 @@ from lightning_meta.inner.names import key_of
 from lightning_meta.inner.solvers.ridge import RidgeSolution, ridge
 from lightning_meta.inner.variational.gaussian import DiagonalGaussian, gaussian_kl
 from lightning_meta.inner.vectors import Vector
-from lightning_meta.learners.bayesian_learner import BayesianLearner
-from lightning_meta.learners.per_task import module_part
-from lightning_meta.likelihoods.losses import LossFunction
+from lightning_meta.learners import BayesianLearner, module_part
+from lightning_meta.likelihoods import LossFunction
 from lightning_meta.likelihoods.predictive import Samples, mean_output
 from lightning_meta.models.set_encoder import SetEncoder
 

@@ -36,15 +36,14 @@ from torch.func import grad_and_value, vjp, vmap
 from torch.utils._pytree import tree_map
 
 from lightning_meta import arguments
-from lightning_meta.episodes.episode import Episode, Support, joined_sets
-from lightning_meta.episodes.task_result import MetaParameters, TaskResult
+from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult, joined_sets
 from lightning_meta.inner import adapted_names
 from lightning_meta.inner.inner_loop import InnerStep
 from lightning_meta.inner.names import key_of
 from lightning_meta.inner.solvers.svgd import SteinStep, pull_back_svgd, svgd_step
 from lightning_meta.inner.vectors import Vector
-from lightning_meta.learners.bayesian_learner import BayesianLearner
-from lightning_meta.likelihoods.losses import LossFunction
+from lightning_meta.learners import BayesianLearner
+from lightning_meta.likelihoods import LossFunction
 from lightning_meta.likelihoods.predictive import Samples, mean_output
 
 MetaLoss = Literal["chaser", "nll"]
