@@ -1,4 +1,4 @@
-"""The package's structure: imports point down one list of folders, and files stay short."""
+"""The structure of package and tests: imports point down one list of folders, and files stay short."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lightning_meta.learners.per_task import PerTaskFunctions
 
 PACKAGE = Path(lightning_meta.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 # From the top down: a file may import from its own folder and from those further down.
 FOLDERS = (
@@ -58,7 +59,7 @@ def test_no_file_imports_itself_by_way_of_others():
     assert not graph, f"these files import each other in a circle, or files that do: {sorted(graph)}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
+@pytest.mark.parametrize("path", FILES + TESTS, ids=name_of)
 def test_files_are_short(path):
     assert len(path.read_text().splitlines()) <= 400
 

@@ -1,4 +1,4 @@
-"""Stein variational gradient descent and Bayesian MAML against fixed points and plain loops of autograd."""
+"""Bayesian MAML against plain loops of autograd."""
 
 from __future__ import annotations
 
@@ -11,153 +11,10 @@ from torch import nn
 from torch.func import functional_call
 
 from lightning_meta import BayesianMAML, Episode, collate_episodes
-from lightning_meta.inner import SGD
-from lightning_meta.inner.solvers.svgd import stein_direction, svgd_step
-from tests.reference import assert_same, without_running_statistics
+from tests.algorithms.probabilistic.stein_loops import classes, found_gradient, models, numbers, reference_gradient
+from tests.reference import assert_same
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-@pytest.mark.parametrize("bandwidth", [None, 0.7])
-def test_two_particles_settle_at_the_known_fixed_points(bandwidth):
-    mean, std = 1.3, 0.8
-    x = torch.tensor([[0.1], [2.0]])
-    for _ in range(4000):
-        x = x + 0.1 * stein_direction({"x": x}, {"x": -(x - mean) / std**2}, bandwidth)["x"]
-    squared = std**2 * math.log(2) if bandwidth is None else bandwidth / 4 * math.log(1 + 4 * std**2 / bandwidth)
-    torch.testing.assert_close(x, torch.tensor([[mean - squared**0.5], [mean + squared**0.5]]), rtol=1e-8, atol=1e-8)
-
-
-def naive_direction(x, slopes):
-    """``[particles, size]``, by two loops."""
-    count = len(x)
-    if count == 1:
-        return slopes
-    pairs = [float((x[i] - x[j]).detach().square().sum()) for i in range(count) for j in range(i)]
-    h = float(torch.tensor(pairs).quantile(0.5)) / math.log(count)
-    rows = []
-    for i in range(count):
-        row = 0
-        for j in range(count):
-            k = torch.exp(-(x[i] - x[j]).square().sum() / h)
-            row = row + k * slopes[j] - 2 / h * (x[j] - x[i]) * k
-        rows.append(row / count)
-    return torch.stack(rows)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
-def test_the_direction_is_the_sum_over_pairs(count):
-    x, slopes = torch.randn(count, 6), torch.randn(count, 6)
-    parted = [{"a": v[:, :2].clone(), "b": v[:, 2:].reshape(count, 2, 2)} for v in (x, slopes)]
-    found = stein_direction(*parted)
-    joined = torch.cat([found["a"], found["b"].flatten(1)], dim=1)
-    torch.testing.assert_close(joined, naive_direction(x, slopes), rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize(("dtype", "gap"), [(torch.float32, 1e-25), (torch.float64, 1e-170), (torch.float64, 0.0)])
-def test_particles_at_one_place_move_along_their_mean_slope(dtype, gap):
-    """Where squared distances underflow, repulsion does not throw particles apart."""
-    x, slopes = gap * torch.arange(3, dtype=dtype)[:, None].expand(3, 6), torch.randn(3, 6, dtype=dtype)
-    found, pull_back = torch.func.vjp(lambda x: stein_direction({"x": x}, {"x": slopes})["x"], x)
-    torch.testing.assert_close(found, slopes.mean(0).expand(3, 6))
-    assert torch.isfinite(pull_back(torch.ones_like(x))[0]).all()
-
-
-def test_particles_of_which_most_are_alike_stay_finite():
-    """The median distance is then 0, or what rounding makes of it, which may be negative."""
-    for size in (6, 257, 4097):
-        for _ in range(10):
-            place, other = 10 * torch.randn(2, 1, size)
-            x = torch.cat([place.expand(16, size), other])
-            assert torch.isfinite(stein_direction({"x": x}, {"x": torch.randn(17, size)})["x"]).all()
-
-
-def models():
-    batch_norm = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2))
-    layer_norm = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 2))
-    return {
-        "plain": nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)),
-        "batch": batch_norm,
-        "layer": layer_norm,
-    }
-
-
-def reference_gradient(learner, batch, leader_flows=False):
-    """The meta-loss's gradient by autograd through plain loops over tasks and particles."""
-    model = without_running_statistics(learner.model)
-    names = list(learner.adapted_names)
-    parameters = {n: p.detach().clone().requires_grad_() for n, p in learner.named_parameters()}
-    shared = {n.removeprefix("model."): p for n, p in parameters.items() if n.startswith("model.")}
-    regression = isinstance(learner.loss_fn, nn.MSELoss)
-
-    def particles():
-        def one(m, name):
-            return (
-                parameters[f"model.{name}"]
-                if m == 0
-                else parameters[f"other_particles.{name.replace('.', '/')}"][m - 1]
-            )
-
-        return torch.stack([torch.cat([one(m, n).flatten() for n in names]) for m in range(learner.num_particles)])
-
-    def unflatten(flat):
-        sizes = [shared[n].numel() for n in names]
-        return {n: part.view_as(shared[n]) for n, part in zip(names, flat.split(sizes), strict=True)}
-
-    def log_likelihood(flat, x, y):
-        output = functional_call(model, {**shared, **unflatten(flat)}, (x,))
-        if regression:
-            return torch.distributions.Normal(output, parameters["noise.log_std"].exp()).log_prob(y).sum(1)
-        return torch.distributions.Categorical(logits=output).log_prob(y)
-
-    def step(x, inputs, targets):
-        logs = [
-            log_likelihood(particle, inputs, targets).sum() - 0.5 * learner.prior_precision * particle.square().sum()
-            for particle in x
-        ]
-        slopes = torch.autograd.grad(torch.stack(logs).sum(), x, create_graph=True)[0]
-        rate = learner.inner_lr
-        if learner.normalize_steps:
-            rate = rate * (2 * parameters["noise.log_std"]).exp() / len(inputs)
-        return x + rate * naive_direction(x, slopes)
-
-    losses = []
-    for i in range(batch.num_tasks):
-        task = batch.select(i)
-        x = particles()
-        for _ in range(learner.inner_steps):
-            x = step(x, task.support_x, task.support_y)
-        if learner.meta_loss == "nll":
-            logs = torch.stack([log_likelihood(particle, task.query_x, task.query_y) for particle in x])
-            losses.append(-(logs.exp().mean(0).log()).mean())
-        else:
-            leader = x if leader_flows else x.detach().requires_grad_()
-            for _ in range(learner.leader_steps):
-                leader = step(
-                    leader, torch.cat([task.support_x, task.query_x]), torch.cat([task.support_y, task.query_y])
-                )
-            losses.append((x - (leader if leader_flows else leader.detach())).square().sum())
-    loss = torch.stack(losses).mean()
-    names = [n for n in parameters if not (learner.meta_loss == "chaser" and n.startswith("noise."))]
-    gradients = torch.autograd.grad(loss, [parameters[n] for n in names], allow_unused=True)
-    return loss.detach(), {
-        n: torch.zeros_like(parameters[n]) if g is None else g for n, g in zip(names, gradients, strict=True)
-    }
-
-
-def found_gradient(learner, batch):
-    learner.zero_grad()
-    loss = learner.training_step(batch, 0)
-    loss.backward()
-    return loss.detach(), {n: p.grad.clone() for n, p in learner.named_parameters()}
-
-
-def classes():
-    return Episode(torch.randn(2, 6, 3), torch.randint(2, (2, 6)), torch.randn(2, 7, 3), torch.randint(2, (2, 7)))
-
-
-def numbers():
-    return Episode(*(torch.randn(2, n, d) for n, d in [(6, 3), (6, 2), (7, 3), (7, 2)]))
 
 
 @pytest.mark.parametrize("task_chunk_size", [None, 1])
@@ -365,16 +222,6 @@ def test_a_learned_prior_precision_starts_where_it_is_told():
     assert float(learner.log_prior_precision.detach()) == 0
     learner = BayesianMAML(models()["plain"], meta_loss="nll", prior_precision=0.3, learned_prior_precision=True)
     assert float(learner.log_prior_precision.detach().exp()) == pytest.approx(0.3)
-
-
-@pytest.mark.parametrize("vectorize", [True, False])
-def test_equal_particles_of_a_model_that_draws_have_draws_of_their_own(vectorize):
-    def log_density(particle, shared):
-        return -(particle["x"] + torch.randn_like(particle["x"])).square().sum()
-
-    step = svgd_step(log_density, {"x": torch.ones(3, 4)}, {}, 0.1, vectorize, SGD(), (), 0)
-    assert len(step.log_densities.unique()) == 3
-    assert len(step.slopes["x"].unique(dim=0)) == 3
 
 
 def test_particles_that_would_start_alike_are_refused():

@@ -1,19 +1,12 @@
-"""What training computes may be recorded and repeated, with the same results, as long as nothing else changes."""
+"""Training steps may be recorded and repeated, with the same results, as long as nothing else changes."""
 
 from __future__ import annotations
 
-import copy
-import gc
-import pickle
 import random
-import re
-import threading
-import weakref
 
 import pytest
 import torch
 from torch import nn
-from torch.func import grad, vmap
 
 from lightning_meta import (
     ABML,
@@ -30,12 +23,13 @@ from lightning_meta import (
     Reptile,
     collate_episodes,
 )
-from lightning_meta.execution.capture import closed_world, graph, recorder
-from lightning_meta.execution.capture.graph import Recording
+from lightning_meta.execution.capture import recorder
 from lightning_meta.inner import FirstOrder
+from tests.execution.capture.recorded import change_parameters, check, count_traces, make_batch, recordings
 from tests.reference import assert_same, loop_meta_gradient, meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
+
 
 LEARNERS = [MAML, ANIL, BOIL, MetaSGD, Reptile, ImplicitMAML, BayesianMAML, AmortizedMAML, ABML]
 
@@ -48,29 +42,6 @@ def _recorded_at_once(monkeypatch):
 @pytest.fixture
 def batch():
     return make_batch()
-
-
-def make_batch(tasks=4):
-    return Episode(*[torch.randn(tasks, size, 1) for size in (5, 5, 6, 6)])
-
-
-def recordings(learner):
-    return learner._mapping._recorder.recordings()
-
-
-def check(learner, model, batch, lr=0.1, steps=1, first_order=False):
-    """The recording step and one that repeats it have the loop's gradient."""
-    expected = loop_meta_gradient(model, learner.loss_fn, batch, lr, steps, first_order)
-    for _ in range(2):
-        loss, gradient = meta_gradient(learner, batch)
-        torch.testing.assert_close(loss, expected[0])
-        assert_same(gradient, expected[1])
-
-
-def change_parameters(model):
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(1.1).add_(0.01)
 
 
 @pytest.mark.parametrize(
@@ -318,90 +289,6 @@ def test_subclasses_that_redefine_per_task_functions_are_not_recorded(batch):
     assert len(recordings(logging)) == 1
 
 
-def test_a_recording_that_differs_is_found_out(batch, monkeypatch):
-    true_call = Recording.__call__
-
-    def wrong(self, tensors):
-        gradients, result = true_call(self, tensors)
-        return {name: 1.1 * gradient for name, gradient in gradients.items()}, result
-
-    monkeypatch.setattr(Recording, "__call__", wrong)
-    model = MLP(hidden=[4])
-    learner = MAML(model, nn.MSELoss(), inner_lr=0.1)
-    with pytest.warns(UserWarning, match="differs from the step itself"):
-        meta_gradient(learner, batch)
-    check(learner, model, batch)
-    assert recordings(learner) == []
-
-
-def test_recording_waits_for_enough_alike_steps(batch, monkeypatch):
-    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 2)
-    learner = MAML(MLP(hidden=[4]), nn.MSELoss())
-    for expected in (0, 0, 1, 1):
-        meta_gradient(learner, batch)
-        assert len(recordings(learner)) == expected
-    for tasks in range(1, 30):  # ever new shapes push the oldest out
-        learner.training_step(make_batch(tasks), 0)
-    assert len(recordings(learner)) == 0
-    assert len(learner._mapping._recorder.progress().kinds) == recorder._MOST_KINDS
-
-
-def count_traces(monkeypatch):
-    traces = []
-    init = Recording.__init__
-
-    def counted(self, *arguments, **options):
-        traces.append(self)
-        init(self, *arguments, **options)
-
-    monkeypatch.setattr(Recording, "__init__", counted)
-    return traces
-
-
-@pytest.mark.parametrize("every", [12, 20, 40])
-def test_a_value_that_changes_every_few_steps_costs_two_recordings_at_most(batch, monkeypatch, every):
-    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 10)
-    traces = count_traces(monkeypatch)
-    learner, losses = MAML(nn.Linear(1, 1), nn.MSELoss()), []
-    for step in range(10 * every):
-        learner.inner_rates.inner_lr = 0.1 / (1 + step // every)
-        losses.append(float(learner.training_step(batch, 0).detach()))
-    plain = MAML(learner.model, nn.MSELoss(), inner_lr=learner.inner_rates.inner_lr, compile=False)
-    torch.testing.assert_close(losses[-1], float(plain.training_step(batch, 0).detach()))
-    assert len(set(losses)) == 10
-    assert 1 <= len(traces) <= 2
-
-
-def test_sizes_that_never_repeat_long_enough_are_recorded_twice_at_most(monkeypatch):
-    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 10)
-    traces = count_traces(monkeypatch)
-    learner = MAML(nn.Linear(1, 1), nn.MSELoss())
-    for step in range(120):
-        learner.training_step(make_batch(2 + step % 8), 0)
-    assert len(traces) <= 2
-
-
-def test_a_recording_that_paid_for_itself_lets_the_next_be_made_as_soon(batch, monkeypatch):
-    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 3)
-    monkeypatch.setattr(recorder, "_REPEATS_TO_PAY", 5)
-    learner = MAML(nn.Linear(1, 1), nn.MSELoss())
-    for _ in range(9):
-        learner.training_step(batch, 0)
-    for _ in range(4):
-        learner.training_step(make_batch(3), 0)
-    assert len(recordings(learner)) == 2
-
-
-def test_steps_of_too_many_operations_are_left_to_python(batch, monkeypatch, caplog):
-    monkeypatch.setattr(graph, "MOST_OPERATIONS", 300)
-    for steps, expected in ((1, 1), (20, 0)):
-        model = nn.Linear(1, 1)
-        learner = MAML(model, nn.MSELoss(), inner_lr=0.1, inner_steps=steps)
-        check(learner, model, batch, steps=steps)
-        assert len(recordings(learner)) == expected
-    assert "more than 300 operations" in caplog.text
-
-
 def test_infinite_scores_of_absent_classes_are_recorded_once(monkeypatch):
     traces = count_traces(monkeypatch)
     labels = torch.randint(0, 2, (4, 6))
@@ -424,120 +311,6 @@ def test_infinite_scores_of_absent_classes_are_recorded_once(monkeypatch):
         torch.testing.assert_close(found[0], expected[0])
         assert_same(found[1], expected[1])
     assert len(traces) == len(recordings(recorded)) == 1
-
-
-def test_two_threads_that_record_leave_torch_as_it_was(batch):
-    call = nn.Module.__call__
-    learners = [MAML(MLP(hidden=[4]), nn.MSELoss(), inner_lr=0.1, inner_steps=3) for _ in range(4)]
-    for learner in learners:
-        learner.model.load_state_dict(learners[0].model.state_dict())
-    threads = [threading.Thread(target=learner.training_step, args=(batch, 0)) for learner in learners]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert nn.Module.__call__ is call
-    for learner in learners:
-        check(learner, learner.model, batch, steps=3)
-
-
-def test_nothing_of_a_learner_outlives_it(batch):
-    class Big:
-        pass
-
-    seen = []
-
-    def build(mode):
-        big = Big()
-        seen.append(weakref.ref(big))
-        learner = MAML(
-            nn.Linear(1, 1), lambda output, target: ((output - target) ** 2 + 0 * len(vars(big))).mean(), compile=mode
-        )
-        for _ in range(2):
-            learner.training_step(batch, 0)
-
-    build(None)
-    gc.collect()
-    assert seen[0]() is None
-
-
-def test_the_key_takes_each_shared_part_once():
-    class Counted(closed_world._Look):
-        calls = 0
-
-        def add_module(self, module, path):
-            Counted.calls += 1
-            super().add_module(module, path)
-
-    first = nn.Linear(2, 2)
-    blocks = [first]
-    for _ in range(16):  # each block lists all earlier ones
-        blocks.append(nn.Sequential(*blocks))
-    look = Counted({}, [])
-    look.add_module(blocks[-1], "model")
-    assert Counted.calls <= 17 * 17
-
-
-def test_copies_record_for_themselves(batch):
-    model = MLP(hidden=[4])
-    learner = MAML(model, nn.MSELoss(), inner_lr=0.1)
-    check(learner, model, batch)
-    for copied in (copy.deepcopy(learner), pickle.loads(pickle.dumps(learner))):
-        assert recordings(copied) == []
-        change_parameters(copied.model)
-        check(copied, copied.model, batch)
-        assert len(recordings(copied)) == 1
-
-
-def test_shape_changes_of_what_lies_inside_other_memory_are_left_alone():
-    """Compilers count `as_strided` from the start of that memory."""
-
-    def function(_, x):
-        y = x.exp()
-        parts = y[:, 1], y[1:, 0], y.unbind(1)[1], y[0].diagonal()
-        return [part.unsqueeze(0).transpose(0, 1) * 2 for part in parts], (y.flatten().unsqueeze(1).t() * 2)
-
-    x = torch.rand(3, 2, 2)
-    recording = Recording(function, (x[:0], x), compiled=False)
-    strided = [n for n in recording._graph.graph.nodes if n.target == torch.ops.aten.as_strided.default]
-    assert [str(n.args[0].target) for n in strided] == ["aten.exp.default"]
-    for found, expected in zip(recording([x[:0], x])[0], function(None, x)[0], strict=True):
-        assert torch.equal(found, expected)
-
-
-def test_simplified_graphs_have_fewer_operations_and_the_same_bits(monkeypatch):
-    weight, x = torch.randn(6, 6), torch.randn(4, 5, 6)
-
-    def function(weight, x):
-        def loss(weight, x):
-            return (torch.nn.functional.linear(x, weight).relu()[1:].T.reshape(3, -1) ** 2).sum()
-
-        return vmap(grad(loss), in_dims=(None, 0))(weight, x)
-
-    def recording():
-        made = Recording(function, (weight, x), compiled=False)
-        return made([weight, x]), sum(node.op == "call_function" for node in made._run.__self__.graph.nodes)
-
-    simplified, fewer = recording()
-    monkeypatch.setattr("lightning_meta.execution.capture.graph.simplify", lambda graph: None)
-    exact, more = recording()
-    assert torch.equal(simplified, exact)
-    torch.testing.assert_close(exact, function(weight, x))
-    assert fewer < 0.8 * more
-
-
-def test_draws_without_use_stay(batch):
-    def function(x):
-        torch.randn(3)
-        return x * torch.randn(())
-
-    recorded = Recording(function, (torch.ones(()),), compiled=False)
-    results = []
-    for call in (lambda: function(torch.ones(())), lambda: recorded([torch.ones(())])):
-        torch.manual_seed(3)
-        results.append(float(call()))
-    assert results[0] == results[1]
-    assert recorded.draws
 
 
 class Cached(nn.Module):
@@ -565,47 +338,6 @@ def test_a_model_that_keeps_a_tensor_of_its_first_call_keeps_a_real_one(mode):
         learner.training_step(batch, 0)
     assert torch.equal(model.offset + 0, torch.arange(5).to(model.offset)[:, None])
     check(learner, model, batch)
-
-
-def caught(caplog):
-    return [record.message for record in caplog.records if "raining steps are" in record.message]
-
-
-class Custom(MAML):
-    def task_loss(self, meta, task):
-        return super().task_loss(meta, task)
-
-
-class HoldingWhatever(nn.ReLU):
-    pass
-
-
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (lambda: MAML(MLP(hidden=[4]), nn.MSELoss()), "are recorded: [0-9]+ operations, in [0-9.]+ s"),
-        (
-            lambda: MAML(nn.Sequential(MLP(hidden=[4]), HoldingWhatever()), nn.MSELoss()),
-            f'run by Python, because model.1 is of the class {__name__}.HoldingWhatever: compile="record"',
-        ),
-        (lambda: MAML(MLP(), scaled_loss), f"loss_fn is the function {__name__}.scaled_loss: compile="),
-        (lambda: Custom(MLP(), nn.MSELoss()), "because Custom defines task_loss: compile="),
-        (lambda: MAML(MLP(), scaled_loss, compile="record"), "are recorded under the guards of torch.compile, because"),
-    ],
-)
-def test_the_first_step_says_once_which_way_steps_are_run(make, said, batch, caplog):
-    learner = make()
-    with caplog.at_level("INFO"):
-        for _ in range(3):
-            learner.training_step(batch, 0)
-    (message,) = caught(caplog)
-    assert re.search(said, message)
-
-
-def test_plain_steps_need_no_word(batch, caplog):
-    with caplog.at_level("INFO"):
-        MAML(MLP(), scaled_loss, compile=False).training_step(batch, 0)
-    assert caught(caplog) == []
 
 
 def test_a_users_task_loss_is_recorded_on_request(batch):
@@ -655,18 +387,3 @@ def test_on_request_mixed_precision_is_recorded_with_its_conversions(batch):
         assert_same(found, expected)
         assert_same(meta_gradient(learner, batch)[1], meta_gradient(plain, batch)[1], tolerance=1e-5)
     assert len(learner._mapping._guarded.recordings) == 2
-
-
-@pytest.mark.parametrize("wrong", ["recrod", 1, 0.5])
-def test_an_unknown_way_to_run_steps_is_refused(wrong):
-    with pytest.raises(ValueError, match=f'compile={wrong!r} is not one of None, "record", True and False'):
-        MAML(MLP(), nn.MSELoss(), compile=wrong)
-
-
-def test_a_run_saved_again_before_its_first_step_keeps_what_was_recorded(batch):
-    first, second = (MAML(MLP(hidden=[4]), nn.MSELoss()) for _ in range(2))
-    first.training_step(batch, 0)
-    progress = first._mapping.progress(step=1)
-    assert progress[1]["kinds"]
-    second._mapping.resume(progress)
-    assert second._mapping.progress(step=1) == progress
