@@ -61,7 +61,7 @@ def learn2learns(data: OmniglotDataModule, ways: int, fast: bool) -> Callable[[]
     import learn2learn as l2l
     from learn2learn.data import transforms as t
 
-    flat = data.episodes("train").fetch.inputs
+    flat = data.episodes("train").dataset.tensors[0]
     labels = torch.arange(len(flat) // 20).repeat_interleave(20)
     source = IntegerLabels(flat, labels.tolist()) if fast else TensorDataset(flat, labels)
     dataset = l2l.data.MetaDataset(source)

@@ -1,4 +1,4 @@
-"""The base of all data modules of episodes."""
+"""The base of all data modules of tasks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader
 from lightning_meta import arguments
 from lightning_meta.checkpoints.checked_io import Source
 from lightning_meta.checkpoints.loading import Allowed, load_data_module
-from lightning_meta.data.episodes import EpisodeDataset, EpisodeLoader, Split, episode_loader
-from lightning_meta.episodes.episode import Episode
+from lightning_meta.data.episodes import EpisodeDataset, EpisodeLoader, EpisodeSampler, Split
+from lightning_meta.episodes.episode import Episode, collate_episodes
 
 
 class TaskDataModule(L.LightningDataModule, ABC):
-    """Serves the episodes of three splits; a derived class says what an episode is, in `episodes`.
+    """Serves the tasks of three splits; a derived class implements `episodes`.
 
     Every task is a function of (seed, split, index). Training draws fresh tasks each epoch; validation and test
     always see the same ones. On several devices each process takes its own share of the tasks.
@@ -27,36 +27,41 @@ class TaskDataModule(L.LightningDataModule, ABC):
         train_tasks: Tasks in a training epoch, over all processes.
         val_tasks: Validation tasks.
         test_tasks: Test and prediction tasks.
-        seed: Which tasks; independent of the seed of the training.
+        seed: Determines the tasks; independent of the seed of the training.
         num_workers: Processes that make episodes; 0 makes them in the training process.
         pin_memory: Whether to pin host memory for faster copies to a GPU.
 
     Raises:
         ValueError: If a number is out of its range.
+        TypeError: If an argument's name is not known.
     """
+
+    keeps_arguments = False
+    """Whether checkpoints and loggers keep the constructor's arguments, which must then be plain values."""
 
     def __init__(
         self,
-        tasks_per_batch: int,
-        train_tasks: int,
-        val_tasks: int,
-        test_tasks: int,
-        seed: int,
-        num_workers: int,
-        pin_memory: bool,
+        tasks_per_batch: int = 16,
+        train_tasks: int = 1_600,
+        val_tasks: int = 600,
+        test_tasks: int = 600,
+        seed: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         super().__init__()
+        self.num_tasks: dict[Split, int] = {"train": train_tasks, "val": val_tasks, "test": test_tasks}
         arguments.check_count("tasks_per_batch", tasks_per_batch)
-        arguments.check_count("train_tasks", train_tasks)
-        arguments.check_count("val_tasks", val_tasks)
-        arguments.check_count("test_tasks", test_tasks)
+        for split, tasks in self.num_tasks.items():
+            arguments.check_count(f"{split}_tasks", tasks)
         arguments.check_seed(seed)
         arguments.check_count("num_workers", num_workers, least=0)
         self.tasks_per_batch = tasks_per_batch
-        self.num_tasks: dict[Split, int] = {"train": train_tasks, "val": val_tasks, "test": test_tasks}
         self.seed = seed
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        if self.keeps_arguments:
+            self.save_hyperparameters()  # those of derived classes too: Lightning looks through all constructors
 
     @_restricted_classmethod
     def load_from_checkpoint(
@@ -83,7 +88,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
         loader = self._loader("train")
         trainer = self.trainer
         if trainer is not None:
-            loader.position = lambda: trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            loader.batches_done = lambda: trainer.fit_loop.epoch_loop.batch_progress.current.ready
         return loader
 
     def val_dataloader(self) -> DataLoader[Episode] | list[DataLoader[Episode]]:
@@ -94,15 +99,16 @@ class TaskDataModule(L.LightningDataModule, ABC):
         """Batches of the test tasks."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> DataLoader[Episode]:
-        """Batches of the test tasks."""
-        return self._loader("test")
+    predict_dataloader = test_dataloader
 
     def _loader(self, split: Split) -> EpisodeLoader:
-        return episode_loader(
-            self.episodes(split),
-            self.tasks_per_batch,
-            fresh=split == "train",
+        dataset = self.episodes(split)
+        return EpisodeLoader(
+            dataset,
+            batch_size=self.tasks_per_batch,
+            sampler=EpisodeSampler(dataset, fresh=split == "train"),
+            collate_fn=collate_episodes,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
+            persistent_workers=self.num_workers > 0,
         )

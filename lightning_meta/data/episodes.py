@@ -1,4 +1,4 @@
-"""Episodes as map-style data sets, and the loaders that serve them."""
+"""Tasks as map-style data sets, and the loaders that serve them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from lightning_meta.episodes.episode import Episode, collate_episodes
+from lightning_meta.episodes.episode import Episode
 
 Split = Literal["train", "val", "test"]
 
@@ -20,8 +20,8 @@ Split = Literal["train", "val", "test"]
 class EpisodeDataset(Dataset[Episode], ABC):
     """Task ``i`` as a pure function of ``i``.
 
-    Indices have no upper bound: training goes on to fresh ones each epoch; the length is only how many tasks
-    an epoch counts.
+    Indices have no upper bound, since training takes fresh ones each epoch; the length is the number of tasks in an
+    epoch.
     """
 
     def __init__(self, num_tasks: int) -> None:
@@ -39,18 +39,18 @@ class EpisodeDataset(Dataset[Episode], ABC):
         return self.make(np.array([index])).select(0)
 
     def __getitems__(self, indices: Sequence[int]) -> Episode:
-        """Return a batch of tasks at once; torch's loader calls this instead of `__getitem__`."""
+        """Return a batch of tasks; torch's loader calls this instead of `__getitem__`."""
         return self.make(np.asarray(indices))
 
 
 class EpisodeSampler(DistributedSampler[int]):
-    """Which tasks this process takes, without overlap between processes.
+    """Shares the tasks between processes without overlap.
 
-    Training takes tasks that no epoch before has seen; evaluation the same tasks every time, each once. Lightning
-    calls ``set_epoch`` and, because this is a `DistributedSampler`, leaves it in place on several devices. Which
-    process this is, is asked of ``torch.distributed`` when the indices are needed.
+    Training takes new tasks in every epoch, and gives every process the same number of them, rounded up, because
+    processes wait for each other at every step. Evaluation takes the same tasks every time, each once.
 
-    Training gives every process as many tasks, rounded up: they wait for each other at every step.
+    Lightning calls ``set_epoch`` and, because this is a `DistributedSampler`, does not replace it on several devices.
+    The number of processes is read from ``torch.distributed`` when the indices are needed, not at construction.
 
     Args:
         dataset: The tasks.
@@ -80,41 +80,22 @@ class EpisodeSampler(DistributedSampler[int]):
 
 
 class EpisodeLoader(DataLoader[Episode]):
-    """A loader that a run resumed in the middle of an epoch finds where it was."""
+    """A loader that continues where it was when a run is resumed in the middle of an epoch."""
 
-    position: Callable[[], int] = staticmethod(lambda: 0)
-    """Says how many of the epoch's batches are behind."""
+    batches_done: Callable[[], int] = staticmethod(lambda: 0)
+    """Returns how many batches of the epoch were already taken."""
 
-    def __iter__(self) -> Any:  # a generator, so that nothing starts before Lightning has set epoch and position
-        behind = self.position()
+    def __iter__(self) -> Any:  # a generator, so that nothing starts before Lightning has set epoch and progress
+        done = self.batches_done()
         if isinstance(self.sampler, EpisodeSampler):
-            self.sampler.skipped = behind * (self.batch_size or 1)
+            self.sampler.skipped = done * (self.batch_size or 1)
             yield from super().__iter__()
-        else:  # in prediction, and with overfit_batches, Lightning puts another in its place
-            yield from islice(super().__iter__(), behind, None)
+        else:  # in prediction, and with overfit_batches, Lightning replaces the sampler
+            yield from islice(super().__iter__(), done, None)
 
     def state_dict(self) -> dict[str, int]:
-        """Return nothing; by this method Lightning knows that the loader can be resumed."""
+        """Return nothing; Lightning takes a loader with this method for one that can be resumed."""
         return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Do nothing: the trainer's own progress gives the position."""
-
-
-def episode_loader(
-    dataset: EpisodeDataset,
-    tasks_per_batch: int,
-    fresh: bool,
-    num_workers: int = 0,
-    pin_memory: bool = False,
-) -> EpisodeLoader:
-    """Return a loader of batches ``[tasks_per_batch, ...]``; arguments as in `EpisodeSampler` and `DataLoader`."""
-    return EpisodeLoader(
-        dataset,
-        batch_size=tasks_per_batch,
-        sampler=EpisodeSampler(dataset, fresh),
-        collate_fn=collate_episodes,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        persistent_workers=num_workers > 0,
-    )
+        """Do nothing: the trainer's progress gives the position."""

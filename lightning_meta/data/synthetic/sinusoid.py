@@ -1,8 +1,10 @@
-"""Sinusoid regression (Finn, Abbeel, Levine, 2017, section 5.1): embedded, nothing to download."""
+"""Sinusoid regression (Finn, Abbeel, Levine, 2017, section 5.1); nothing to download."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from lightning_meta.data.random_streams import uniforms
 from lightning_meta.episodes.episode import Episode
 
 
+@dataclass(eq=False)
 class SinusoidEpisodes(EpisodeDataset):
     """Tasks ``y = A sin(x − phase) + noise``: A uniform in [0.1, 5], phase in [0, π], x in [−5, 5].
 
@@ -25,16 +28,15 @@ class SinusoidEpisodes(EpisodeDataset):
         shots: Support points.
         query_shots: Query points.
         noise_std: The standard deviation of Gaussian noise on y, in units of y.
-        seed: Which tasks.
+        seed: Determines the tasks.
     """
 
-    def __init__(self, split: Split, num_tasks: int, shots: int, query_shots: int, noise_std: float, seed: int) -> None:
-        super().__init__(num_tasks)
-        self.split = split
-        self.shots = shots
-        self.query_shots = query_shots
-        self.noise_std = noise_std
-        self.seed = seed
+    split: Split
+    num_tasks: int
+    shots: int
+    query_shots: int
+    noise_std: float
+    seed: int
 
     def curve(self, indices: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the tasks' amplitudes and phases, each ``[indices]``."""
@@ -46,12 +48,12 @@ class SinusoidEpisodes(EpisodeDataset):
         amplitude, phase = self.curve(indices)
         points = self.shots + self.query_shots
         draws = uniforms(self.seed, self.split, indices, 2 + 3 * points)[:, 2:]
-        x = 10 * draws[:, :points] - 5
+        x = 10 * draws[:, :points] - 5  # [tasks, points]
         y = amplitude[:, None] * np.sin(x - phase[:, None])
-        if self.noise_std > 0:  # Box and Muller's transform, from the remaining draws.
+        if self.noise_std > 0:  # the transform of Box and Muller (1958), from the remaining draws
             radius = np.sqrt(-2 * np.log1p(-draws[:, points : 2 * points]))
             y = y + self.noise_std * radius * np.cos(2 * math.pi * draws[:, 2 * points :])
-        support_x, query_x = _as_column(x).split([self.shots, self.query_shots], dim=1)
+        support_x, query_x = _as_column(x).split([self.shots, self.query_shots], dim=1)  # [tasks, points, 1]
         support_y, query_y = _as_column(y).split([self.shots, self.query_shots], dim=1)
         return Episode(support_x, support_y, query_x, query_y)
 
@@ -59,22 +61,25 @@ class SinusoidEpisodes(EpisodeDataset):
 class SinusoidDataModule(TaskDataModule):
     """Sinusoid regression tasks, ``x`` and ``y`` of shape ``[tasks, points, 1]``.
 
+    >>> data = SinusoidDataModule(shots=5, query_shots=20, tasks_per_batch=4)
+    >>> next(iter(data.train_dataloader())).query_x.shape
+    torch.Size([4, 20, 1])
+
     Args:
         shots: Support points per task.
         query_shots: Query points per training task; None: as many as ``shots``.
         eval_query_shots: Query points per validation and test task; None: as in training.
         noise_std: The standard deviation of Gaussian noise on y, in units of y.
         tasks_per_batch: Tasks in a meta-batch, per process.
-        train_tasks: Tasks in a training epoch.
-        val_tasks: Validation tasks.
-        test_tasks: Test and prediction tasks.
-        seed: Which tasks.
-        num_workers: Processes that make episodes.
-        pin_memory: Whether to pin host memory.
+        train_tasks: Tasks in a training epoch, over all processes.
+        **options: As in `TaskDataModule`.
 
     Raises:
         ValueError: If an argument is out of its range.
+        TypeError: If an argument's name is not known.
     """
+
+    keeps_arguments = True
 
     def __init__(
         self,
@@ -84,18 +89,13 @@ class SinusoidDataModule(TaskDataModule):
         noise_std: float = 0.0,
         tasks_per_batch: int = 25,
         train_tasks: int = 25_000,
-        val_tasks: int = 600,
-        test_tasks: int = 600,
-        seed: int = 0,
-        num_workers: int = 0,
-        pin_memory: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(tasks_per_batch, train_tasks, val_tasks, test_tasks, seed, num_workers, pin_memory)
+        super().__init__(tasks_per_batch, train_tasks, **options)
         arguments.check_count("shots", shots)
         arguments.check_optional_count("query_shots", query_shots)
         arguments.check_optional_count("eval_query_shots", eval_query_shots)
         arguments.check_nonnegative("noise_std", noise_std)
-        self.save_hyperparameters()
         self.shots = shots
         self.query_shots = shots if query_shots is None else query_shots
         self.eval_query_shots = self.query_shots if eval_query_shots is None else eval_query_shots

@@ -13,7 +13,7 @@ import uuid
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +32,7 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 _URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
-# Archive: (address, MD5 as published). Only what is downloaded is compared: mirrors zip the same images anew.
+# The address and the published MD5, which only downloads are compared with: mirrors zip the same images differently.
 _ARCHIVES = {
     "images_background": (f"{_URL}images_background.zip", "68d2efa1b9178cc56df9314c21c6e718"),
     "images_evaluation": (f"{_URL}images_evaluation.zip", "6b91aef0f799c5bb55b94e3f2daec811"),
@@ -41,7 +41,7 @@ _CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 _DRAWINGS = 20
 _ORIGINAL_SIZE = (105, 105)
 _SIZE = 28
-_LARGEST_FILE = 1 << 16  # bytes; a drawing has some 200, and 44,100 without compression and with four channels
+_LARGEST_FILE = 1 << 16  # bytes; a drawing has about 200, and 44,100 without compression and with four channels
 _TIMEOUT_SECONDS = 60.0
 _CACHE_NAME = "omniglot_28x28.cache"
 _CACHE_FORMAT = "omniglot 28x28 uint8, version 1"  # change it with anything that changes the cached bytes
@@ -64,7 +64,7 @@ def load_omniglot(root: str | Path, cache_dir: str | Path | None = None, downloa
 
     For each of the two parts the archive is read where there is one, else the extracted folder. Several
     processes may call this at once. Nothing is written outside ``root`` and ``cache_dir``. A cache that is
-    damaged, or made from other files, is replaced; one that cannot be written is done without, with a warning.
+    damaged, or made from other files, is replaced; one that cannot be written is left out, with a warning.
     A drawing overwritten in place inside an extracted folder goes unnoticed: delete the cache after such edits.
 
     Args:
@@ -82,14 +82,15 @@ def load_omniglot(root: str | Path, cache_dir: str | Path | None = None, downloa
         OSError: If a download fails.
     """
     root = Path(root)
-    _check_root(root, download)
+    if root.exists() and not root.is_dir():
+        raise NotADirectoryError(f"root='{root}' is a file: name the folder that holds the archives")
+    if not root.exists() and not download:
+        raise FileNotFoundError(f"root='{root}' does not exist: name the folder of the archives, or pass download=True")
     cache = (root if cache_dir is None else Path(cache_dir)) / _CACHE_NAME
     for target in (cache, *(root / f"{part}.zip" for part in _ARCHIVES)):
         _remove_leftovers(target)
-    if download:
-        _download_missing(root)
-    sources = [_source(root, part) for part in _CHARACTERS]
-    # Taken before decoding: if the files change meanwhile, the cache will not match them and be made again.
+    sources = [_source(root, part, download) for part in _CHARACTERS]
+    # Taken before decoding: if the files change meanwhile, the cache does not match them and is made again.
     fingerprint = "\n".join(_fingerprint(source) for source in sources)
     cached = _read_cache(cache, fingerprint)
     if cached is not None:
@@ -100,134 +101,105 @@ def load_omniglot(root: str | Path, cache_dir: str | Path | None = None, downloa
     except OSError as error:
         # Attributed to this line and the same each time, so that Python shows it once however many places call.
         warnings.warn(
-            f"the decoded images could not be kept in '{cache.parent}' ({error.strerror or error}) and are decoded "
-            "anew by every process: pass cache_dir, naming a writable folder",
+            f"the decoded images could not be kept in '{cache.parent}' ({error.strerror or error}), and every process "
+            "decodes them again: pass cache_dir, naming a writable folder",
             stacklevel=1,
         )
     return decoded
 
 
-def _check_root(root: Path, download: bool) -> None:
-    if root.exists() and not root.is_dir():
-        raise NotADirectoryError(f"root='{root}' is a file: name the folder that holds the archives")
-    if not root.exists() and not download:
-        raise FileNotFoundError(f"root='{root}' does not exist: name the folder of the archives, or pass download=True")
-
-
-def _download_missing(root: Path) -> None:
-    for part, (url, md5) in _ARCHIVES.items():
-        if _find_source(root, part) is not None:
-            continue
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            _download(url, md5, root / f"{part}.zip")
-        except (OSError, http.client.HTTPException) as error:
-            raise OSError(
-                f"download=True: {url} could not be downloaded to root='{root}' ({error}): "
-                f"try again, or put {part}.zip there yourself"
-            ) from error
+def _source(root: Path, part: str, download: bool) -> Path:
+    """Return the archive of a part where there is one, else its folder, else the downloaded archive."""
+    archive, folder = root / f"{part}.zip", root / part
+    if folder.is_dir() and not archive.is_file():
+        return folder
+    if not archive.is_file():
+        if not download:
+            raise FileNotFoundError(
+                f"root='{root}' holds neither {archive.name} nor the folder {part}: name another folder, or pass "
+                "download=True"
+            )
+        _download(*_ARCHIVES[part], archive)
+    return archive
 
 
 def _download(url: str, md5: str, target: Path) -> None:
     digest = hashlib.md5(usedforsecurity=False)
-    with _replacing(target) as file:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
+    cure = f"try again, or put {target.name} into '{target.parent}' yourself"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(target) as file, urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
             while block := response.read(1 << 20):
                 digest.update(block)
                 file.write(block)
-        if digest.hexdigest() != md5:
-            raise ValueError(
-                f"download=True: {url} has the MD5 {digest.hexdigest()} instead of {md5} and was not kept: "
-                f"try again, or put {target.name} into '{target.parent}' yourself"
-            )
-
-
-def _find_source(root: Path, part: str) -> Path | None:
-    archive, folder = root / f"{part}.zip", root / part
-    if archive.is_file():
-        return archive
-    return folder if folder.is_dir() else None
-
-
-def _source(root: Path, part: str) -> Path:
-    source = _find_source(root, part)
-    if source is None:
-        raise FileNotFoundError(
-            f"root='{root}' holds neither {part}.zip nor the folder {part}: name another folder, or pass download=True"
-        )
-    return source
+            if digest.hexdigest() != md5:
+                raise ValueError(
+                    f"download=True: {url} has the MD5 {digest.hexdigest()} instead of {md5} and was not kept: {cure}"
+                )
+    except (OSError, http.client.HTTPException) as error:
+        message = f"download=True: {url} could not be downloaded to root='{target.parent}' ({error}): {cure}"
+        raise OSError(message) from error
 
 
 def _fingerprint(source: Path) -> str:
     if source.is_file():
-        stat = source.stat()
-        return f"{source.name} {stat.st_size} {stat.st_mtime_ns}"
-    # Folders change when a drawing in them comes or goes; asking every drawing would take as long as decoding
-    # on a network file system.
+        status = source.stat()
+        return f"{source.name} {status.st_size} {status.st_mtime_ns}"
+    # A folder's time changes when a drawing is added or removed. To read the time of every drawing would take as long
+    # as decoding on a network file system.
     folders = sorted(path for path in source.glob("*/*") if path.is_dir())
     return "\n".join(f"{source.name}/{p.parent.name}/{p.name} {p.stat().st_mtime_ns}" for p in folders)
 
 
 def _decode_all(sources: list[Path]) -> OmniglotImages:
-    characters: dict[str, NDArray[np.uint8]] = {}
-    for source in sources:
-        characters |= _decode_part(source)
-    names = tuple(sorted(characters))
-    return OmniglotImages(torch.from_numpy(np.stack([characters[name] for name in names])), names)
-
-
-def _decode_part(source: Path) -> dict[str, NDArray[np.uint8]]:
-    """Return ``[drawings, 28, 28]`` for each character."""
-    files = _read_archive(source) if source.is_file() else _read_folder(source)
     drawings: dict[str, list[NDArray[np.uint8]]] = {}
-    for name, content in files:  # one at a time: what is no drawing takes no more than its own memory
-        drawings.setdefault(_character(name), []).append(_decode(source, name, content))
-    return {character: np.stack(images) for character, images in drawings.items()}
+    for source in sources:
+        for name, content in _read_drawings(source):
+            drawings.setdefault(_character(name), []).append(_decode(source, name, content))
+    names = tuple(sorted(drawings))
+    return OmniglotImages(torch.from_numpy(np.array([drawings[name] for name in names])), names)
 
 
-def _read_archive(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield each ``part/alphabet/character/drawing.png``, sorted, and its content."""
-    content = io.BytesIO(source.read_bytes())
-    try:
-        # Read in memory, never extracted: an entry's name cannot reach a file.
-        archive = zipfile.ZipFile(content)
-        names = {name for name in archive.namelist() if _is_drawing(source.stem, name)}
-    except Exception as error:  # zipfile has many kinds for damage; in memory, nothing else can be at fault
-        raise ValueError(f"'{source}' is no intact zip archive ({error}): {_cure(source)}") from error
+def _read_drawings(source: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield each ``part/alphabet/character/drawing.png``, sorted, and its content; one at a time, to bound memory."""
+    found, read = _open_archive(source) if source.is_file() else _open_folder(source)
+    names = sorted({name for name in found if _is_drawing(source.stem, name)})
     _check_complete(source, names)
-    for name in sorted(names):
-        try:
-            with archive.open(name) as file:
-                drawing = file.read(_LARGEST_FILE + 1)  # whatever size the archive claims
-        except Exception as error:
-            raise ValueError(f"'{source}' is no intact zip archive ({error}): {_cure(source)}") from error
-        _check_size(source, name, len(drawing))
-        yield name, drawing
+    for name in names:
+        content = read(name)
+        if len(content) > _LARGEST_FILE:
+            raise ValueError(
+                f"{name} in '{source}' has more than {_LARGEST_FILE} bytes, and no drawing of Omniglot has: "
+                f"{_cure(source)}"
+            )
+        yield name, content
 
 
-def _read_folder(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield each ``part/alphabet/character/drawing.png``, sorted, and its content."""
-    paths = {path.relative_to(source.parent).as_posix(): path for path in source.glob("*/*/*.png")}
-    paths = {name: path for name, path in paths.items() if _is_drawing(source.name, name)}
-    _check_complete(source, paths)
-    for name, path in sorted(paths.items()):
-        try:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+def _open_archive(source: Path) -> tuple[list[str], Callable[[str], bytes]]:
+    """Return the names in a zip archive, and a function that reads one; in memory, so that no name reaches a file."""
+    content, problem = io.BytesIO(source.read_bytes()), f"'{source}' is no intact zip archive"
+    with _explained(problem, source):
+        archive = zipfile.ZipFile(content)
+
+    def read(name: str) -> bytes:
+        with _explained(problem, source), archive.open(name) as file:
+            return file.read(_LARGEST_FILE + 1)  # whatever size the archive claims
+
+    return archive.namelist(), read
+
+
+def _open_folder(source: Path) -> tuple[list[str], Callable[[str], bytes]]:
+    """Return the names in an extracted folder, and a function that reads one."""
+
+    def read(name: str) -> bytes:
+        path = source.parent / name
+        with _explained(f"{name} in '{source}' cannot be read", source):
+            if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for a writer
                 raise OSError("not a file")
-            _check_size(source, name, status.st_size)
-            drawing = path.read_bytes()
-        except OSError as error:
-            reason = error.strerror or error
-            raise ValueError(f"{name} in '{source}' cannot be read ({reason}): {_cure(source)}") from error
-        yield name, drawing
+            with path.open("rb") as file:
+                return file.read(_LARGEST_FILE + 1)
 
-
-def _check_size(source: Path, name: str, size: int) -> None:
-    if size > _LARGEST_FILE:
-        raise ValueError(
-            f"{name} in '{source}' has more than {_LARGEST_FILE} bytes, and no drawing of Omniglot has: {_cure(source)}"
-        )
+    return [path.relative_to(source.parent).as_posix() for path in source.glob("*/*/*.png")], read
 
 
 def _character(name: str) -> str:
@@ -240,22 +212,8 @@ def _is_drawing(part: str, name: str) -> bool:
     return len(parts) == 4 and parts[0] == part and name.endswith(".png") and not parts[3].startswith(".")
 
 
-def _decode(source: Path, name: str, content: bytes) -> NDArray[np.uint8]:
-    try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            size = image.size
-            gray = image.convert("L") if size == _ORIGINAL_SIZE else None
-    except Exception as error:  # Pillow has many kinds for damage; in memory, nothing else can be at fault
-        raise ValueError(f"{name} in '{source}' is no readable PNG ({error}): {_cure(source)}") from error
-    if gray is None:
-        raise ValueError(
-            f"{name} in '{source}' has {size} pixels instead of Omniglot's {_ORIGINAL_SIZE}: {_cure(source)}"
-        )
-    return 255 - np.asarray(gray.resize((_SIZE, _SIZE), Image.Resampling.LANCZOS), dtype=np.uint8)
-
-
-def _check_complete(source: Path, names: Iterable[str]) -> None:
-    drawings = Counter(map(_character, sorted(names)))
+def _check_complete(source: Path, names: Collection[str]) -> None:
+    drawings = Counter(map(_character, names))
     wrong = [character for character, count in drawings.items() if count != _DRAWINGS]
     if wrong:
         raise ValueError(
@@ -265,6 +223,29 @@ def _check_complete(source: Path, names: Iterable[str]) -> None:
     expected = _CHARACTERS[source.stem]
     if len(drawings) != expected:
         raise ValueError(f"'{source}' has {len(drawings)} characters instead of {expected}: {_cure(source)}")
+
+
+def _decode(source: Path, name: str, content: bytes) -> NDArray[np.uint8]:
+    with (
+        _explained(f"{name} in '{source}' is no readable PNG", source),
+        Image.open(io.BytesIO(content), formats=["PNG"]) as image,
+    ):
+        size = image.size
+        gray = image.convert("L") if size == _ORIGINAL_SIZE else None  # nothing larger is decoded
+    if gray is None:
+        raise ValueError(
+            f"{name} in '{source}' has {size} pixels instead of Omniglot's {_ORIGINAL_SIZE}: {_cure(source)}"
+        )
+    return 255 - np.asarray(gray.resize((_SIZE, _SIZE), Image.Resampling.LANCZOS), dtype=np.uint8)
+
+
+@contextmanager
+def _explained(problem: str, source: Path) -> Iterator[None]:
+    """Raise a ValueError with the cure for any exception: zipfile and Pillow raise many kinds for damaged files."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{problem} ({getattr(error, 'strerror', None) or error}): {_cure(source)}") from error
 
 
 def _cure(source: Path) -> str:
@@ -297,7 +278,7 @@ def _write_cache(path: Path, decoded: OmniglotImages, fingerprint: str) -> None:
 
 
 def _seal(fingerprint: str, content: bytes | bytearray) -> bytes:
-    """Return a digest of the content, the format and what it was made from: one comparison checks all three."""
+    """Return a digest of the content, the format and the sources' fingerprint: one comparison checks all three."""
     digest = hashlib.blake2b(f"{_CACHE_FORMAT}\n{fingerprint}\n".encode())
     digest.update(content)
     return digest.hexdigest().encode()
@@ -318,25 +299,21 @@ def _replacing(target: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _in_use(partial: Path) -> Iterator[None]:
-    """Create a file and lock it, so that `_remove_leftovers` knows it from one whose process was killed."""
+    """Create a file and lock it, by which `_remove_leftovers` tells it from one whose process was killed."""
     while True:
-        handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-        if fcntl is None:
-            os.close(handle)
-            yield
-            return
-        try:
-            with suppress(OSError):  # a file system without locks; then leftovers stay
-                fcntl.flock(handle, fcntl.LOCK_EX)
+        with partial.open("xb") as lock:
+            if fcntl is None:
+                lock.close()  # Windows does not replace open files
+            else:
+                with suppress(OSError):  # a file system without locks; there leftovers stay
+                    fcntl.flock(lock, fcntl.LOCK_EX)
             if partial.exists():  # else another process took it for a leftover before it was locked
                 yield
                 return
-        finally:
-            os.close(handle)
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove what processes left beside ``target`` that were killed while they wrote it."""
+    """Remove the partial files beside ``target`` of processes that were killed while they wrote it."""
     if fcntl is None:
         return
     with suppress(OSError):

@@ -72,5 +72,5 @@ def test_real_data_module(tmp_path):
     assert len(data.episodes("train")._sizes) == 4400
     assert len(data.episodes("test")._sizes) == 423
     assert 0.05 < float(batch.support_x.mean()) < 0.15
-    drawings = data.episodes("train").fetch.inputs
+    drawings = data.episodes("train").dataset.tensors[0]
     assert torch.equal(drawings[1100 * 20], torch.rot90(drawings[0], 1, (1, 2)))
