@@ -32,7 +32,7 @@ class BayesianLearner(GradientLearner):
         **options: As in `GradientLearner` and `TaskLearner`.
 
     Raises:
-        ValueError: If the loss stands for no likelihood.
+        ValueError: If the loss is no negative log-likelihood.
     """
 
     def __init__(

@@ -67,7 +67,7 @@ class ABML(BayesianLearner):
         **options: As in `BayesianLearner`, `GradientLearner` and `TaskLearner`.
 
     Raises:
-        ValueError: If an argument is out of its range, or the loss stands for no likelihood.
+        ValueError: If an argument is out of its range, or the loss is no negative log-likelihood.
         TypeError: If an argument's name is not known, or the model has layers that cannot run per task.
     """
 
