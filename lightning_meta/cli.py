@@ -11,41 +11,41 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 import lightning_meta.algorithms
-import lightning_meta.models  # noqa: F401 (imported so that short names resolve)
+import lightning_meta.models  # noqa: F401 (imported so that class names without a module path resolve)
 from lightning_meta.data import TaskDataModule
 from lightning_meta.learners.task_learner import TaskLearner
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the configuration beside the logs; for Weights & Biases into the run, which has no folder of its own."""
+    """Saves the configuration beside the logs; with Weights & Biases, logs it to the run, which has no folder."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._to_folder = self.save_to_log_dir
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Choose where this run's configuration goes."""
+        """Choose between a file and the run."""
         self.save_to_log_dir = self._to_folder and not isinstance(trainer.logger, WandbLogger)
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Log the configuration where it is not saved as a file."""
+        """Log the configuration to a run of Weights & Biases."""
         if isinstance(trainer.logger, WandbLogger):
             trainer.logger.log_hyperparams({"config": self.parser.dump(self.config, skip_none=False)})
 
 
 class MetaLearningCLI(LightningCLI):
-    """Lightning's command line, in which flags count also beside a checkpoint, and which keeps predictions."""
+    """Lightning's command line, with saved predictions, and with flags that a checkpoint does not override."""
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the arguments as given: Lightning would let the checkpoint's override the user's, silently."""
+        """Keep the arguments as given; Lightning would replace them by the checkpoint's without a message."""
 
     def after_predict(self) -> None:
-        """Save the outputs, a tensor ``[tasks, query, ...]`` per batch."""
+        """Save the outputs as ``predictions.pt``, a list with a tensor ``[tasks, query, ...]`` for each batch."""
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        several = f"_rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
-        path = folder / f"predictions{several}.pt"
+        rank = f"_rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+        path = folder / f"predictions{rank}.pt"
         torch.save(self.trainer.predict_loop.predictions, path)
         rank_zero_info(f"The outputs are saved in {path}")
 
@@ -54,7 +54,7 @@ def main(args: ArgsType = None) -> LightningCLI:
     """Run the command line.
 
     Args:
-        args: Arguments as a list of strings, or a configuration as a dictionary; None: the process's own.
+        args: Arguments as a list of strings, or a configuration as a dictionary; None: those of the process.
 
     Returns:
         The finished command line, with ``trainer``, ``model`` and ``datamodule``.
@@ -74,5 +74,5 @@ def main(args: ArgsType = None) -> LightningCLI:
 
 
 def command() -> None:
-    """The entry point of ``lightning-meta``, whose return value would become the exit status."""
+    """Run ``lightning-meta``; without a return value, which would become the exit status."""
     main()

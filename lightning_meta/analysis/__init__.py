@@ -1,4 +1,4 @@
-"""Advice on hyper-parameters."""
+"""Choice of hyper-parameters."""
 
 from lightning_meta.analysis.inner_rates import inner_rate_losses
 

@@ -1,4 +1,4 @@
-"""Searching for an inner learning rate; the outer one is Lightning's ``Tuner.lr_find(..., update_attr=False)``."""
+"""Search for an inner learning rate; Lightning's ``Tuner.lr_find(..., update_attr=False)`` finds an outer one."""
 
 from __future__ import annotations
 
@@ -20,18 +20,25 @@ def inner_rate_losses(learner: TaskLearner, batch: Episode, rates: Sequence[floa
     Call it with validation tasks, before training or after, and take the rate with the lowest loss.
 
     Args:
-        learner: The learner; it keeps its own rate.
+        learner: The learner, whose own rate stays as it is.
         batch: Tasks to adapt to.
         rates: Inner rates to try.
 
     Raises:
         ValueError: If a rate is not positive, or the learner's rates are learned.
+
+    Example:
+        >>> from lightning_meta import MAML, MLP, SinusoidDataModule
+        >>> batch = next(iter(SinusoidDataModule().val_dataloader()))
+        >>> inner_rate_losses(MAML(MLP(), torch.nn.MSELoss()), batch, [0.001, 0.01, 0.1]).shape
+        torch.Size([3])
     """
     for rate in rates:
         arguments.check_rate("rates", rate)
-    holders: list[Any] = [learner, *(module for module in learner.modules() if isinstance(module, InnerRates))]
-    if any(True for holder in holders[1:] for _ in holder.parameters()):
+    modules = [module for module in learner.modules() if isinstance(module, InnerRates)]
+    if any(list(module.parameters()) for module in modules):
         raise ValueError("the learner's inner rates are learned: there is none to search for")
+    holders: list[Any] = [learner, *modules]
     own = learner.inner_lr
     losses = []
     try:

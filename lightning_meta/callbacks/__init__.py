@@ -1,4 +1,4 @@
-"""Pictures of a test run."""
+"""Callbacks that draw pictures of a test."""
 
 from lightning_meta.callbacks.posterior_bands import PosteriorBands, draw_band
 from lightning_meta.callbacks.reliability_diagram import ReliabilityDiagram

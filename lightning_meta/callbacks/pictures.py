@@ -1,4 +1,4 @@
-"""Where pictures go."""
+"""Saving of pictures."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def save_picture(trainer: L.Trainer, figure: Figure, name: str) -> Path:
-    """Save a figure as ``name.png`` beside the run's logs, and in the run itself with Weights & Biases."""
+def save_picture(trainer: L.Trainer, figure: Figure, name: str) -> None:
+    """Save a figure as ``name.png`` beside the run's logs; with Weights & Biases, log it to the run too."""
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
@@ -22,5 +22,4 @@ def save_picture(trainer: L.Trainer, figure: Figure, name: str) -> Path:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(f"test/{name}", [str(path)])
-    rank_zero_info(f"{name} drawn in {path}")
-    return path
+    rank_zero_info(f"{name} is saved in {path}")

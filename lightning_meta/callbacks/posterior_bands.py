@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class PosteriorBands(L.Callback):
     """After a test, draws some test tasks: the predictive mean, its 90 % interval, and the epistemic part of it.
 
-    For tasks with one input and one output number; point learners get no band.
+    For tasks with scalar inputs and outputs; learners without a posterior get no epistemic band.
 
     Args:
         num_tasks: How many tasks to draw.
@@ -37,7 +37,7 @@ class PosteriorBands(L.Callback):
         """Draw and save ``posterior_bands.png``."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(pl_module, TaskLearner) or not isinstance(data, TaskDataModule):
-            raise TypeError("PosteriorBands draws the tasks of a data module of episodes: trainer.test(learner, data)")
+            raise TypeError("PosteriorBands draws the tasks of a TaskDataModule: call trainer.test(learner, data)")
         if not trainer.is_global_zero:
             return
         from matplotlib.figure import Figure
@@ -48,19 +48,18 @@ class PosteriorBands(L.Callback):
                 f"PosteriorBands draws one input against one output, not {tuple(batch.support_x.shape[2:])} against "
                 f"{tuple(batch.support_y.shape[2:])}"
             )
-        figure = Figure(figsize=(11, 3.5 * ((self.num_tasks + 1) // 2)), layout="constrained")
-        axes = figure.subplots((self.num_tasks + 1) // 2, 2, squeeze=False).flat
-        device = pl_module.device
+        rows, device = (self.num_tasks + 1) // 2, pl_module.device
+        figure = Figure(figsize=(11, 3.5 * rows), layout="constrained")
+        axes = figure.subplots(rows, 2, squeeze=False).flat
         for task, axis in zip(range(self.num_tasks), axes, strict=False):
             one = batch.select(task)
-            everything = torch.cat([one.support_x, one.query_x])
-            grid = torch.linspace(float(everything.min()), float(everything.max()), 200)[:, None]
+            inputs = torch.cat([one.support_x, one.query_x])
+            grid = torch.linspace(float(inputs.min()), float(inputs.max()), 200)[:, None]  # [points, 1]
             adapted = pl_module.adapt(one.support_x.to(device), one.support_y.to(device))
             draw_band(axis, adapted, grid.to(device))
             axis.plot(one.query_x.numpy(), one.query_y.numpy(), ".", color="gray", markersize=3, label="query points")
-            axis.plot(
-                one.support_x.numpy(), one.support_y.numpy(), "v", color="crimson", markersize=8, label="support points"
-            )
+            support = one.support_x.numpy(), one.support_y.numpy()
+            axis.plot(*support, "v", color="crimson", markersize=8, label="support points")
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
         save_picture(trainer, figure, "posterior_bands")
 

@@ -17,8 +17,8 @@ from lightning_meta.metrics.uncertainty import CALIBRATION_BINS
 class ReliabilityDiagram(L.Callback):
     """After a test, draws accuracy against confidence in 15 bins over the queries of all tasks.
 
-    The picture also gives the expected calibration error over all queries, which the mean of the tasks' own errors,
-    ``test/ece``, exceeds: a task has too few queries to fill the bins.
+    The title gives the expected calibration error over all queries. It is lower than ``test/ece``, the mean of the
+    tasks' own errors, because a task has too few queries to fill the bins.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class ReliabilityDiagram(L.Callback):
         self._correct: list[Tensor] = []
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget earlier tests."""
+        """Remove the queries of earlier tests."""
         self._confidence, self._correct = [], []
 
     def on_test_batch_end(
@@ -38,16 +38,16 @@ class ReliabilityDiagram(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Note how sure and how right the adapted models were."""
+        """Keep each query's confidence, and whether its predicted class is right."""
         logits = outputs["outputs"][:, -1]
         if logits.ndim != 3 or batch.query_y.is_floating_point():
             raise ValueError(
-                f"ReliabilityDiagram: need scores [tasks, query, classes], not outputs of shape {tuple(logits.shape)}"
+                f"ReliabilityDiagram needs scores [tasks, query, classes], not outputs of shape {tuple(logits.shape)}"
             )
-        confidence, guess = logits.softmax(2).max(2)
-        counts = torch.ones_like(guess, dtype=torch.bool) if batch.query_mask is None else batch.query_mask
+        confidence, predicted = logits.softmax(2).max(2)  # [tasks, query]
+        counts = torch.ones_like(predicted, dtype=torch.bool) if batch.query_mask is None else batch.query_mask
         self._confidence.append(confidence[counts].cpu())
-        self._correct.append((guess == batch.query_y)[counts].cpu())
+        self._correct.append((predicted == batch.query_y)[counts].cpu())
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw and save ``reliability_diagram.png``; on several devices, from the first one's tasks."""
@@ -64,17 +64,11 @@ class ReliabilityDiagram(L.Callback):
         figure = Figure(figsize=(5, 6), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         top.plot([0, 1], [0, 1], color="gray", linestyle=":", label="calibrated")
-        top.bar(
-            centers,
-            accuracy.nan_to_num(0).numpy(),
-            0.9 / CALIBRATION_BINS,
-            color="tab:blue",
-            label="accuracy in the bin",
-        )
-        top.set(
-            ylabel="accuracy", ylim=(0, 1), title=f"calibration error {100 * error:.2f} % over {len(correct)} queries"
-        )
+        width, heights = 0.9 / CALIBRATION_BINS, accuracy.nan_to_num(0).numpy()
+        top.bar(centers, heights, width, color="tab:blue", label="accuracy in the bin")
+        title = f"calibration error {100 * error:.2f} % over {len(correct)} queries"
+        top.set(ylabel="accuracy", ylim=(0, 1), title=title)
         top.legend(loc="upper left")
-        bottom.bar(centers, (counts / len(correct)).numpy(), 0.9 / CALIBRATION_BINS, color="tab:gray")
+        bottom.bar(centers, (counts / len(correct)).numpy(), width, color="tab:gray")
         bottom.set(xlabel="confidence", ylabel="share of queries", xlim=(0, 1))
         save_picture(trainer, figure, "reliability_diagram")

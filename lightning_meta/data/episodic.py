@@ -91,16 +91,18 @@ class EpisodicDataModule(NWayDataModule):
     ``targets``, ``labels`` or, for a `TensorDataset`, its second tensor; failing these, from all items once. Inputs
     of a `TensorDataset` are fetched a batch at a time, others item by item.
 
-    >>> examples = torch.utils.data.TensorDataset(torch.randn(60, 8), torch.arange(60) % 6)
-    >>> data = EpisodicDataModule(train=examples, ways=3, shots=2, query_shots=4)
-    >>> data.episodes("train")[0].query_x.shape  # one task
-    torch.Size([12, 8])
-
     Args:
         train: Labelled examples of the training classes.
         val: Of the validation classes; None: no validation.
         test: Of the test classes; None: no test.
         **options: As in `NWayDataModule` and `TaskDataModule`.
+
+    Example:
+        >>> import torch
+        >>> examples = torch.utils.data.TensorDataset(torch.randn(60, 8), torch.arange(60) % 6)
+        >>> data = EpisodicDataModule(train=examples, ways=3, shots=2, query_shots=4)
+        >>> data.episodes("train")[0].query_x.shape  # one task
+        torch.Size([12, 8])
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class ClassEpisodes(EpisodeDataset):
         split: The split, which with ``seed`` and the index determines a task.
         num_tasks: Tasks in an epoch.
         seed: Determines the tasks.
-        ood_ways: Further classes, which give each task's ``ood_x``: ``query_shots`` examples of each.
+        ood_ways: Classes of each task's out-of-distribution examples ``ood_x``, ``query_shots`` of each class.
 
     Raises:
         ValueError: If there are fewer classes than a task needs, or a class has too few examples.

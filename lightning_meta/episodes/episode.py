@@ -1,4 +1,4 @@
-"""The one data structure: an episode, or a batch of them."""
+"""Episodes: a task's support and query sets, or those of a batch of tasks."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Episode(NamedTuple):
     Attributes:
         support_x: Inputs to adapt on, ``[tasks, support, ...]``.
         support_y: Their targets, ``[tasks, support, ...]``.
-        query_x: Inputs to judge the adaptation on, ``[tasks, query, ...]``.
+        query_x: Inputs on which the adapted model is evaluated, ``[tasks, query, ...]``.
         query_y: Their targets, ``[tasks, query, ...]``.
         support_mask: ``[tasks, support]``, True where an example counts; None where all do.
         query_mask: ``[tasks, query]``, True where an example counts; None where all do.
-        ood_x: Inputs of classes that are not in the task, ``[tasks, ood, ...]``, for evaluating how well
-            uncertainty tells them from the queries; None where there are none.
+        ood_x: Out-of-distribution inputs, of classes that are not in the task, ``[tasks, ood, ...]``, for evaluating
+            how well uncertainty tells them from the queries; None where there are none.
     """
 
     support_x: Any
@@ -48,7 +48,7 @@ class Episode(NamedTuple):
 
     @property
     def num_tasks(self) -> int:
-        """The size of the leading task dimension of a batch."""
+        """The size of a batch's task dimension."""
         return leaves_of(self.support_x)[0].shape[0]
 
     @property
@@ -69,18 +69,25 @@ def collate_episodes(episodes: Sequence[Episode] | Episode) -> Episode:
 
     Returns:
         A batch ``[tasks, ...]``; with masks only if the tasks differ in size or one of them has a mask.
+
+    Example:
+        >>> query = torch.zeros(4, 2), torch.zeros(4)
+        >>> tasks = [Episode(torch.zeros(shots, 2), torch.zeros(shots), *query) for shots in (1, 3)]
+        >>> collate_episodes(tasks).support_mask
+        tensor([[ True, False, False],
+                [ True,  True,  True]])
     """
     if isinstance(episodes, Episode):
         return episodes
-    support_x, support_y, support_mask = _stack_set([(e.support_x, e.support_y, e.support_mask) for e in episodes])
-    query_x, query_y, query_mask = _stack_set([(e.query_x, e.query_y, e.query_mask) for e in episodes])
+    support_x, support_y, support_mask = _stack_set([e.support for e in episodes])
+    query_x, query_y, query_mask = _stack_set([Support(e.query_x, e.query_y, e.query_mask) for e in episodes])
     ood = [e.ood_x for e in episodes]
     ood_x = None if ood[0] is None else tree_map(lambda *leaves: torch.stack(leaves), *ood)
     return Episode(support_x, support_y, query_x, query_y, support_mask, query_mask, ood_x)
 
 
 def joined_sets(task: Episode) -> Support:
-    """One task's support and query sets as one set, ``[support + query, ...]``."""
+    """Return one task's support and query sets as one set, ``[support + query, ...]``."""
     support, query = (task.support_x, task.support_y), (task.query_x, task.query_y)
     x, y = tree_map(lambda *leaves: torch.cat(leaves), support, query)
     if task.support_mask is None and task.query_mask is None:
@@ -89,28 +96,26 @@ def joined_sets(task: Episode) -> Support:
     return Support(x, y, torch.cat(masks))
 
 
+def pad(leaf: Tensor, size: int, dim: int = 0) -> Tensor:
+    """Append zeros until the dimension has this size."""
+    missing = size - leaf.shape[dim]
+    if missing == 0:
+        return leaf
+    return torch.cat([leaf, leaf.new_zeros(*leaf.shape[:dim], missing, *leaf.shape[dim + 1 :])], dim=dim)
+
+
 def _full_mask(x: Any, mask: Tensor | None) -> Tensor:
     leaf = tree_leaves(x)[0]
     return torch.ones(leaf.shape[0], dtype=torch.bool, device=leaf.device) if mask is None else mask
 
 
-def _stack_set(sets: list[tuple[Any, Any, Tensor | None]]) -> tuple[Any, Any, Tensor | None]:
-    sizes = [tree_leaves(x)[0].shape[0] for x, _, _ in sets]
+def _stack_set(sets: list[Support]) -> Support:
+    sizes = [tree_leaves(each.x)[0].shape[0] for each in sets]
     longest = max(sizes)
     mask = None
-    if min(sizes) < longest or any(own is not None for _, _, own in sets):
+    if min(sizes) < longest or any(each.mask is not None for each in sets):
         mask = torch.zeros(len(sets), longest, dtype=torch.bool)
-        for row, size, (_, _, own) in zip(mask, sizes, sets, strict=True):
-            row[:size] = True if own is None else own
-
-    def stack(*leaves: Tensor) -> Tensor:
-        return torch.stack([_pad(leaf, longest) for leaf in leaves])
-
-    x = tree_map(stack, sets[0][0], *[x for x, _, _ in sets[1:]])
-    y = tree_map(stack, sets[0][1], *[y for _, y, _ in sets[1:]])
-    return x, y, mask
-
-
-def _pad(leaf: Tensor, length: int) -> Tensor:
-    padding = leaf.new_zeros(length - leaf.shape[0], *leaf.shape[1:])
-    return torch.cat([leaf, padding])
+        for row, size, each in zip(mask, sizes, sets, strict=True):
+            row[:size] = True if each.mask is None else each.mask
+    x, y = tree_map(lambda *leaves: torch.stack([pad(leaf, longest) for leaf in leaves]), *[each[:2] for each in sets])
+    return Support(x, y, mask)

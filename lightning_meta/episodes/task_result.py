@@ -1,4 +1,4 @@
-"""What goes into and comes out of a per-task function."""
+"""The report of a per-task function."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_meta.episodes.episode import pad
 from lightning_meta.episodes.trees import map_leaves
 
 MetaParameters = Mapping[str, Tensor]
 
 
 class TaskResult(NamedTuple):
-    """What one task reports; with a leading task dimension, what a batch does.
+    """The report of one task; with a leading task dimension, of a batch.
 
     Attributes:
         loss: The loss, a scalar.
@@ -22,10 +23,10 @@ class TaskResult(NamedTuple):
             ``[recorded, query, ...]``; the last is the adapted model's.
         support_losses: The support loss before each inner step, ``[steps]``.
         samples: In evaluation, the predictive distribution after the last step: the fields of `Samples` by name.
-        novelty: In evaluation of tasks with ``ood_x``, kinds of uncertainty about the queries,
-            ``[query]``, and about the examples of other classes, ``[ood]``, seen together.
-        diagnostics: Scalars that tell how the algorithm fared, by name; training logs their means.
-        carried: A pytree of what the algorithm keeps for the next batch; see `TaskLearner.after_batch`.
+        novelty: In evaluation of tasks with ``ood_x``, for each kind of uncertainty its values on the queries,
+            ``[query]``, and on the out-of-distribution examples, ``[ood]``, computed in one set.
+        diagnostics: Scalars about the algorithm's progress, by name; training logs their means.
+        carried: A pytree that the algorithm keeps for the next batch; see `TaskLearner.after_batch`.
     """
 
     loss: Tensor
@@ -38,7 +39,7 @@ class TaskResult(NamedTuple):
 
 
 def merge_results(pieces: list[tuple[Tensor | None, TaskResult]], query: int) -> TaskResult:
-    """Put the pieces of a batch together, in the order of its tasks.
+    """Concatenate the reports of a batch's pieces, in the order of its tasks.
 
     Args:
         pieces: Task indices and the tasks' reports; None: the pieces are in order.
@@ -47,26 +48,17 @@ def merge_results(pieces: list[tuple[Tensor | None, TaskResult]], query: int) ->
     results = [_padded(result, query) for _, result in pieces]
     if len(pieces) == 1 and pieces[0][0] is None:
         return results[0]
-    together = map_leaves(lambda *parts: torch.cat(parts), *results)
+    merged = map_leaves(lambda *parts: torch.cat(parts), *results)
     indices = [own for own, _ in pieces if own is not None]
     if not indices:
-        return together
+        return merged
     order = torch.cat(indices).argsort()
-    return map_leaves(lambda leaf: leaf[order.to(leaf.device)], together)
+    return map_leaves(lambda leaf: leaf[order.to(leaf.device)], merged)
 
 
 def _padded(result: TaskResult, query: int) -> TaskResult:
-    if result.outputs.shape[2] == query:
-        return result
     return result._replace(
-        outputs=_pad(result.outputs, 2, query),
-        samples={name: _pad(leaf, 2, query) for name, leaf in result.samples.items()},
-        novelty={name: (_pad(inside, 1, query), ood) for name, (inside, ood) in result.novelty.items()},
+        outputs=pad(result.outputs, query, 2),  # [tasks, recorded, query, ...]
+        samples={name: pad(leaf, query, 2) for name, leaf in result.samples.items()},  # [tasks, samples, query, ...]
+        novelty={name: (pad(own, query, 1), ood) for name, (own, ood) in result.novelty.items()},  # [tasks, query]
     )
-
-
-def _pad(leaf: Tensor, dim: int, size: int) -> Tensor:
-    missing = size - leaf.shape[dim]
-    if missing == 0:
-        return leaf
-    return torch.cat([leaf, leaf.new_zeros(*leaf.shape[:dim], missing, *leaf.shape[dim + 1 :])], dim=dim)

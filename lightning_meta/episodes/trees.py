@@ -1,6 +1,6 @@
-"""Dictionaries, tuples and named tuples of tensors, taken apart and put together again.
+"""Flattening of nested dictionaries, lists, tuples and named tuples of tensors.
 
-As `torch.utils._pytree`, which is called for all other kinds and takes several times as long: too long for every step.
+As `torch.utils._pytree`, which handles all other kinds here and takes several times as long: too long for every step.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 
 class Form(NamedTuple):
-    """What a tree is without its leaves; hashable. A leaf's form is None.
+    """The structure of a tree without its leaves; hashable. A leaf's form is None.
 
     Attributes:
-        kind: The type of the outermost.
-        names: A dictionary's keys, or how torch describes a kind that is not known here.
-        parts: The forms of what it holds.
+        kind: The type of the root.
+        names: A dictionary's keys, or torch's description of any other kind.
+        parts: The forms of its children.
     """
 
     kind: type
@@ -27,7 +27,7 @@ class Form(NamedTuple):
 
 
 class _Registered:
-    """A `TreeSpec` that can be hashed, and printed the same in every process."""
+    """A `TreeSpec` with a hash, and a text that is the same in every process."""
 
     def __init__(self, spec: TreeSpec) -> None:
         self.spec = spec
@@ -43,7 +43,7 @@ class _Registered:
 
 
 def flatten(tree: Any, leaves: list[Any]) -> Form | None:
-    """Append a tree's leaves, None among them, and return its form."""
+    """Append a tree's leaves, None among them, to a list, and return its form."""
     if tree is None or isinstance(tree, Tensor):
         leaves.append(tree)
         return None
@@ -71,7 +71,7 @@ def unflatten(form: Form | None, leaves: Iterator[Any]) -> Any:
 
 
 def leaves_of(tree: Any) -> list[Any]:
-    """Return a tree's leaves but for None."""
+    """Return a tree's leaves except None."""
     if isinstance(tree, Tensor):
         return [tree]
     leaves: list[Any] = []
@@ -80,7 +80,8 @@ def leaves_of(tree: Any) -> list[Any]:
 
 
 def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
-    """Return the tree with the function applied to every leaf but None, and to the leaves of others of its form."""
+    """Return the tree with the function applied to every leaf except None, and to the leaves of others of its form."""
     leaves: list[list[Any]] = [[] for _ in range(1 + len(others))]
     form, *_ = map(flatten, (tree, *others), leaves)
-    return unflatten(form, iter([None if each[0] is None else function(*each) for each in zip(*leaves, strict=True)]))
+    results = [None if each[0] is None else function(*each) for each in zip(*leaves, strict=True)]
+    return unflatten(form, iter(results))

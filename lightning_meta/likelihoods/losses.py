@@ -1,4 +1,4 @@
-"""What the library asks of a loss function: a mean over the examples that count, and its kind."""
+"""Properties of loss functions: the likelihood, the shapes compared, and the mean over the examples that count."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def takes_class_labels(loss_fn: LossFunction) -> bool:
 
 
 def likelihood_of(loss_fn: LossFunction) -> Likelihood | None:
-    """The likelihood whose negative logarithm the loss is, up to constants; None where it is none of ours."""
+    """Return the likelihood whose negative logarithm the loss is, up to constants; None for other losses."""
     if takes_class_labels(loss_fn):
         return "categorical"
     if isinstance(loss_fn, nn.BCEWithLogitsLoss):
@@ -33,19 +33,19 @@ def likelihood_of(loss_fn: LossFunction) -> Likelihood | None:
 
 
 def required_likelihood(loss_fn: LossFunction) -> Likelihood:
-    """The likelihood of a Bayesian learner's loss.
+    """Return the likelihood of a Bayesian learner's loss.
 
     Raises:
-        ValueError: If the loss stands for no likelihood, or weighs or smooths it.
+        ValueError: If the loss is no negative log-likelihood, or weighs or smooths it.
     """
     likelihood = likelihood_of(loss_fn)
     plain = splits_by_example(loss_fn) or loss_fn in (F.cross_entropy, F.mse_loss)
     plain &= getattr(loss_fn, "label_smoothing", 0.0) == 0 and getattr(loss_fn, "ignore_index", -100) == -100
     if likelihood is None or not plain:
         raise ValueError(
-            f"loss_fn={loss_fn!r} stands for no likelihood, which a Bayesian learner needs: use nn.CrossEntropyLoss() "
-            "(categorical), nn.BCEWithLogitsLoss() (Bernoulli) or nn.MSELoss() (Gaussian), without weights, smoothing "
-            "or ignored labels"
+            f"loss_fn={loss_fn!r} is no negative log-likelihood, which a Bayesian learner needs: use "
+            "nn.CrossEntropyLoss() (categorical), nn.BCEWithLogitsLoss() (Bernoulli) or nn.MSELoss() (Gaussian), "
+            "without weights, smoothing or ignored labels"
         )
     return likelihood
 
@@ -57,14 +57,14 @@ def needs_same_shape(loss_fn: LossFunction) -> bool:
 
 def splits_by_example(loss_fn: LossFunction) -> bool:
     """Whether `masked_mean` can leave padded examples out of this loss exactly."""
-    # The very types: a subclass may do something else with the same reduction.
+    # Not isinstance: a derived class may compute something else with the same reduction.
     if type(loss_fn) not in _SAME_SHAPE + _CLASS_LABELS or getattr(loss_fn, "reduction", None) != "mean":
         return False
     return getattr(loss_fn, "weight", None) is None and getattr(loss_fn, "pos_weight", None) is None
 
 
 def masked_mean(loss_fn: LossFunction, output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """The loss of one set of examples, averaged over those that count.
+    """Return the loss of one set of examples, averaged over those that count.
 
     Args:
         loss_fn: Maps output ``[examples, ...]`` and target ``[examples, ...]`` to a scalar mean. With a mask it
@@ -77,8 +77,8 @@ def masked_mean(loss_fn: LossFunction, output: Tensor, target: Tensor, mask: Ten
         return loss_fn(output, target)
     elementwise: Any = copy.copy(loss_fn)
     elementwise.reduction = "none"
-    losses = elementwise(output, target)
-    counts = mask.reshape(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
+    losses = elementwise(output, target)  # [examples, ...]
+    counts = mask.reshape(-1, *[1] * (losses.ndim - 1)).expand_as(losses)  # [examples, ...]
     if takes_class_labels(loss_fn) and not target.is_floating_point():
         counts = counts & (target != elementwise.ignore_index)
     return torch.where(counts, losses, 0).sum() / counts.sum()

@@ -12,7 +12,7 @@ from lightning_meta.likelihoods.predictive import Likelihood
 
 
 class ObservationNoise(nn.Module):
-    """The standard deviation of Gaussian noise on every target; nothing for other likelihoods.
+    """The standard deviation of Gaussian noise on every target; without effect for other likelihoods.
 
     Args:
         likelihood: The learner's likelihood.
@@ -37,7 +37,7 @@ class ObservationNoise(nn.Module):
         """Return the noise's variance, a scalar; 1 where the likelihood has none.
 
         Args:
-            values: The current value of this module's parameter by name, or nothing where it is fixed.
+            values: The current value of this module's parameter by name; empty where the noise is fixed.
             like: A tensor whose dtype and device to take.
         """
         if self.log_std is not None:

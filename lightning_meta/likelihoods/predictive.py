@@ -1,4 +1,4 @@
-"""Predictive distributions: what a learner believes about a query's target, and how its uncertainty splits."""
+"""Predictive distributions of a query's target, and the parts of their uncertainty."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Likelihood = Literal["categorical", "bernoulli", "gaussian"]
 
 
 class Prediction(NamedTuple):
-    """A prediction with its uncertainty, split where the learner can tell the parts.
+    """A prediction with its uncertainty, split into parts where the learner has a posterior.
 
     Attributes:
         mean: Class probabilities ``[query, classes]`` (for binary cross-entropy, of the positive class), or the
@@ -21,8 +21,8 @@ class Prediction(NamedTuple):
         total: Uncertainty of the prediction: entropy in nats ``[query]``, or variance. None for a regression
             learner without a noise model.
         aleatoric: The part that more support examples would not remove.
-        epistemic: The part that they would; None (absent, not zero) for learners of a single point. Corrected for
-            the number of draws, as `predict` says.
+        epistemic: The part that they would remove; None (unknown, not zero) for learners of a single point.
+            Corrected for the number of draws, see `predict`.
     """
 
     mean: Tensor
@@ -32,12 +32,12 @@ class Prediction(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Draws from the posterior over models, as their outputs on a task's queries; one draw for a point learner.
+    """Outputs on a task's queries of models drawn from the posterior; one draw for a point learner.
 
     Attributes:
         outputs: Logits or regression outputs, ``[samples, query, ...]``.
         noise: The observation noise's variance, of the same shape; None where there is no noise model.
-        spread: The variance about each output that stems from parameters integrated in closed form, of the same
+        spread: The variance about each output that comes from parameters integrated in closed form, of the same
             shape; None where there are none.
     """
 
@@ -46,16 +46,16 @@ class Samples(NamedTuple):
     spread: Tensor | None = None
 
     def present(self) -> dict[str, Tensor]:
-        """The fields that are there, by name: what can be vectorized over, as None cannot."""
+        """Return the fields that are not None, by name, since None cannot be vectorized over."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 def mean_output(likelihood: Likelihood | None, samples: Samples) -> Tensor:
-    """The predictive mean in the form of one model's output, ``[query, ...]``.
+    """Return the predictive mean in the form of one model's output, ``[query, ...]``.
 
     The logarithm of the mean class probabilities, the logit of the mean probability, or the mean output.
     """
-    outputs = samples.outputs
+    outputs = samples.outputs  # [samples, query, ...]
     if outputs.shape[0] == 1:
         return outputs[0]
     if likelihood == "categorical":
@@ -66,30 +66,31 @@ def mean_output(likelihood: Likelihood | None, samples: Samples) -> Tensor:
 
 
 def predict(likelihood: Likelihood | None, samples: Samples, together: int = 1) -> Prediction:
-    """The predictive mean and its uncertainty.
+    """Return the predictive mean and its uncertainty.
 
     Entropies split into the expected entropy of one draw (aleatoric) and the mutual information of target and
     draw (epistemic); variances into the noise and the variance of the mean (law of total variance).
 
     The variance and the entropy of a mean over M draws are low by a share of about 1/M. Both are corrected by the
-    jackknife (Quenouille, 1956; Miller, 1974), ``M f(all) − (M − 1) mean f(all but one)``: so the variance is that
-    with M − 1 below, which is unbiased; the mutual information, which has no unbiased form, is never negative and right
-    up to order 1/M², but as an estimate can exceed what classes allow. Total is aleatoric and epistemic together.
+    jackknife (Quenouille, 1956; Miller, 1974), ``M f(all) − (M − 1) mean f(all but one)``. The variance is then the
+    unbiased one, with M − 1 in the denominator. The mutual information has no unbiased form; its estimate is correct
+    up to order 1/M², is clamped at 0, and can exceed the largest entropy of the classes. Total is the sum of both.
 
     Args:
-        likelihood: What the targets are.
+        likelihood: The distribution of the targets.
         samples: The draws.
-        together: How many draws in a row share what others draw anew; they are left out together.
+        together: The number of consecutive draws that are not independent, and which the jackknife leaves out together.
     """
     outputs = samples.outputs.float() if samples.outputs.dtype.itemsize < 4 else samples.outputs
     count = outputs.shape[0]
     single = count == 1 and samples.spread is None
     if likelihood in ("categorical", "bernoulli"):
         probabilities = outputs.softmax(2) if likelihood == "categorical" else outputs.sigmoid()
-        mean = probabilities.mean(0)
-        aleatoric = _entropy(likelihood, probabilities).mean(0)
+        mean = probabilities.mean(0)  # [query, ...]
+        aleatoric = _entropy(likelihood, probabilities).mean(0)  # [query]
         if single:
             return Prediction(mean, aleatoric, aleatoric, None)
+        # [independent draws, query, ...]
         units = probabilities.unflatten(0, (-1, together)).mean(1) if count > together else probabilities
         epistemic = (_entropy_of_mean(likelihood, units) - aleatoric).clamp(min=0)
         return Prediction(mean, aleatoric + epistemic, aleatoric, epistemic)
@@ -106,18 +107,18 @@ def predict(likelihood: Likelihood | None, samples: Samples, together: int = 1) 
 
 
 def log_likelihood(likelihood: Likelihood, samples: Samples, targets: Tensor) -> Tensor:
-    """Each draw's log-likelihood of each query, ``[samples, query]``, jointly over the parts of a target.
+    """Return each draw's log-likelihood of each query, ``[samples, query]``, summed over the parts of a target.
 
     Args:
-        likelihood: What the targets are.
+        likelihood: The distribution of the targets.
         samples: The draws; a Gaussian needs their noise.
         targets: ``[query, ...]``.
     """
     outputs = samples.outputs
-    targets = targets.expand(outputs.shape[0], *targets.shape)
+    targets = targets.expand(outputs.shape[0], *targets.shape)  # [samples, query, ...]
     if likelihood == "categorical":
         flat = -F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1), reduction="none")
-        values = flat.unflatten(0, outputs.shape[:2])
+        values = flat.unflatten(0, outputs.shape[:2])  # [samples, query, ...]
     elif likelihood == "bernoulli":
         values = -F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
     else:
@@ -127,26 +128,26 @@ def log_likelihood(likelihood: Likelihood, samples: Samples, targets: Tensor) ->
 
 
 def mixture_log_likelihood(likelihood: Likelihood, samples: Samples, targets: Tensor) -> Tensor:
-    """The log of the predictive density of each query, ``[query]``: the mean over draws, inside the logarithm."""
-    by_draw = log_likelihood(likelihood, samples, targets)
+    """Return the logarithm of each query's mean likelihood over draws, ``[query]``."""
+    by_draw = log_likelihood(likelihood, samples, targets)  # [samples, query]
     return by_draw.logsumexp(0) - math.log(by_draw.shape[0])
 
 
 def gaussian_variance(samples: Samples) -> Tensor:
-    """The variance about each draw's output."""
+    """Return the variance about each draw's output, ``[samples, query, ...]``."""
     if samples.noise is None:
         raise ValueError("these samples have no noise: a Gaussian likelihood needs one")
     return samples.noise if samples.spread is None else samples.noise + samples.spread
 
 
 def cumulative(samples: Samples, values: Tensor) -> Tensor:
-    """The predictive distribution function of a regression at values ``[query, ...]``."""
+    """Return the predictive distribution function of a regression at values ``[query, ...]``."""
     standard = (values - samples.outputs) / gaussian_variance(samples).sqrt()
     return torch.special.ndtr(standard).mean(0)
 
 
 def quantile(samples: Samples, level: float) -> Tensor:
-    """The predictive quantile of a regression, ``[query, ...]``, by bisection of the distribution function."""
+    """Return the predictive quantile of a regression, ``[query, ...]``, by bisection of the distribution function."""
     reach = 10 * gaussian_variance(samples).sqrt()
     low, high = (samples.outputs - reach).amin(0), (samples.outputs + reach).amax(0)
     for _ in range(40):
@@ -157,11 +158,11 @@ def quantile(samples: Samples, level: float) -> Tensor:
 
 
 def _entropy_of_mean(likelihood: str, units: Tensor) -> Tensor:
-    """The entropy of the mean of independent draws of probabilities ``[draws, query, ...]``, by the jackknife."""
+    """Return the jackknife estimate of the entropy of mean probabilities, from draws ``[draws, query, ...]``."""
     count, mean = units.shape[0], units.mean(0)
-    others = mean + (mean - units) / (count - 1)
-    by_left_out = _entropy(likelihood, others.clamp(0, 1)).mean(0)
-    return count * _entropy(likelihood, mean[None])[0] - (count - 1) * by_left_out
+    without_one = mean + (mean - units) / (count - 1)  # [draws, query, ...], the means of all draws but one
+    entropy_without_one = _entropy(likelihood, without_one.clamp(0, 1)).mean(0)
+    return count * _entropy(likelihood, mean[None])[0] - (count - 1) * entropy_without_one
 
 
 def _entropy(likelihood: str, probabilities: Tensor) -> Tensor:

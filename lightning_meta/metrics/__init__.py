@@ -1,4 +1,4 @@
-"""Metrics over tasks."""
+"""Metrics over tasks, and of uncertainty."""
 
 from lightning_meta.metrics.task_metrics import MeanOverTasks, TaskMetrics, per_task_metrics
 

@@ -18,6 +18,12 @@ class MeanOverTasks(Metric):
     """The mean of a per-task value and the half-width of its 95 % interval, ``1.96 · std / √tasks``.
 
     The standard deviation is the sample's (n − 1); the interval of a single task is NaN.
+
+    Example:
+        >>> mean = MeanOverTasks()
+        >>> mean.update(torch.tensor([0.5, 0.7, 0.9]))
+        >>> mean.compute()
+        (tensor(0.7000), tensor(0.2263))
     """
 
     full_state_update = False
@@ -28,7 +34,7 @@ class MeanOverTasks(Metric):
         self.add_state("values", [], dist_reduce_fx="cat")
 
     def update(self, values: Tensor) -> None:
-        """Take one value per task, ``[tasks]``."""
+        """Add one value per task, ``[tasks]``."""
         self.values.append(values.detach().float())
 
     def compute(self) -> tuple[Tensor, Tensor]:
@@ -40,17 +46,17 @@ class MeanOverTasks(Metric):
 
 
 class TaskMetrics:
-    """Named `MeanOverTasks`, made as names turn up."""
+    """A `MeanOverTasks` for each name, created when the name is first updated."""
 
     def __init__(self) -> None:
         self._means: dict[str, MeanOverTasks] = {}
 
     def reset(self) -> None:
-        """Forget all tasks."""
+        """Remove all tasks and names."""
         self._means = {}
 
     def update(self, values: Mapping[str, Tensor]) -> None:
-        """Take one value per task, ``[tasks]``, for each name."""
+        """Add one value per task, ``[tasks]``, for each name."""
         for name, value in values.items():
             if name not in self._means:
                 self._means[name] = MeanOverTasks().to(value.device)
@@ -68,13 +74,18 @@ def per_task_metrics(loss_fn: LossFunction, outputs: Tensor, targets: Any, mask:
     """Return each task's accuracy ("acc") for class labels, mean squared error ("mse") for real targets.
 
     Args:
-        loss_fn: Tells whether scores compared with 0 are meant (binary cross-entropy).
+        loss_fn: With `nn.BCEWithLogitsLoss`, an output above 0 predicts the class of targets above 0.5.
         outputs: ``[tasks, query, ...]``; for classes ``[tasks, query, classes, ...]``.
         targets: ``[tasks, query, ...]``. Other combinations give no metric.
         mask: ``[tasks, query]``, True where an example counts, or None.
 
     Returns:
-        Values ``[tasks]``.
+        Values ``[tasks]`` by name.
+
+    Example:
+        >>> outputs = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]])  # [tasks, query, classes]
+        >>> per_task_metrics(nn.CrossEntropyLoss(), outputs, torch.tensor([[0, 0]]), mask=None)
+        {'acc': tensor([0.5000])}
     """
     if not isinstance(targets, Tensor):
         return {}
@@ -83,20 +94,20 @@ def per_task_metrics(loss_fn: LossFunction, outputs: Tensor, targets: Any, mask:
     if targets.shape != outputs.shape:
         return {}
     if isinstance(loss_fn, nn.BCEWithLogitsLoss):
-        return {"acc": _mean_by_task((outputs > 0) == (targets > 0.5), mask)}
-    return {"mse": _mean_by_task((outputs - targets).square(), mask)}
+        return {"acc": mean_by_task((outputs > 0) == (targets > 0.5), mask)}
+    return {"mse": mean_by_task((outputs - targets).square(), mask)}
 
 
 def _accuracy(outputs: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
     padding = -1
     labels = targets.clamp(min=padding)  # ignored labels, -100 by default, become padding too
     if mask is not None:
-        labels = labels.masked_fill(~_as_wide(mask, targets), padding)
-    classes = outputs.shape[2]
+        mask = mask.reshape(*mask.shape, *[1] * (targets.ndim - 2))  # [tasks, query, 1, ...]
+        labels = labels.masked_fill(~mask, padding)
     return multiclass_accuracy(
-        outputs.argmax(2),
+        outputs.argmax(2),  # [tasks, query, ...]
         labels,
-        classes,
+        outputs.shape[2],
         average="micro",
         multidim_average="samplewise",
         ignore_index=padding,
@@ -104,15 +115,12 @@ def _accuracy(outputs: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
     )
 
 
-def _mean_by_task(values: Tensor, mask: Tensor | None) -> Tensor:
+def mean_by_task(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean ``[tasks]`` of values ``[tasks, query, ...]`` over the queries that count."""
     if not values.is_floating_point():
         values = values.float()
     if values.ndim > 2:
-        values = values.flatten(2).mean(2)
+        values = values.flatten(2).mean(2)  # [tasks, query]
     if mask is None:
         return values.mean(1)
     return torch.where(mask, values, 0).sum(1) / mask.sum(1)
-
-
-def _as_wide(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.reshape(*mask.shape, *[1] * (like.ndim - 2)).expand_as(like)

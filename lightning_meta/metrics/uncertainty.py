@@ -1,4 +1,4 @@
-"""How well a learner knows what it does not know: metrics of predictive distributions, each with one value a task."""
+"""Metrics of predictive distributions, each with one value per task: likelihood, calibration, novelty detection."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lightning_meta.likelihoods.predictive import (
     predict,
     quantile,
 )
+from lightning_meta.metrics.task_metrics import mean_by_task
 
 CALIBRATION_BINS = 15
 INTERVAL = 0.9
@@ -38,10 +39,15 @@ def uncertainty_metrics(
     ..., 0.95 between a level and the share of targets below that quantile (Kuleshov, Fenner, Ermon, 2018).
 
     Args:
-        likelihood: What the targets are; None gives no metric.
+        likelihood: The distribution of the targets; None gives no metric.
         samples: Draws, ``[tasks, samples, query, ...]``.
         targets: ``[tasks, query, ...]``.
         mask: ``[tasks, query]``, True where an example counts, or None.
+
+    Example:
+        >>> samples = Samples(torch.tensor([[[[3.0, 0.0], [0.0, 2.0]]]]))  # [tasks, samples, query, classes]
+        >>> uncertainty_metrics("categorical", samples, torch.tensor([[0, 1]]), mask=None)
+        {'nll': tensor([0.0878]), 'brier': tensor([0.0165]), 'ece': tensor([0.0833])}
     """
     if likelihood is None or not isinstance(targets, Tensor):
         return {}
@@ -49,34 +55,34 @@ def uncertainty_metrics(
     if likelihood == "gaussian":
         return {} if samples.noise is None else _of_regression(samples, targets, mask)
     if targets.is_floating_point() != (likelihood == "bernoulli") or targets.ndim > 2 + (likelihood == "bernoulli"):
-        return {}  # soft labels and labels of many parts: accuracy and loss tell what can be told
+        return {}  # soft labels and labels of several parts have accuracy and loss only
     return _of_classes(likelihood, samples, targets, mask)
 
 
-def auroc(inside: Tensor, outside: Tensor, mask: Tensor | None) -> Tensor:
-    """How well a score tells examples of other classes from a task's queries: area under the ROC curve, ``[tasks]``.
+def auroc(queries: Tensor, ood: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the area under the ROC curve, ``[tasks]``, of a score that detects out-of-distribution examples.
 
     Args:
-        inside: Scores of the queries, ``[tasks, query]``.
-        outside: Scores of examples of classes outside the task, ``[tasks, outside]``.
+        queries: Scores of the queries, ``[tasks, query]``.
+        ood: Scores of examples of classes that are not in the task, ``[tasks, ood]``.
         mask: ``[tasks, query]``, True where a query counts, or None.
     """
     values = []
-    for task in range(inside.shape[0]):
-        own = inside[task] if mask is None else inside[task][mask[task]]
-        scores = torch.cat([own, outside[task]])
+    for task in range(queries.shape[0]):
+        own = queries[task] if mask is None else queries[task][mask[task]]
+        scores = torch.cat([own, ood[task]])
         # torchmetrics takes scores for probabilities, or passes them through a sigmoid, which may round them together.
         ranks = scores.unique(return_inverse=True)[1] / scores.numel()
-        labels = torch.cat([torch.zeros_like(own), torch.ones_like(outside[task])]).long()
+        labels = torch.cat([torch.zeros_like(own), torch.ones_like(ood[task])]).long()
         values.append(binary_auroc(ranks, labels, validate_args=False))
     return torch.stack(values)
 
 
 def _of_classes(likelihood: Likelihood, samples: Samples, targets: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    probabilities = _by_task(lambda draws: predict(likelihood, draws).mean, samples)
+    probabilities = _by_task(lambda draws: predict(likelihood, draws).mean, samples)  # [tasks, query, classes]
     if likelihood == "bernoulli":
         probabilities, targets = probabilities.reshape(*mask.shape, -1), targets.reshape(*mask.shape, -1)
-        squared = 2 * (probabilities - targets).square().mean(2)
+        squared = 2 * (probabilities - targets).square().mean(2)  # [tasks, query]
         calibration = [
             binary_calibration_error(p[m].flatten(), t[m].flatten().long(), CALIBRATION_BINS, validate_args=False)
             for p, t, m in zip(probabilities, targets, mask, strict=True)
@@ -91,35 +97,31 @@ def _of_classes(likelihood: Likelihood, samples: Samples, targets: Tensor, mask:
         ]
     return {
         "nll": _nll(likelihood, samples, targets, mask),
-        "brier": _mean(squared, mask),
+        "brier": mean_by_task(squared, mask),
         "ece": torch.stack(calibration),
     }
 
 
 def _of_regression(samples: Samples, targets: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    below = _by_task(cumulative, samples, targets).reshape(*mask.shape, -1)
+    below = _by_task(cumulative, samples, targets).reshape(*mask.shape, -1)  # [tasks, query, outputs]
     tail = (1 - INTERVAL) / 2
-    inside = ((below >= tail) & (below <= 1 - tail)).to(below.dtype).mean(2)
+    covered = ((below >= tail) & (below <= 1 - tail)).to(below.dtype).mean(2)  # [tasks, query]
     low, high = (_by_task(lambda draws, level=level: quantile(draws, level), samples) for level in (tail, 1 - tail))
-    width = (high - low).reshape(*mask.shape, -1).mean(2)
     levels = _LEVELS.to(below)
-    shares = torch.stack([_mean((below <= level).to(below.dtype).mean(2), mask) for level in levels], dim=1)
+    at_or_below = [(below <= level).to(below.dtype).mean(2) for level in levels]  # [tasks, query] for each level
+    shares = torch.stack([mean_by_task(share, mask) for share in at_or_below], dim=1)  # [tasks, levels]
     return {
         "nll": _nll("gaussian", samples, targets, mask),
-        "coverage_90": _mean(inside, mask),
-        "width_90": _mean(width, mask),
+        "coverage_90": mean_by_task(covered, mask),
+        "width_90": mean_by_task(high - low, mask),
         "quantile_ce": (shares - levels).abs().mean(1),
     }
 
 
 def _nll(likelihood: Likelihood, samples: Samples, targets: Tensor, mask: Tensor) -> Tensor:
     logs = _by_task(lambda draws, target: mixture_log_likelihood(likelihood, draws, target), samples, targets)
-    return -_mean(logs, mask)
+    return -mean_by_task(logs, mask)
 
 
 def _by_task(function: Callable[..., Tensor], samples: Samples, *others: Tensor) -> Tensor:
     return vmap(lambda fields, *rest: function(Samples(**fields), *rest))(samples.present(), *others)
-
-
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, values, 0).sum(1) / mask.sum(1)

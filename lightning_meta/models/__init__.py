@@ -1,4 +1,4 @@
-"""Models that are right and fast when adapted by the thousand; any other module works too."""
+"""Models for few-shot learning; any other module works too."""
 
 from lightning_meta.models.conv4 import Conv4
 from lightning_meta.models.mlp import MLP

@@ -1,11 +1,11 @@
 """Batch normalization by the batch's statistics, with derivatives of every order that take few operations.
 
-The second derivative that torch derives takes some forty operations a layer, and twice the time of the layer itself.
-Here the normalized input x̂ and its inverse standard deviation r are values of their own, so that the first derivative,
+The second derivative that torch derives takes about forty operations per layer, and twice the time of the layer itself.
+Here the normalized input x̂ and its inverse standard deviation r are outputs too, so that the first derivative,
 
     s (g − mean(g) − x̂ mean(g x̂)),      s = r · weight,
 
-is one fused operation of g, x̂ and s, and its own derivatives are made of the same operation.
+is one fused operation of g, x̂ and s, and its own derivatives consist of the same operation.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        normal, _, inverse_std = torch.native_batch_norm(x, None, None, None, None, True, 0.0, eps)
-        return torch.addcmul(_spread(bias, x), normal, _spread(weight, x)), normal, inverse_std
+        normalized, _, inverse_std = torch.native_batch_norm(x, None, None, None, None, True, 0.0, eps)
+        return torch.addcmul(_wide(bias, x), normalized, _wide(weight, x)), normalized, inverse_std
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -50,33 +50,32 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: Any, slope: Tensor | None, normal_slope: Tensor | None, inverse_std_slope: Tensor | None
+        ctx: Any, grad: Tensor | None, normalized_grad: Tensor | None, inverse_std_grad: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        weight, normal, inverse_std = ctx.saved_tensors
-        x_slope, weight_slope, bias_slope = None, None, None
-        if slope is not None:
-            x_slope, weight_slope, bias_slope = _PullBack.apply(slope, normal, inverse_std * weight)
-        if normal_slope is not None:
-            x_slope = _sum(x_slope, _PullBack.apply(normal_slope, normal, inverse_std)[0])
-        if inverse_std_slope is not None:  # dr/dx = −r² x̂ / count
-            factor = inverse_std_slope * inverse_std.square() / -_count(normal)
-            x_slope = _plus_product(x_slope, _spread(factor, normal), normal)
-        return x_slope, weight_slope, bias_slope, None
+        weight, normalized, inverse_std = ctx.saved_tensors
+        x_grad, weight_grad, bias_grad = None, None, None
+        if grad is not None:
+            x_grad, weight_grad, bias_grad = _PullBack.apply(grad, normalized, inverse_std * weight)
+        if normalized_grad is not None:
+            x_grad = _sum(x_grad, _PullBack.apply(normalized_grad, normalized, inverse_std)[0])
+        if inverse_std_grad is not None:  # dr/dx = −r² x̂ / count
+            factor = inverse_std_grad * inverse_std.square() / -_count(normalized)
+            x_grad = _plus_product(x_grad, _wide(factor, normalized), normalized)
+        return x_grad, weight_grad, bias_grad, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        folded = _fold(inputs[:3], in_dims, info.batch_size)
-        return _unfold(_BatchNorm.apply(*folded, inputs[3]), info.batch_size)
+        return _vectorized(_BatchNorm, inputs[:3], in_dims, info.batch_size, inputs[3])
 
 
 class _PullBack(torch.autograd.Function):
-    """``(g, x̂, s) -> (s (g − mean(g) − x̂ mean(g x̂)), Σ g x̂, Σ g)``: the slopes of x, weight and bias."""
+    """``(g, x̂, s) -> (s (g − mean(g) − x̂ mean(g x̂)), Σ g x̂, Σ g)``: the gradients of x, weight and bias."""
 
     @staticmethod
-    def forward(slope: Tensor, normal: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-        mean, inverse_std = torch.zeros_like(scale), torch.ones_like(scale)  # x̂'s own
+    def forward(grad: Tensor, normalized: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        mean, inverse_std = torch.zeros_like(scale), torch.ones_like(scale)  # those of x̂
         return torch.ops.aten.native_batch_norm_backward(
-            slope, normal, scale, None, None, mean, inverse_std, True, 0.0, [True, True, True]
+            grad, normalized, scale, None, None, mean, inverse_std, True, 0.0, [True, True, True]
         )
 
     @staticmethod
@@ -88,37 +87,37 @@ class _PullBack(torch.autograd.Function):
     def backward(
         ctx: Any, x_cotangent: Tensor | None, weight_cotangent: Tensor | None, bias_cotangent: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        slope, normal, scale, on_normal, on_ones = ctx.saved_tensors
-        slope_slope, normal_slope, scale_slope = None, None, None
+        grad, normalized, scale, weight_grad, bias_grad = ctx.saved_tensors
+        grad_grad, normalized_grad, scale_grad = None, None, None
         if x_cotangent is not None:
             # The operation is symmetric in its first argument.
-            slope_slope, cotangent_on_normal, cotangent_on_ones = _PullBack.apply(x_cotangent, normal, scale)
-            shrunk = scale / -_count(normal)
-            normal_slope = _plus_product(
-                _spread(shrunk * on_normal, normal) * x_cotangent, _spread(shrunk * cotangent_on_normal, normal), slope
+            grad_grad, cotangent_dot, cotangent_sum = _PullBack.apply(x_cotangent, normalized, scale)
+            shrunk = scale / -_count(normalized)
+            normalized_grad = _plus_product(
+                _wide(shrunk * weight_grad, normalized) * x_cotangent, _wide(shrunk * cotangent_dot, normalized), grad
             )
-            along = (slope * x_cotangent).sum([0, *range(2, slope.dim())])
-            scale_slope = along - (on_ones * cotangent_on_ones + on_normal * cotangent_on_normal) / _count(normal)
+            along = (grad * x_cotangent).sum([0, *range(2, grad.dim())])
+            scale_grad = along - (bias_grad * cotangent_sum + weight_grad * cotangent_dot) / _count(normalized)
         if weight_cotangent is not None:
-            spread = _spread(weight_cotangent, normal)
-            slope_slope = _plus_product(slope_slope, spread, normal)
-            normal_slope = _plus_product(normal_slope, spread, slope)
+            wide = _wide(weight_cotangent, normalized)
+            grad_grad = _plus_product(grad_grad, wide, normalized)
+            normalized_grad = _plus_product(normalized_grad, wide, grad)
         if bias_cotangent is not None:
-            slope_slope = _sum(slope_slope, _spread(bias_cotangent, normal).expand_as(slope))
-        return slope_slope, normal_slope, scale_slope
+            grad_grad = _sum(grad_grad, _wide(bias_cotangent, normalized).expand_as(grad))
+        return grad_grad, normalized_grad, scale_grad
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        return _unfold(_PullBack.apply(*_fold(inputs, in_dims, info.batch_size)), info.batch_size)
+        return _vectorized(_PullBack, inputs, in_dims, info.batch_size)
 
 
 def _count(x: Tensor) -> int:
-    """How many values a channel has."""
+    """The number of values of a channel."""
     return x.numel() // x.shape[1]
 
 
-def _spread(values: Tensor, like: Tensor) -> Tensor:
-    """One value a channel, in a shape that multiplies ``[examples, channels, ...]``."""
+def _wide(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape ``[channels]`` to multiply ``[examples, channels, ...]``."""
     return values.view(-1, *[1] * (like.dim() - 2))
 
 
@@ -130,21 +129,19 @@ def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     return a * b if total is None else torch.addcmul(total, a, b)
 
 
-def _fold(tensors: tuple[Tensor, ...], dims: tuple[int | None, ...], tasks: int) -> list[Tensor]:
-    """Make the tasks' channels channels of one batch: different channels have nothing to do with each other."""
+def _vectorized(
+    function: Any, tensors: tuple[Tensor, ...], dims: tuple[int | None, ...], tasks: int, *rest: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Apply a function to all tasks, their channels as channels of one batch: channels are independent."""
     folded = []
     for tensor, dim in zip(tensors, dims, strict=False):
-        channels = 0 if tensor.dim() - (dim is not None) == 1 else 1
+        channels = 0 if tensor.dim() - (dim is not None) == 1 else 1  # the dimension of the channels
         if dim is None:
             shape = tensor.shape
             moved = tensor.unsqueeze(channels).expand(*shape[:channels], tasks, *shape[channels:])
         else:
             moved = tensor.movedim(dim, channels)
-        folded.append(moved.flatten(channels, channels + 1))
-    return folded
-
-
-def _unfold(results: tuple[Tensor, ...], tasks: int) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    channels = tuple(0 if result.dim() == 1 else 1 for result in results)
-    unfolded = tuple(result.unflatten(dim, (tasks, -1)) for result, dim in zip(results, channels, strict=True))
-    return unfolded, channels
+        folded.append(moved.flatten(channels, channels + 1))  # [examples, tasks * channels, ...] or [tasks * channels]
+    results = function.apply(*folded, *rest)
+    out_dims = tuple(0 if result.dim() == 1 else 1 for result in results)
+    return tuple(r.unflatten(dim, (tasks, -1)) for r, dim in zip(results, out_dims, strict=True)), out_dims

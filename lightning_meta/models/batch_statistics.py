@@ -1,4 +1,4 @@
-"""Which statistics batch normalization uses, settled from outside: the model stays the user's own."""
+"""The statistics that batch normalization uses, chosen without changing the model."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def check_batch_statistics(choice: str) -> None:
 
 
 def check_normalization(model: nn.Module, choice: BatchStatistics) -> None:
-    """Raise a TypeError, with the cure, for layers that cannot run inside a per-task function."""
+    """Raise a TypeError for layers that cannot run inside a per-task function."""
     for name, module in model.named_modules():
         if isinstance(module, nn.SyncBatchNorm):
             raise TypeError(
-                f"model.{name} is a SyncBatchNorm, which talks to other processes inside the forward pass and "
-                "cannot run per task; a task lives on one device, so use BatchNorm (and leave sync_batchnorm off)"
+                f"model.{name} is a SyncBatchNorm, which communicates with other processes in the forward pass and "
+                "cannot run per task; each task is on one device: use BatchNorm, and leave sync_batchnorm off"
             )
         if isinstance(module, TaskBatchNorm2d) and choice == "running":
             raise TypeError(
@@ -33,13 +33,13 @@ def check_normalization(model: nn.Module, choice: BatchStatistics) -> None:
             )
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise TypeError(
-                f"model.{name} is a lazy module without parameters yet; run the model once on an example "
-                "before handing it over"
+                f"model.{name} is a lazy module whose parameters are not initialized: run the model once on an "
+                "example before passing it"
             )
 
 
 def dropped_buffers(model: nn.Module, choice: BatchStatistics) -> dict[str, Tensor | None]:
-    """The buffers to leave out of a functional call, so that layers use the batch at hand.
+    """Return the buffers to replace by None in a functional call.
 
     Without running statistics a normalization layer uses its input's, in training and in evaluation alike,
     and updates nothing.
@@ -55,7 +55,7 @@ def dropped_buffers(model: nn.Module, choice: BatchStatistics) -> dict[str, Tens
 
 
 def set_statistics_mode(model: nn.Module, choice: BatchStatistics) -> None:
-    """Undo what ``model.train()`` and ``model.eval()`` imply for statistics; called after either."""
+    """Undo the effect of ``model.train()`` and ``model.eval()`` on the choice of statistics; called after either."""
     for module in model.modules():
         if choice == "running" and isinstance(module, _NormBase):
             module.training = False

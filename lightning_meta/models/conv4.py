@@ -23,11 +23,16 @@ class Conv4(nn.Module):
         filters: Filters of every convolution; 64 for Omniglot, 32 is usual for miniImageNet.
         downsampling: "stride": convolutions of stride 2 and a mean over positions before the head, as in the
             MAML paper for Omniglot. "max_pool": stride 1, 2 × 2 max-pooling, and the head over all positions, as
-            in the matching-networks paper (Vinyals et al., 2016) and most later work; some four times the arithmetic.
+            in the matching-networks paper (Vinyals et al., 2016) and most later work; about four times the arithmetic.
         image_size: Height and width of the images in pixels; "max_pool" sizes its head by it.
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> Conv4(num_classes=5)(torch.rand(8, 1, 28, 28)).shape  # logits of eight images
+        torch.Size([8, 5])
     """
 
     def __init__(
@@ -39,9 +44,8 @@ class Conv4(nn.Module):
         image_size: int = 28,
     ) -> None:
         super().__init__()
-        check_count("num_classes", num_classes)
-        check_count("in_channels", in_channels)
-        check_count("filters", filters)
+        for name, value in {"num_classes": num_classes, "in_channels": in_channels, "filters": filters}.items():
+            check_count(name, value)
         check_count("image_size", image_size, least=16 if downsampling == "max_pool" else 1)
         check_choice("downsampling", downsampling, Downsampling)
         self.num_classes = num_classes
@@ -64,5 +68,5 @@ class Conv4(nn.Module):
             x = F.relu(norm(convolution(x)))
             if self.downsampling == "max_pool":
                 x = F.max_pool2d(x, 2)
-        features = x.mean((2, 3)) if self.downsampling == "stride" else x.flatten(1)
+        features = x.mean((2, 3)) if self.downsampling == "stride" else x.flatten(1)  # [examples, features]
         return self.head(features)

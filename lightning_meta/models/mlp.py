@@ -20,6 +20,11 @@ class MLP(nn.Module):
 
     Raises:
         ValueError: If a size is not a positive integer.
+
+    Example:
+        >>> import torch
+        >>> MLP(in_features=3, out_features=2, hidden=[16])(torch.randn(8, 3)).shape
+        torch.Size([8, 2])
     """
 
     def __init__(self, in_features: int = 1, out_features: int = 1, hidden: Sequence[int] = (40, 40)) -> None:

@@ -1,4 +1,4 @@
-"""Batch normalization for models that adapt to tasks."""
+"""A batch normalization layer for models that adapt to tasks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from lightning_meta.models.batch_norm import batch_norm
 class TaskBatchNorm2d(nn.Module):
     """Batch normalization by the statistics of the batch at hand, in training and evaluation alike.
 
-    In mixed precision scaling and shifting are written out, because `torch.nn.BatchNorm2d` cannot run there under
-    ``torch.func``.
+    Unlike `torch.nn.BatchNorm2d` it runs in mixed precision under ``torch.func``.
 
     Args:
         num_features: The number of channels.
@@ -31,13 +30,13 @@ class TaskBatchNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``[examples, channels, height, width]``."""
         if x.dtype == self.weight.dtype:
-            # Torch's own is faster from Python, a recording gains by fewer operations.
+            # Torch's own is faster when called from Python; a captured step gains by fewer operations.
             if not torch.compiler.is_compiling() and get_proxy_mode() is not None:
                 return batch_norm(x, self.weight, self.bias, self.eps)
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        normal = F.batch_norm(x, None, None, training=True, eps=self.eps)
-        return torch.addcmul(self.bias[:, None, None].to(x.dtype), normal, self.weight[:, None, None].to(x.dtype))
+        normalized = F.batch_norm(x, None, None, training=True, eps=self.eps)
+        return torch.addcmul(self.bias[:, None, None].to(x.dtype), normalized, self.weight[:, None, None].to(x.dtype))
 
     def extra_repr(self) -> str:
-        """The arguments, for printing."""
+        """Return the arguments, for printing."""
         return f"{self.num_features}, eps={self.eps}"

@@ -10,9 +10,9 @@ class SetEncoder(nn.Module):
     """Deep sets (Zaheer et al., NeurIPS 2017, theorem 2): a network of the mean of the elements' embeddings.
 
     Args:
-        in_features: Numbers in an element.
-        out_features: Numbers in the result; it starts near 0.
-        hidden: The embedding's width.
+        in_features: Size of an element.
+        out_features: Size of the output, which is close to 0 at initialization.
+        hidden: Size of the hidden layers and of the embedding.
     """
 
     def __init__(self, in_features: int, out_features: int, hidden: int = 64) -> None:
@@ -30,4 +30,4 @@ class SetEncoder(nn.Module):
 
     def forward(self, elements: Tensor) -> Tensor:
         """Return ``[out_features]`` for a set ``[elements, in_features]``."""
-        return self.read(self.embed(elements).mean(0))
+        return self.read(self.embed(elements).mean(0))  # [hidden] to [out_features]

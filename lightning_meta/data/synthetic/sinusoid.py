@@ -22,13 +22,7 @@ from lightning_meta.episodes.episode import Episode
 class SinusoidEpisodes(EpisodeDataset):
     """Tasks ``y = A sin(x − phase) + noise``: A uniform in [0.1, 5], phase in [0, π], x in [−5, 5].
 
-    Args:
-        split: The split, which with ``seed`` and the index determines a task.
-        num_tasks: Tasks in an epoch.
-        shots: Support points.
-        query_shots: Query points.
-        noise_std: The standard deviation of Gaussian noise on y, in units of y.
-        seed: Determines the tasks.
+    Arguments as in `SinusoidDataModule`; ``split``, ``seed`` and the index determine a task.
     """
 
     split: Split
@@ -61,10 +55,6 @@ class SinusoidEpisodes(EpisodeDataset):
 class SinusoidDataModule(TaskDataModule):
     """Sinusoid regression tasks, ``x`` and ``y`` of shape ``[tasks, points, 1]``.
 
-    >>> data = SinusoidDataModule(shots=5, query_shots=20, tasks_per_batch=4)
-    >>> next(iter(data.train_dataloader())).query_x.shape
-    torch.Size([4, 20, 1])
-
     Args:
         shots: Support points per task.
         query_shots: Query points per training task; None: as many as ``shots``.
@@ -77,6 +67,11 @@ class SinusoidDataModule(TaskDataModule):
     Raises:
         ValueError: If an argument is out of its range.
         TypeError: If an argument's name is not known.
+
+    Example:
+        >>> data = SinusoidDataModule(shots=5, query_shots=20, tasks_per_batch=4)
+        >>> next(iter(data.train_dataloader())).query_x.shape
+        torch.Size([4, 20, 1])
     """
 
     keeps_arguments = True

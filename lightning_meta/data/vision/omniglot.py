@@ -25,8 +25,6 @@ _VAL = 100
 class OmniglotDataModule(NWayDataModule):
     """N-way K-shot tasks over Omniglot, images ``[tasks, examples, 1, 28, 28]`` with paper 0 and ink 1.
 
-    >>> data = OmniglotDataModule("data/omniglot", ways=20, shots=1, download=True)  # the trainer loads the files
-
     Args:
         root: The folder with ``images_background.zip`` and ``images_evaluation.zip``, or the folders extracted
             from them.
@@ -46,6 +44,9 @@ class OmniglotDataModule(NWayDataModule):
         ValueError: If an argument is out of its range, or the files are broken.
         FileNotFoundError: If ``root`` or the files are not there and ``download`` is False.
         TypeError: If an argument's name is not known.
+
+    Example:
+        >>> data = OmniglotDataModule("data/omniglot", ways=20, shots=1, download=True)  # the trainer loads the files
     """
 
     keeps_arguments = True

@@ -318,7 +318,7 @@ def test_the_meta_gradient_is_that_of_finite_differences(norm, loss_fn):
         ({"eval_num_samples": 0}, "eval_num_samples=0 must be an integer of at least 1"),
         ({"kl_weight": 0.0}, "kl_weight=0.0 must be a positive number"),
         ({"num_tasks": 0}, "num_tasks=0 must be an integer of at least 1"),
-        ({"loss_fn": nn.HuberLoss()}, "stands for no likelihood"),
+        ({"loss_fn": nn.HuberLoss()}, "is no negative log-likelihood"),
     ],
 )
 def test_wrong_arguments_are_refused(wrong, message):

@@ -207,9 +207,9 @@ def test_particles_spread_to_the_posterior_of_a_linear_model():
         ({"learned_prior_precision": True}, "needs meta_loss='nll'"),
         ({"learned_prior_precision": True, "meta_loss": "nll", "prior_precision": 0.0}, "and prior_precision > 0"),
         ({"observation_std": 0.1}, "observation_std=0.1 but the likelihood is categorical"),
-        ({"loss_fn": nn.L1Loss()}, r"stands for no likelihood.*nn.CrossEntropyLoss\(\)"),
-        ({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, "stands for no likelihood"),
-        ({"loss_fn": nn.CrossEntropyLoss(weight=torch.ones(2))}, "stands for no likelihood"),
+        ({"loss_fn": nn.L1Loss()}, r"is no negative log-likelihood.*nn.CrossEntropyLoss\(\)"),
+        ({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, "is no negative log-likelihood"),
+        ({"loss_fn": nn.CrossEntropyLoss(weight=torch.ones(2))}, "is no negative log-likelihood"),
     ],
 )
 def test_wrong_arguments_are_refused(wrong, message):
@@ -309,7 +309,7 @@ def test_what_a_likelihood_cannot_leave_out_is_refused():
     with pytest.raises(ValueError, match="model has dropout"):
         BayesianMAML(nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.1)))
     BayesianMAML(nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.0)))
-    with pytest.raises(ValueError, match="stands for no likelihood"):
+    with pytest.raises(ValueError, match="is no negative log-likelihood"):
         BayesianMAML(models()["plain"], nn.CrossEntropyLoss(ignore_index=0))
     batch = classes()
     ignored = batch._replace(query_y=batch.query_y.index_fill(1, torch.tensor([0]), -100))
