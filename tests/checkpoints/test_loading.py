@@ -24,7 +24,7 @@ from lightning_meta import (
 from lightning_meta.checkpoints import content as checkpoint_content
 from lightning_meta.checkpoints import object_text
 from lightning_meta.cli import main
-from tests.checkpoints.saved import QUIET, HeadOnly, Own, changed, outputs, save
+from tests.checkpoints.saved import QUIET, HeadOnly, changed, outputs, save
 
 
 @pytest.mark.parametrize("other", [Reptile, ANIL, ImplicitMAML, HeadOnly])
@@ -86,6 +86,10 @@ def test_keeping_a_large_model_takes_neither_memory_nor_random_numbers():
 def test_it_is_a_method_of_the_class():
     with pytest.raises(TypeError, match="cannot be called on an instance"):
         MAML(MLP(), nn.MSELoss()).load_from_checkpoint("nowhere.ckpt")
+
+
+class Own(nn.Linear):
+    pass
 
 
 @pytest.mark.parametrize("allow", [f"{__name__}.Own", [f"{__name__}.Own"], Own])
