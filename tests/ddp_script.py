@@ -7,25 +7,15 @@ from __future__ import annotations
 
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import lightning as L
 import torch
-from torch import nn
 
-from lightning_meta import (
-    ABML,
-    ANIL,
-    MAML,
-    MLP,
-    AmortizedMAML,
-    BayesianMAML,
-    ImplicitMAML,
-    MetaSGD,
-    Reptile,
-    SinusoidDataModule,
-)
+from lightning_meta import MAML, MLP
 from lightning_meta.inner import update_rules
+from tests.registry import BY_NAME, Entry
 
 TASKS_PER_STEP, STEPS = 4, 20
 
@@ -36,34 +26,33 @@ def frozen_body():
     return model
 
 
-LEARNERS = {
-    "maml": lambda: MAML(MLP(hidden=[6]), nn.MSELoss(), inner_lr=0.02, inner_steps=2, learned_rates="tensor"),
-    "head": lambda: MAML(frozen_body(), nn.MSELoss(), inner_lr=0.02, adapt="head"),
-    "anil": lambda: ANIL(MLP(hidden=[6]), nn.MSELoss(), inner_lr=0.02),
-    "metasgd": lambda: MetaSGD(MLP(hidden=[6]), nn.MSELoss(), inner_lr=0.02),
-    "reptile": lambda: Reptile(
-        MLP(hidden=[6]),
-        nn.MSELoss(),
-        inner_lr=0.02,
-        inner_steps=2,
-        inner_optimizer=update_rules.Adam(),
-        inner_state="kept",
-    ),
-    "imaml": lambda: ImplicitMAML(MLP(hidden=[6]), nn.MSELoss(), inner_lr=0.02, inner_steps=2),
-    "bayesian": lambda: BayesianMAML(MLP(hidden=[6]), nn.MSELoss(), num_particles=2, normalize_steps=True),
-    "amortized": lambda: AmortizedMAML(MLP(hidden=[6]), nn.MSELoss()),
-    "abml": lambda: ABML(MLP(hidden=[6]), nn.MSELoss(), normalize_steps=True, inner_steps=1),
+# The options that have most to pass between processes, from one step to the next, or to checkpoints.
+OPTIONS = {
+    "MAML": {"inner_steps": 2, "learned_rates": "tensor"},
+    "Reptile": {"inner_steps": 2, "inner_optimizer": update_rules.Adam(), "inner_state": "kept"},
+    "BayesianMAML": {"normalize_steps": True},
 }
+ENTRIES = BY_NAME | {"head": Entry("head", MAML, {"adapt": "head"})}
+
+
+def make(name):
+    entry = ENTRIES[name]
+    model = frozen_body() if name == "head" else None
+    inner = {} if entry.is_bayesian else {"inner_lr": 0.02}
+    return entry.learner(model, **inner, **OPTIONS.get(name, {}))
+
+
+LEARNERS = {name: partial(make, name) for name in ENTRIES}
 
 
 class Seen(L.Callback):
-    """Notes the first input of every task that this process trained on."""
+    """Notes the sum of inputs of every task that this process trained on."""
 
     def __init__(self):
-        self.first_inputs = []
+        self.inputs = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.first_inputs.append(batch.support_x[:, 0, 0].clone())
+        self.inputs.append(batch.support_x.flatten(1).sum(1))
 
 
 def main(devices, folder, names):
@@ -73,8 +62,8 @@ def main(devices, folder, names):
     for name in names:
         L.seed_everything(0, verbose=False)
         learner, seen = LEARNERS[name](), Seen()
-        data = SinusoidDataModule(
-            shots=4, tasks_per_batch=TASKS_PER_STEP // devices, train_tasks=TASKS_PER_STEP * STEPS // 2, val_tasks=11
+        data = ENTRIES[name].data(
+            tasks_per_batch=TASKS_PER_STEP // devices, train_tasks=TASKS_PER_STEP * STEPS // 2, val_tasks=11
         )
         trainer = L.Trainer(
             accelerator="cpu",
@@ -91,7 +80,7 @@ def main(devices, folder, names):
         trainer.fit(learner, data)
         trainer.limit_val_batches = 1.0
         (metrics,) = trainer.validate(learner, data, verbose=False)
-        result = {"state": learner.state_dict(), "metrics": metrics, "seen": torch.cat(seen.first_inputs)}
+        result = {"state": learner.state_dict(), "metrics": metrics, "seen": torch.cat(seen.inputs)}
         torch.save(result, Path(folder) / f"{name}_{trainer.global_rank}.pt")
 
 

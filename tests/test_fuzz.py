@@ -25,6 +25,7 @@ from lightning_meta import (
     collate_episodes,
 )
 from lightning_meta.cli import main as command_line
+from tests.registry import LEARNERS
 
 DOCUMENTED = (ValueError, TypeError, FloatingPointError)
 
@@ -66,18 +67,20 @@ OWN_ARGUMENTS = {
     AmortizedMAML: {"num_samples": COUNTS, "kl_weight": RATES},
     ABML: {"num_samples": COUNTS, "kl_weight": RATES},
 }
+CLASSES = {entry.cls: entry for entry in LEARNERS}
 COMMON = {
-    "inner_lr": RATES,
-    "inner_steps": COUNTS,
     "task_chunk_size": st.sampled_from([None, 1, 2, 0]),
     "batch_statistics": st.sampled_from(["batch", "support", "running", "mean"]),
 }
 
 
+OF_STEPS = {"inner_lr": RATES, "inner_steps": COUNTS}
+
+
 @st.composite
 def arguments(draw, cls):
     """A few arguments at a time."""
-    available = {**COMMON, **OWN_ARGUMENTS[cls]}
+    available = {**COMMON, **(OF_STEPS if CLASSES[cls].takes_steps else {}), **OWN_ARGUMENTS.get(cls, {})}
     names = draw(st.lists(st.sampled_from(sorted(available)), max_size=3, unique=True))
     return {name: draw(available[name]) for name in names}
 
@@ -121,7 +124,7 @@ def attempt(function):
 
 
 def either_steps_or_says_why(data):
-    cls = data.draw(st.sampled_from(list(OWN_ARGUMENTS)))
+    cls = data.draw(st.sampled_from(list(CLASSES)))
     batch, features, target = data.draw(episodes())
     fitting = target in FITTING and data.draw(st.integers(0, 3)) > 0
     if fitting:
@@ -201,7 +204,7 @@ FLAGS = {
 def test_every_command_trains_or_is_refused(data):
     names = data.draw(st.lists(st.sampled_from(sorted(FLAGS)), max_size=3, unique=True))
     flags = [f"--{name}={data.draw(st.sampled_from(FLAGS[name]))}" for name in names]
-    learner = data.draw(st.sampled_from(["MAML", "Reptile", "ImplicitMAML", "BayesianMAML", "AmortizedMAML", "ABML"]))
+    learner = data.draw(st.sampled_from([cls.__name__ for cls, entry in CLASSES.items() if not entry.classes_only]))
     fixed = ["--model.model=MLP", "--model.loss_fn=torch.nn.MSELoss", "--data=SinusoidDataModule"]
     quiet = ["--trainer.fast_dev_run=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     with warnings.catch_warnings():

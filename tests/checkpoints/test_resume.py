@@ -15,9 +15,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from lightning_meta import ABML, MAML, MLP, Conv4, Episode, EpisodicDataModule, SinusoidDataModule
+from lightning_meta import ABML, MAML, MLP, Conv4, Episode, EpisodicDataModule, ProtoNet, SinusoidDataModule
 from lightning_meta.execution.capture import recorder
 from tests.ddp_script import LEARNERS
+from tests.registry import BY_NAME
 
 EPOCHS, BATCHES = 2, 5
 
@@ -52,7 +53,8 @@ def fit(learner, folder, ckpt_path=None, workers=0, callbacks=(), seed=0):
     if isinstance(learner.model, Conv4):
         data = image_data()
     else:
-        data = SinusoidDataModule(shots=4, tasks_per_batch=2, train_tasks=2 * BATCHES, val_tasks=3, num_workers=workers)
+        entry = BY_NAME["ProtoNet" if isinstance(learner, ProtoNet) else "MAML"]
+        data = entry.data(tasks_per_batch=2, train_tasks=2 * BATCHES, val_tasks=3, num_workers=workers)
     every_step = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     L.Trainer(
         accelerator="cpu",
@@ -80,10 +82,10 @@ def test_resuming_at_any_step_ends_where_an_uninterrupted_run_does(tmp_path, nam
 
 def test_random_numbers_and_workers_resume_too(tmp_path):
     assert_resumes(dropout, tmp_path / "dropout", [2, 7])
-    assert_resumes("maml", tmp_path / "workers", [2, 7], workers=1)
+    assert_resumes("MAML", tmp_path / "workers", [2, 7], workers=1)
 
 
-@pytest.mark.parametrize("learner", ["maml", "abml", images])
+@pytest.mark.parametrize("learner", ["MAML", "ABML", images])
 def test_what_was_recorded_is_recorded_again(tmp_path, monkeypatch, learner):
     """Recordings of images round otherwise than Python's steps."""
     monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 2)
@@ -223,7 +225,7 @@ def test_evaluating_a_checkpoint_leaves_recordings_alone(tmp_path, monkeypatch):
     assert learner._mapping._recorder.recordings() == [before]
 
 
-@pytest.mark.parametrize(("learner", "step"), [("abml", BATCHES + 2), (images, 2)])
+@pytest.mark.parametrize(("learner", "step"), [("ABML", BATCHES + 2), (images, 2)])
 def test_a_checkpoint_saved_inside_a_step_repeats_that_step(tmp_path, monkeypatch, learner, step):
     monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 2)
     whole = fit(learner, tmp_path / "whole")
@@ -241,7 +243,7 @@ def test_a_checkpoint_saved_inside_a_step_repeats_that_step(tmp_path, monkeypatc
 
 
 def test_training_on_from_trained_weights_follows_the_new_seed(tmp_path):
-    fit("abml", tmp_path / "first")
+    fit("ABML", tmp_path / "first")
 
     def again(seed):
         loaded = ABML.load_from_checkpoint(tmp_path / "first" / "step=10.ckpt")
@@ -278,16 +280,16 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, attempt):
 
 
 def test_checkpoints_of_others_and_broken_ones_are_refused(tmp_path):
-    fit("maml", tmp_path)
+    fit("MAML", tmp_path)
     whole = tmp_path / "step=3.ckpt"
     truncated = tmp_path / "truncated.ckpt"
     truncated.write_bytes(whole.read_bytes()[:-1000])
     with pytest.raises(RuntimeError, match="truncated.ckpt cannot be read"):
-        fit("maml", tmp_path / "again", truncated)
+        fit("MAML", tmp_path / "again", truncated)
     foreign = tmp_path / "foreign.ckpt"
     content = torch.load(whole)
     del content["meta_learner_arguments"]
     torch.save(content, foreign)
     with pytest.raises(ValueError, match="not saved by a TaskLearner"):
-        fit("maml", tmp_path / "again", foreign)
-    fit("maml", tmp_path / "again", whole)
+        fit("MAML", tmp_path / "again", foreign)
+    fit("MAML", tmp_path / "again", whole)

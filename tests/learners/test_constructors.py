@@ -7,9 +7,11 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from lightning_meta import ABML, ANIL, BOIL, MAML, AmortizedMAML, BayesianMAML, ImplicitMAML, MetaSGD, Reptile
+from lightning_meta import MAML
+from lightning_meta.cli import main
 from lightning_meta.execution.options import Execution
 from lightning_meta.inner import FirstOrder
+from tests.registry import every
 
 OPTIONS = {
     "inner_lr": 0.123,
@@ -26,13 +28,10 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(
-    "cls",
-    [MAML, ANIL, BOIL, MetaSGD, Reptile, ImplicitMAML, BayesianMAML, ABML, AmortizedMAML],
-    ids=lambda c: c.__name__,
-)
-def test_every_argument_arrives(cls):
-    model, loss_fn = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), nn.MSELoss()
+@every()
+def test_every_argument_arrives(entry):
+    cls, loss_fn = entry.cls, entry.loss_fn()
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, entry.outputs))
     parser = ArgumentParser()
     taken = parser.add_class_arguments(cls)  # what the command line takes
     options = {name: value for name, value in OPTIONS.items() if name in taken}
@@ -60,6 +59,16 @@ def test_every_argument_arrives(cls):
     assert configured["optimizer"].param_groups[0]["lr"] == 0.5
     assert type(configured["lr_scheduler"]["scheduler"]) is torch.optim.lr_scheduler.StepLR
     assert configured["lr_scheduler"]["interval"] == "step"
+
+
+@every()
+def test_a_misspelt_argument_is_an_error(entry, capsys):
+    with pytest.raises(TypeError, match="task_chunk_sise"):
+        entry.learner(task_chunk_sise=2)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", f"--model={entry.cls.__name__}", "--model.model=MLP", "--model.task_chunk_sise=2"])
+    assert stopped.value.code == 2
+    assert "task_chunk_sise" in capsys.readouterr().err
 
 
 def test_an_evaluation_of_more_steps_than_training_is_taken():

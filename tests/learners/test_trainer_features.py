@@ -11,16 +11,19 @@ from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging
 from lightning.pytorch.tuner import Tuner
 from torch import nn
 
-from lightning_meta import MAML, MLP, SinusoidDataModule
-from tests.ddp_script import LEARNERS
+from lightning_meta import MAML, MLP
+from tests.ddp_script import ENTRIES, LEARNERS
 from tests.learners.test_ddp import RANDOM
+from tests.registry import BY_NAME
+
+TASKS = {"tasks_per_batch": 2, "train_tasks": 8, "val_tasks": 4}
 
 
-def data(tasks_per_batch=2, train_tasks=8, **options):
-    return SinusoidDataModule(shots=4, tasks_per_batch=tasks_per_batch, train_tasks=train_tasks, val_tasks=4, **options)
+def data(tasks_per_batch=2, **options):
+    return BY_NAME["MAML"].data(**{**TASKS, "tasks_per_batch": tasks_per_batch, **options})
 
 
-def fit(learner, tasks=None, **options):
+def fit(learner, tasks=None, entry=BY_NAME["MAML"], **options):
     trainer = L.Trainer(
         **{
             "accelerator": "cpu",
@@ -32,7 +35,7 @@ def fit(learner, tasks=None, **options):
             **options,
         }
     )
-    trainer.fit(learner, data() if tasks is None else tasks)
+    trainer.fit(learner, entry.data(**TASKS) if tasks is None else tasks)
     return trainer, {name: value.clone() for name, value in learner.state_dict().items()}
 
 
@@ -60,7 +63,7 @@ def test_every_learner_trains_with_every_option(name, options, tmp_path):
     torch.manual_seed(0)
     learner = LEARNERS[name]()
     before = {key: value.clone() for key, value in learner.named_parameters()}
-    _, after = fit(learner, default_root_dir=tmp_path, **options)
+    _, after = fit(learner, entry=ENTRIES[name], default_root_dir=tmp_path, **options)
     assert all(torch.isfinite(value).all() for value in after.values())
     assert any(not torch.equal(after[key], value.to(after[key])) for key, value in before.items())
 
@@ -70,7 +73,7 @@ def test_every_learner_trains_with_every_option(name, options, tmp_path):
 def test_losses_in_other_precisions_are_close(name, precision, tolerance):
     def loss(precision):
         torch.manual_seed(0)
-        trainer, _ = fit(LEARNERS[name](), max_epochs=1, precision=precision)
+        trainer, _ = fit(LEARNERS[name](), entry=ENTRIES[name], max_epochs=1, precision=precision)
         return float(trainer.callback_metrics["val/loss"])
 
     assert loss(precision) == pytest.approx(loss("32-true"), rel=tolerance)
@@ -109,7 +112,7 @@ def test_clipping_bounds_the_step():
 def test_reruns_are_identical_to_the_last_bit(name):
     def once():
         L.seed_everything(3, verbose=False)
-        return fit(LEARNERS[name](), deterministic=True)[1]
+        return fit(LEARNERS[name](), entry=ENTRIES[name], deterministic=True)[1]
 
     first, second = once(), once()
     assert all(torch.equal(second[key], value) for key, value in first.items())

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from lightning_meta import ABML, MAML, AmortizedMAML, BayesianMAML, Episode, ImplicitMAML, Reptile
+from lightning_meta import AmortizedMAML, Episode
 from lightning_meta.likelihoods.predictive import (
     Samples,
     cumulative,
@@ -20,6 +20,7 @@ from lightning_meta.likelihoods.predictive import (
     quantile,
 )
 from lightning_meta.metrics.uncertainty import auroc, uncertainty_metrics
+from tests.registry import LEARNERS, every
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -325,24 +326,15 @@ def test_the_area_under_the_curve_counts_pairs():
     torch.testing.assert_close(tiny, found)
 
 
-LEARNERS = {
-    "maml": MAML,
-    "reptile": Reptile,
-    "imaml": ImplicitMAML,
-    "bayesian_maml": BayesianMAML,
-    "abml": ABML,
-    "amortized_maml": AmortizedMAML,
-}
+KINDS = [(e, kind) for e in LEARNERS for kind in ("classes", "numbers") if kind == "classes" or not e.classes_only]
 
 
-@pytest.mark.parametrize("name", LEARNERS)
-@pytest.mark.parametrize("kind", ["classes", "numbers"])
-def test_one_interface_for_all(name, kind):
-    point = name in ("maml", "reptile", "imaml")
+@pytest.mark.parametrize(("entry", "kind"), KINDS, ids=[f"{entry.name}-{kind}" for entry, kind in KINDS])
+def test_one_interface_for_all(entry, kind):
     outputs = 3 if kind == "classes" else 2
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, outputs))
-    learner = LEARNERS[name](model, nn.CrossEntropyLoss() if kind == "classes" else nn.MSELoss(), inner_lr=0.01).eval()
-    y = torch.randint(3, (6,)) if kind == "classes" else torch.randn(6, 2)
+    learner = entry.learner(model, nn.CrossEntropyLoss() if kind == "classes" else nn.MSELoss(), inner_lr=0.01).eval()
+    y = torch.arange(3).repeat(2) if kind == "classes" else torch.randn(6, 2)
     with torch.inference_mode():
         task = learner.adapt(torch.randn(6, 4), y)
         x = torch.randn(5, 4)
@@ -353,7 +345,7 @@ def test_one_interface_for_all(name, kind):
     assert output.shape == (5, outputs)
     expected = output.softmax(1) if kind == "classes" else output
     torch.testing.assert_close(prediction.mean, expected)
-    if point:
+    if not entry.is_bayesian:
         assert prediction.epistemic is None
     else:
         shape = (5,) if kind == "classes" else (5, 2)
@@ -362,14 +354,15 @@ def test_one_interface_for_all(name, kind):
         torch.testing.assert_close(prediction.total, prediction.aleatoric + prediction.epistemic)
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@every()
 @pytest.mark.parametrize("batch_statistics", ["batch", "support"])
-def test_other_classes_are_scored_in_evaluation(name, batch_statistics):
+def test_other_classes_are_scored_in_evaluation(entry, batch_statistics):
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))
-    learner = LEARNERS[name](model, inner_lr=0.01, batch_statistics=batch_statistics).eval()
-    batch = Episode(torch.randn(3, 6, 4), torch.randint(3, (3, 6)), torch.randn(3, 5, 4), torch.randint(3, (3, 5)))
+    learner = entry.learner(model, nn.CrossEntropyLoss(), inner_lr=0.01, batch_statistics=batch_statistics).eval()
+    labels = torch.arange(3).repeat(3, 2)
+    batch = Episode(torch.randn(3, 6, 4), labels, torch.randn(3, 5, 4), torch.randint(3, (3, 5)))
     result = learner.evaluate(batch._replace(ood_x=torch.randn(3, 7, 4)))
-    kinds = {"total"} if name in ("maml", "reptile", "imaml") else {"total", "epistemic"}
+    kinds = {"total", "epistemic"} if entry.is_bayesian else {"total"}
     assert set(result.novelty) == kinds
     for inside, outside in result.novelty.values():
         assert inside.shape == (3, 5)

@@ -16,21 +16,14 @@ import torch
 from torch import nn
 
 from lightning_meta import (
-    ABML,
-    ANIL,
-    BOIL,
     MAML,
     MLP,
-    AmortizedMAML,
-    BayesianMAML,
     Episode,
-    ImplicitMAML,
-    MetaSGD,
-    Reptile,
 )
 from lightning_meta.execution.capture import guarded, recorder
 from tests.execution.capture.changing_values import LEARNERS, MODULE, PATCHES, ClassRate, Clock, Scaled, set_all
 from tests.reference import assert_same, meta_gradient
+from tests.registry import every
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -245,19 +238,19 @@ def test_what_cannot_be_compared_is_left_to_python(batch):
     assert learner._mapping._recorder.recordings() == []
 
 
-@pytest.mark.parametrize("cls", [MAML, ANIL, BOIL, MetaSGD, Reptile, ImplicitMAML, BayesianMAML, AmortizedMAML, ABML])
-def test_200_steps_of_the_default_end_where_plain_ones_do(cls, monkeypatch):
+@every()
+def test_200_steps_of_the_default_end_where_plain_ones_do(entry, monkeypatch):
     monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 10)
     torch.manual_seed(0)
-    plain = cls(MLP(hidden=[4]), nn.MSELoss(), inner_lr=0.01, compile=False)
-    learner = cls(MLP(hidden=[4]), nn.MSELoss(), inner_lr=0.01)
+    plain = entry.learner(inner_lr=0.01, inner_steps=1, compile=False)
+    learner = entry.learner(inner_lr=0.01, inner_steps=1)
     learner.load_state_dict(plain.state_dict())
     ends = []
     for own in (plain, learner):
         torch.manual_seed(1)
         optimizer = torch.optim.SGD(own.parameters(), lr=1e-3)
         for _ in range(200):
-            batch = Episode(*[torch.randn(2, size, 1) for size in (3, 3, 4, 4)])
+            batch = entry.batch(2, support=3, query=4)
             optimizer.zero_grad()
             own.training_step(batch, 0).backward()
             optimizer.step()

@@ -12,18 +12,13 @@ from torch import nn
 
 from lightning_meta import (
     ABML,
-    ANIL,
     MAML,
     MLP,
-    AmortizedMAML,
-    BayesianMAML,
     Conv4,
     Episode,
-    ImplicitMAML,
-    MetaSGD,
-    Reptile,
 )
 from tests.reference import assert_same, loop_meta_gradient, meta_gradient
+from tests.registry import every
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -116,14 +111,14 @@ def test_a_subclass_that_cannot_be_recorded_is_compiled_as_it_is(batch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cls", [ANIL, MetaSGD, Reptile, ImplicitMAML, BayesianMAML, AmortizedMAML, ABML])
-def test_compiled_learners_have_the_same_gradient(cls, batch):
+@every(lambda entry: entry.name != "MAML")  # which the other tests take
+def test_compiled_learners_have_the_same_gradient(entry):
     import torch._inductor.config as inductor
 
-    options = {"inner_lr": 0.05, "inner_steps": 2}
-    if cls is ABML:  # whose draws may come in another order: they shall not matter
-        options["initial_log_std"] = -20.0
-    learner, compiled = (cls(MLP(hidden=[6]), nn.MSELoss(), compile=compile, **options) for compile in (False, True))
+    options, batch = {"inner_lr": 0.05, "inner_steps": 2}, entry.batch()
+    if entry.cls is ABML:  # whose draws may come in another order: they shall not matter
+        options |= entry.certain
+    learner, compiled = (entry.learner(compile=compile, **options) for compile in (False, True))
     compiled.load_state_dict(learner.state_dict())
     with inductor.patch(fallback_random=True):  # the same random numbers as without compilation
         torch.manual_seed(1)

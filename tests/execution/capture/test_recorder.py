@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
@@ -9,29 +10,19 @@ import torch
 from torch import nn
 
 from lightning_meta import (
-    ABML,
-    ANIL,
-    BOIL,
     MAML,
     MLP,
-    AmortizedMAML,
-    BayesianMAML,
     Conv4,
     Episode,
-    ImplicitMAML,
-    MetaSGD,
-    Reptile,
     collate_episodes,
 )
 from lightning_meta.execution.capture import recorder
 from lightning_meta.inner import FirstOrder
 from tests.execution.capture.recorded import change_parameters, check, count_traces, make_batch, recordings
 from tests.reference import assert_same, loop_meta_gradient, meta_gradient
+from tests.registry import every
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-LEARNERS = [MAML, ANIL, BOIL, MetaSGD, Reptile, ImplicitMAML, BayesianMAML, AmortizedMAML, ABML]
 
 
 @pytest.fixture(autouse=True)
@@ -69,10 +60,10 @@ def test_recorded_images_have_the_loops_gradient():
         assert len(recordings(learner)) == 1
 
 
-@pytest.mark.parametrize("cls", LEARNERS)
-def test_every_learner_repeats_its_step_draws_included(cls, batch):
-    options = {"inner_lr": 0.05, "inner_steps": 2}
-    recorded, plain = (cls(MLP(hidden=[6]), nn.MSELoss(), compile=choice, **options) for choice in (None, False))
+@every()
+def test_every_learner_repeats_its_step_draws_included(entry):
+    options, batch = {"inner_lr": 0.05, "inner_steps": 2}, entry.batch()
+    recorded, plain = (entry.learner(compile=choice, **options) for choice in (None, False))
     for _ in range(3):
         plain.load_state_dict(recorded.state_dict())
         found, expected = [], []
@@ -82,7 +73,7 @@ def test_every_learner_repeats_its_step_draws_included(cls, batch):
         torch.testing.assert_close(found[0], expected[0], rtol=1e-10, atol=1e-12)
         assert_same(found[1], expected[1])
         change_parameters(recorded)
-        batch = make_batch()
+        batch = entry.batch()
     assert len(recordings(recorded)) == 1
     assert plain._mapping._recorder is None
 
@@ -360,20 +351,21 @@ class ScaledInputs(MLP):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*the step cannot be compiled")
-@pytest.mark.parametrize("cls", [ANIL, MetaSGD, Reptile, ImplicitMAML, BayesianMAML, AmortizedMAML, ABML])
-def test_on_request_every_learner_has_the_plain_steps_gradient_with_a_users_model(cls, batch):
+@every()
+def test_on_request_every_learner_has_the_plain_steps_gradient_with_a_users_model(entry):
     torch.compiler.reset()
-    options = {"inner_lr": 0.05, "inner_steps": 2}
-    recorded, plain = (cls(ScaledInputs(hidden=[4]), nn.MSELoss(), compile=c, **options) for c in ("record", False))
+    options, batch = {"inner_lr": 0.05, "inner_steps": 2}, entry.batch()
+    model = ScaledInputs(1, entry.outputs, hidden=[4])
+    recorded, plain = (entry.learner(copy.deepcopy(model), compile=c, **options) for c in ("record", False))
     recorded.load_state_dict(plain.state_dict())
-    for _ in range(3):
+    for _ in range(30):
         results = []
         for learner in (recorded, plain):
             torch.manual_seed(1)
             results.append(meta_gradient(learner, batch))
         torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-10, atol=1e-12)
         assert_same(results[0][1], results[1][1])
-    assert recorded._mapping._guarded.worked == (cls is not AmortizedMAML)  # whose hook on the head cannot be traced
+    assert recorded._mapping._guarded.worked == entry.traceable
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

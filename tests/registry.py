@@ -1,0 +1,143 @@
+"""All learners, one line each: tests that are for every algorithm take `LEARNERS`, or the part of it they concern."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from lightning_meta import (
+    ABML,
+    ANIL,
+    BOIL,
+    MAML,
+    MLP,
+    AmortizedMAML,
+    BayesianLearner,
+    BayesianMAML,
+    Episode,
+    EpisodicDataModule,
+    GradientLearner,
+    ImplicitMAML,
+    MetaSGD,
+    ProtoNet,
+    Reptile,
+    SinusoidDataModule,
+    TaskLearner,
+    collate_episodes,
+)
+
+WAYS = 3
+CLASSES, EXAMPLES_EACH = 12, 40
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What tests need to know of a learner.
+
+    Attributes:
+        name: Its name in tests.
+        cls: Its class.
+        options: Arguments that make it what its name says, or keep it quick.
+        classes_only: Whether it takes class labels alone; otherwise tests give it real numbers.
+        draws: Whether a training step draws random numbers.
+        certain: Arguments with which its draws are too small to matter.
+        traceable: Whether `torch.compile` can trace its step under guards.
+    """
+
+    name: str
+    cls: type[TaskLearner]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    classes_only: bool = False
+    draws: bool = False
+    certain: Mapping[str, Any] = field(default_factory=dict)
+    traceable: bool = True
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether it takes inner steps, and so their arguments."""
+        return issubclass(self.cls, GradientLearner)
+
+    @property
+    def is_bayesian(self) -> bool:
+        """Whether it adapts a distribution."""
+        return issubclass(self.cls, BayesianLearner)
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of its model."""
+        return WAYS if self.classes_only else 1
+
+    @property
+    def metric(self) -> str:
+        """The name of its metric in logs."""
+        return "acc" if self.classes_only else "mse"
+
+    def loss_fn(self) -> nn.Module:
+        """Its loss."""
+        return nn.CrossEntropyLoss() if self.classes_only else nn.MSELoss()
+
+    def learner(self, model: nn.Module | None = None, loss_fn: Any = None, **options: Any) -> Any:
+        """Make a small learner; of the options, those of inner steps are for learners that take them."""
+        if not self.takes_steps:
+            options = {name: value for name, value in options.items() if not name.startswith(("inner_", "eval_inner"))}
+        model = MLP(1, self.outputs, hidden=[6]) if model is None else model
+        return self.cls(model, self.loss_fn() if loss_fn is None else loss_fn, **{**self.options, **options})
+
+    def task(self, support: int = 6, query: int = 5, features: int = 1) -> Episode:
+        """Draw one task; its classes are all in its support set, if that has as many examples."""
+
+        def targets(size: int) -> torch.Tensor:
+            return torch.arange(size) % WAYS if self.classes_only else torch.randn(size, 1)
+
+        x, query_x = torch.randn(support, features), torch.randn(query, features)
+        return Episode(x, targets(support), query_x, targets(query))
+
+    def batch(self, tasks: int = 4, **sizes: int) -> Episode:
+        """Draw a batch of tasks of the same size."""
+        return collate_episodes([self.task(**sizes) for _ in range(tasks)])
+
+    def data(self, **options: Any) -> SinusoidDataModule | EpisodicDataModule:
+        """Make a data module of small tasks."""
+        if not self.classes_only:
+            return SinusoidDataModule(**{"shots": 4, **options})
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.arange(CLASSES).repeat(EXAMPLES_EACH)
+        examples = TensorDataset(torch.randn(len(labels), 1, generator=generator) + labels[:, None], labels)
+        return EpisodicDataModule(
+            examples, examples, examples, **{"ways": WAYS, "shots": 2, "query_shots": 3, **options}
+        )
+
+
+LEARNERS = [
+    Entry("MAML", MAML),
+    Entry("FOMAML", MAML, {"first_order": True}),
+    Entry("ANIL", ANIL),
+    Entry("BOIL", BOIL),
+    Entry("MetaSGD", MetaSGD),
+    Entry("Reptile", Reptile),
+    Entry("ImplicitMAML", ImplicitMAML, {"inner_steps": 2}),
+    Entry("BayesianMAML", BayesianMAML, {"num_particles": 2}),
+    Entry(
+        "ABML",
+        ABML,
+        {"inner_steps": 2, "normalize_steps": True},
+        draws=True,
+        certain={"initial_log_std": -15.0, "kl_weight": 1e-15},
+    ),
+    # A hook on the head cannot be traced.
+    Entry("AmortizedMAML", AmortizedMAML, draws=True, certain={"initial_log_std": -40.0}, traceable=False),
+    Entry("ProtoNet", ProtoNet, classes_only=True),
+]
+BY_NAME = {entry.name: entry for entry in LEARNERS}
+
+
+def every(condition: Callable[[Entry], bool] = lambda entry: True) -> pytest.MarkDecorator:
+    """Parametrize a test by ``entry``, over all learners of which a condition holds."""
+    chosen = [entry for entry in LEARNERS if condition(entry)]
+    return pytest.mark.parametrize("entry", chosen, ids=lambda entry: entry.name)
