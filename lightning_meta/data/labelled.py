@@ -111,8 +111,8 @@ def labels_of(dataset: Dataset[Any]) -> NDArray[np.int64]:
     if type(dataset) is TensorDataset:  # a derived class may change its items
         values: Any = dataset.tensors[1]
     else:
-        named = [getattr(dataset, name) for name in ("targets", "labels") if hasattr(dataset, name)]
-        values = named[0] if named else [dataset[i][1] for i in range(size)]
+        name = next((name for name in ("targets", "labels") if hasattr(dataset, name)), None)
+        values = getattr(dataset, name) if name else [dataset[i][1] for i in range(size)]
     labels = np.asarray(values)
     if labels.shape != (size,) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
