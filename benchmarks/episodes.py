@@ -57,7 +57,7 @@ class IntegerLabels(Dataset[Any]):
 
 
 def learn2learns(data: OmniglotDataModule, ways: int, fast: bool) -> Callable[[], int]:
-    """One task after another from learn2learn's task set, parted into support and query."""
+    """One task after another from learn2learn's task set, split into support and query."""
     import learn2learn as l2l
     from learn2learn.data import transforms as t
 

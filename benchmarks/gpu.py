@@ -1,6 +1,6 @@
 """Training steps on a GPU: Conv4-64 at 4 to 128 tasks in fp32 and bf16, beside learn2learn where it can be imported.
 
-Run as ``python gpu.py``; without a GPU it says so.
+Run as ``python gpu.py``; without a GPU it measures nothing.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Run as ``python lightning_overhead.py``. `Trainer.fit` with its defaults, less the same steps in a plain loop over the
 same loader: ``training_step`` without a trainer (which logs nothing), ``backward``, Adam. Beside it what Lightning adds
-to a module of one parameter that logs its loss, and to one that logs nothing: the least there is on this machine.
+to a module of one parameter that logs its loss, and to one that logs nothing: the minimum on this machine.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ BARE = {"enable_progress_bar": False, "logger": False, "enable_checkpointing": F
 
 
 class OneParameter(L.LightningModule):
-    """The least that Lightning can train."""
+    """A minimal module that Lightning can train."""
 
     def __init__(self, logs: bool) -> None:
         super().__init__()
         self.weight, self.logs = nn.Parameter(torch.ones(())), logs
 
     def training_step(self, batch: object, batch_idx: int) -> torch.Tensor:
-        """Nothing to compute."""
+        """Return a loss that takes no computation."""
         loss = self.weight * 2
         if self.logs and self._trainer is not None:
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """As learners have it."""
+        """Return the optimizer that learners use by default."""
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
 def maml() -> MAML:
-    """The tiniest learner there is, so that what surrounds its step is measured well."""
+    """A learner with tiny steps, so that the overhead around a step is measured precisely."""
     return MAML(MLP(hidden=[2]), nn.MSELoss())
 
 
 def tasks() -> SinusoidDataModule:
-    """The tiniest tasks there are."""
+    """Tasks with tiny sets."""
     return SinusoidDataModule(shots=1, query_shots=1, tasks_per_batch=1, train_tasks=STEPS, val_tasks=1)
 
 
 def in_a_plain_loop(learner: L.LightningModule) -> float:
-    """Seconds a step."""
+    """Return the seconds per step."""
     data, times = tasks(), []
     data.setup("fit")
     optimizer = learner.configure_optimizers()
@@ -67,11 +67,11 @@ def in_a_plain_loop(learner: L.LightningModule) -> float:
         learner.training_step(batch, index).backward()
         optimizer.step()
         times.append(time.perf_counter())
-    return seconds_a_step(times)
+    return seconds_per_step(times)
 
 
 def under_lightning(learner: L.LightningModule, **options: bool) -> float:
-    """Seconds a step."""
+    """Return the seconds per step."""
     times = []
 
     class Clock(L.Callback):
@@ -88,11 +88,11 @@ def under_lightning(learner: L.LightningModule, **options: bool) -> float:
             **options,
         )
         trainer.fit(learner, tasks())
-    return seconds_a_step(times)
+    return seconds_per_step(times)
 
 
-def seconds_a_step(ends: list[float]) -> float:
-    """From the times at which steps ended; in the first ones the learner is still recorded."""
+def seconds_per_step(ends: list[float]) -> float:
+    """Seconds per step, from the times at which steps ended; the first steps, which are recorded, do not count."""
     return (ends[-1] - ends[UNCOUNTED]) / (len(ends) - 1 - UNCOUNTED)
 
 

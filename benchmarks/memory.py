@@ -1,9 +1,9 @@
 """Peak memory of a training step as inner steps grow: MAML, checkpointed MAML and implicit MAML, beside learn2learn.
 
 Run as ``python benchmarks/memory.py``; learn2learn's figures need the environment of ``install_peers.sh``. Every figure
-is how far a step's peak of resident memory lies above what the process had before, in a process for each number of
-steps. The first steps are run by Python; a step of up to 32 inner steps is then recorded, which is a peak of its own,
-and repeated. Ours hold 4 tasks at once but where the name says one; learn2learn holds one.
+is the rise of resident memory during a step, at its peak, in a separate process for each number of steps. The first
+steps are run by Python; a step of up to 32 inner steps is then recorded, which has a peak of its own, and repeated.
+Ours hold 4 tasks at once, except where the name says one; learn2learn holds one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PEER = "learn2learn"
 
 
 def peaks_mebibytes(name: str, steps: int) -> list[float]:
-    """What a training step adds to this process's resident memory, after a small model's; what the next adds."""
+    """Return the memory that a training step adds to the process, and that the next step adds, once it is warm."""
     timing.record_at_once()
     images, labels = torch.rand(4, 5, 1, 28, 28), torch.arange(5).expand(4, 5)
     batch = Episode(images, labels, images.clone(), labels)

@@ -25,7 +25,7 @@ def learn2learn_step(model: nn.Module, loss_fn: LossFunction, batch: Episode, in
 
     One backward through the tasks' sum takes 7 to 20 % longer for convolutions, and as long for the sinusoids.
     """
-    with contextlib.redirect_stderr(io.StringIO()):  # gym's advice to move on
+    with contextlib.redirect_stderr(io.StringIO()):  # gym advises to use its successor
         import learn2learn
 
     maml = learn2learn.algorithms.MAML(model, lr=inner_lr, first_order=False)

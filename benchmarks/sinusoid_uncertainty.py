@@ -1,7 +1,7 @@
-"""How well each learner knows its error on noisy sinusoids, with 5 and 10 shots and one training budget for all.
+"""Calibration of each learner on noisy sinusoids, with 5 and 10 shots and one training budget for all.
 
-Run as ``python benchmarks/sinusoid_uncertainty.py [learner ...] [--seeds N]``. Bayesian learners train as shipped, by
-their configurations; MAML by five inner steps on the same tasks, with the constant noise that is best on test tasks.
+Run as ``python benchmarks/sinusoid_uncertainty.py [learner ...] [--seeds N]``. Bayesian learners train by
+their configurations; MAML with five inner steps on the same tasks, and the constant noise that is best on test tasks.
 """
 
 from __future__ import annotations

@@ -39,14 +39,14 @@ def resident_mebibytes() -> float:
 
 
 class Memory(L.Callback):
-    """Notes the resident memory at regular steps."""
+    """Records the resident memory at regular steps."""
 
     def __init__(self, every: int) -> None:
         self.every = every
         self.points: list[tuple[int, float]] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        """Collect garbage and note."""
+        """Collect garbage, then record the memory."""
         if trainer.global_step % self.every == 0:
             gc.collect()
             self.points.append((trainer.global_step, resident_mebibytes()))

@@ -1,4 +1,4 @@
-"""What all benchmarks share: alternating medians, and a description of the machine."""
+"""Functions that all benchmarks share: alternating medians, added memory, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lightning_meta.execution.capture import recorder
 
 
 def alternating_times(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of one call of each function, turn by turn: so noise meets all alike.
+    """Return the seconds of one call of each function in each turn; they alternate, so that all see the same noise.
 
-    In a turn a function is called until about 0.2 seconds have passed, once at least.
+    In a turn a function is called at least once, and until about 0.2 seconds have passed.
 
     Args:
         functions: What to time, already warm.
@@ -51,19 +51,19 @@ def median_ratio(times: list[float], others: list[float]) -> float:
 
 
 def record_at_once() -> None:
-    """Let learners record their first step, so that what is measured is a training under way."""
+    """Let learners record their first step, so that later steps of a training are measured."""
     recorder.ALIKE_BEFORE_RECORDING = 0
 
 
 class AddedPeak:
-    """How far resident memory rises above where it is now, in MiB; on Linux."""
+    """The rise of resident memory since construction, at its peak, in MiB; on Linux."""
 
     def __init__(self) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
         self._before = self._status("VmRSS")
 
     def mebibytes(self) -> float:
-        """The rise so far."""
+        """Return the rise until now."""
         return (self._status("VmHWM") - self._before) / 1024
 
     @staticmethod

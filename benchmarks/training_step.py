@@ -38,7 +38,7 @@ def images(tasks: int, ways: int, dtype: torch.dtype = torch.float32) -> Episode
 
 
 def plain_conv4(model: Conv4) -> tuple[nn.Module, list[str]]:
-    """The same network from torch's own layers, as the peers' users have it; and our parameters' names in its order."""
+    """Return the same network of torch's own layers, as the peers' users write it; and our parameters' names."""
     layers: list[nn.Module] = []
     names = []
     for i in range(4):
@@ -52,7 +52,7 @@ def plain_conv4(model: Conv4) -> tuple[nn.Module, list[str]]:
 
 
 def our_step(learner: MAML, batch: Episode, names: Iterable[str]) -> peers.Step:
-    """The learner's meta-loss and gradient as an optimizer sees them."""
+    """Return a function that computes the learner's meta-loss and the gradient that its optimizer gets."""
     parameters = dict(learner.model.named_parameters())
 
     def step() -> tuple[float, list[Tensor]]:
@@ -66,7 +66,7 @@ def our_step(learner: MAML, batch: Episode, names: Iterable[str]) -> peers.Step:
 
 
 def agreeing(steps: dict[str, peers.Step], of_loss: float, of_slopes: float) -> set[str]:
-    """Names of the steps whose loss and gradient are the first one's, to these parts of the loss and largest slope."""
+    """Return the names of the steps whose loss and gradient equal the first one's, within these relative tolerances."""
     names = set()
     reference: tuple[float, list[Tensor]] | None = None
     for name, step in steps.items():
@@ -138,7 +138,7 @@ def image_rows(
 ) -> None:
     """Conv4's rows, with the machine's arithmetic floor.
 
-    Gradients are compared in float64: in float32 one activation that lands on the other side of zero moves them by
+    Gradients are compared in float64: in float32 one activation that changes its sign by rounding changes them by
     more than a thousandth, in either library. JAX, which has no float64 as configured, is compared in float32.
     """
     from torch.utils.flop_counter import FlopCounterMode

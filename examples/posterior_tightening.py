@@ -20,7 +20,7 @@ PICTURE = Path("outputs/posterior_tightening.png")
 
 
 def train() -> tuple[AmortizedMAML, SinusoidDataModule]:
-    """Train with five shots a task."""
+    """Train with five shots per task."""
     L.seed_everything(0)
     data = SinusoidDataModule(shots=5, query_shots=15, noise_std=NOISE, train_tasks=20_000, tasks_per_batch=25)
     learner = AmortizedMAML(MLP(), nn.MSELoss(), optimizer=lambda p: torch.optim.Adam(p, lr=3e-3))

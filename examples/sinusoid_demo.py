@@ -30,14 +30,14 @@ PICTURE = Path("outputs/sinusoid_demo.png")
 
 
 class Setting(NamedTuple):
-    """How a learner is trained: ``epochs`` of 20,000 tasks, and after which inner steps it is judged."""
+    """A learner, its training in ``epochs`` of 20,000 tasks, and the inner steps after which its error is reported."""
 
     learner: TaskLearner
     title: str
     epochs: int
     tasks_per_batch: int
     query_shots: int
-    judged: tuple[int, ...]
+    reported: tuple[int, ...]
 
 
 def cosine_adam(epochs: int) -> dict[str, Callable[..., Any]]:
@@ -56,7 +56,7 @@ def maml() -> Setting:
 
 
 def reptile() -> Setting:
-    """The interpolation of the paper with ε from 1 to 0, on 50 points a task."""
+    """The paper's interpolation with ε from 1 to 0, on 50 points per task."""
     inner_lr, inner_steps, epochs = 0.02, 8, 2
     outer_steps = epochs * TASKS_PER_EPOCH // 10
     learner = Reptile(
@@ -74,7 +74,7 @@ def reptile() -> Setting:
 
 
 def imaml() -> Setting:
-    """Sixty-four steps on the regularized loss, the implicit gradient by five conjugate-gradient steps."""
+    """64 inner steps on the regularized loss, and 5 conjugate-gradient steps for the implicit gradient."""
     learner = ImplicitMAML(
         MLP(),
         nn.MSELoss(),
@@ -122,7 +122,7 @@ def print_table(setting: Setting, results: dict[str, float]) -> None:
     )
     table.add_column("inner steps", justify="right")
     table.add_column("error", justify="right")
-    for step in setting.judged:
+    for step in setting.reported:
         label = "0 (before)" if step == 0 else str(step)
         table.add_row(label, f"{results[f'test/mse_step_{step}']:.3f} ± {results[f'test/mse_step_{step}_ci95']:.3f}")
     Console().print(table)
@@ -130,14 +130,14 @@ def print_table(setting: Setting, results: dict[str, float]) -> None:
 
 def draw(setting: Setting, data: SinusoidDataModule) -> None:
     """Draw how predictions approach four unseen curves."""
-    learner, judged = setting.learner.eval(), setting.judged
+    learner, reported = setting.learner.eval(), setting.reported
     episodes = data.episodes("test")
     numbers = np.arange(4)
     amplitudes, phases = episodes.curve(numbers)
     batch = episodes.make(numbers)
     x = torch.linspace(-5, 5, 200)[:, None]
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True, layout="constrained")
-    shades = plt.get_cmap("viridis_r")(np.linspace(0.2, 1, len(judged) - 1))
+    shades = plt.get_cmap("viridis_r")(np.linspace(0.2, 1, len(reported) - 1))
     for axis, i in zip(axes.flat, numbers, strict=True):
         task = batch.select(int(i))
         axis.plot(
@@ -149,7 +149,7 @@ def draw(setting: Setting, data: SinusoidDataModule) -> None:
             label="true curve",
         )
         axis.plot(x, learner.model(x).detach(), color="gray", linestyle=":", label="before adaptation")
-        for shade, steps in zip(shades, judged[1:], strict=True):
+        for shade, steps in zip(shades, reported[1:], strict=True):
             adapted = learner.adapt(task.support_x, task.support_y, steps=steps)
             axis.plot(x, adapted(x), color=shade, label=f"after {steps} step{'s' if steps > 1 else ''}")
         axis.plot(task.support_x, task.support_y, "v", color="crimson", markersize=8, label="support points")

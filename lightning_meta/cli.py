@@ -19,14 +19,12 @@ from lightning_meta.learners.task_learner import TaskLearner
 class SaveConfig(SaveConfigCallback):
     """Saves the configuration beside the logs; with Weights & Biases, logs it to the run, which has no folder."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._to_folder = self.save_to_log_dir
-
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Choose between a file and the run."""
-        self.save_to_log_dir = self._to_folder and not isinstance(trainer.logger, WandbLogger)
+        """Save to a file or to the run."""
+        to_folder = self.save_to_log_dir
+        self.save_to_log_dir = to_folder and not isinstance(trainer.logger, WandbLogger)
         super().setup(trainer, pl_module, stage)
+        self.save_to_log_dir = to_folder
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Log the configuration to a run of Weights & Biases."""

@@ -17,12 +17,8 @@ from lightning_meta.learners.task_learner import TaskLearner
 def inner_rate_losses(learner: TaskLearner, batch: Episode, rates: Sequence[float]) -> Tensor:
     """Return the mean query loss after adaptation with each inner rate, ``[rates]``; infinite where it diverges.
 
-    Call it with validation tasks, before training or after, and take the rate with the lowest loss.
-
-    Args:
-        learner: The learner, whose own rate stays as it is.
-        batch: Tasks to adapt to.
-        rates: Inner rates to try.
+    Call it with validation tasks, before training or after, and take the rate with the lowest loss. The learner's own
+    rate stays as it is.
 
     Raises:
         ValueError: If a rate is not positive, or the learner's rates are learned.

@@ -65,13 +65,7 @@ class PosteriorBands(L.Callback):
 
 
 def draw_band(axis: Axes, task: AdaptedTask, grid: Tensor) -> None:
-    """Draw the predictive mean, its central 90 % interval, and two epistemic standard deviations about it.
-
-    Args:
-        axis: Where to draw.
-        task: The adapted model.
-        grid: Inputs in order, ``[points, 1]``.
-    """
+    """Draw the predictive mean at sorted inputs ``[points, 1]``, the 90 % interval, and two epistemic deviations."""
     samples, prediction = task.samples(grid), task.predict(grid)
     x, mean = grid[:, 0].numpy(force=True), prediction.mean[:, 0].numpy(force=True)
     if samples.noise is not None:

@@ -81,7 +81,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def episodes(self, split: Split) -> EpisodeDataset:
-        """Return the tasks of a split; called after ``setup``."""
+        """Return the tasks of a split."""
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """Batches of training tasks, fresh ones each epoch."""

@@ -46,15 +46,11 @@ class EpisodeDataset(Dataset[Episode], ABC):
 class EpisodeSampler(DistributedSampler[int]):
     """Shares the tasks between processes without overlap.
 
-    Training takes new tasks in every epoch, and gives every process the same number of them, rounded up, because
-    processes wait for each other at every step. Evaluation takes the same tasks every time, each once.
+    Training (``fresh``) takes new tasks in every epoch, and gives every process the same number of them, rounded up,
+    because processes wait for each other at every step. Evaluation takes the same tasks every time, each once.
 
     Lightning calls ``set_epoch`` and, because this is a `DistributedSampler`, does not replace it on several devices.
     The number of processes is read from ``torch.distributed`` when the indices are needed, not at construction.
-
-    Args:
-        dataset: The tasks.
-        fresh: Whether each epoch goes on to new indices.
     """
 
     def __init__(self, dataset: EpisodeDataset, fresh: bool) -> None:

@@ -29,7 +29,7 @@ class NWayDataModule(TaskDataModule):
     Raises:
         ValueError: If an argument is out of its range, a split has fewer classes than ``ways``, or a class fewer
             examples than ``shots + query_shots``.
-        TypeError: If a data set is not map-style, or an argument's name is not known.
+        TypeError: If a data set is not map-style.
     """
 
     def __init__(

@@ -23,18 +23,8 @@ _BLOCK = 512  # Tasks whose examples are drawn together: 16 take as many numpy c
 class ClassEpisodes(EpisodeDataset):
     """Classification tasks: ``ways`` classes drawn at random get the labels 0, 1, ... in random order.
 
-    Args:
-        dataset: Labelled examples, as in `EpisodicDataModule`.
-        ways: Classes in a task.
-        shots: Support examples per class.
-        query_shots: Query examples per class.
-        split: The split, which with ``seed`` and the index determines a task.
-        num_tasks: Tasks in an epoch.
-        seed: Determines the tasks.
-        ood_ways: Classes of each task's out-of-distribution examples ``ood_x``, ``query_shots`` of each class.
-
-    Raises:
-        ValueError: If there are fewer classes than a task needs, or a class has too few examples.
+    Arguments and errors as in `NWayDataModule`; ``dataset`` holds the labelled examples, ``split``, ``seed`` and the
+    index determine a task, and ``ood_ways`` further classes give ``ood_x``, ``query_shots`` examples of each.
     """
 
     dataset: Dataset[Any]
@@ -49,35 +39,33 @@ class ClassEpisodes(EpisodeDataset):
     def __post_init__(self) -> None:
         labels = labels_of(self.dataset)
         classes, self._sizes = np.unique(labels, return_counts=True)
-        self._check(classes, self._sizes)
-        self._by_class = np.argsort(labels, kind="stable")  # example numbers, sorted by class
-        self._starts = np.cumsum(self._sizes) - self._sizes
-        self._block: tuple[int, NDArray[np.int64]] | None = None
-
-    def _check(self, classes: NDArray[np.integer], sizes: NDArray[np.integer]) -> None:
-        count, needed = len(classes), self.shots + self.query_shots
-        if self.ways > count:
+        if self.ways + self.ood_ways > len(classes):
+            ood = f" and eval_outside_ways={self.ood_ways}" if self.ood_ways else ""
             raise ValueError(
-                f"ways={self.ways} but the {self.split} split has {count} classes: lower ways or add classes"
+                f"ways={self.ways}{ood} but the {self.split} split has {len(classes)} classes: lower "
+                f"{'one of them' if ood else 'ways'} or add classes"
             )
-        if self.ways + self.ood_ways > count:
-            raise ValueError(
-                f"ways={self.ways} and eval_outside_ways={self.ood_ways} but the {self.split} split has {count} "
-                "classes: lower one"
-            )
-        small = np.flatnonzero(sizes < needed)
+        needed = self.shots + self.query_shots
+        small = np.flatnonzero(self._sizes < needed)
         if len(small):
             raise ValueError(
                 f"shots={self.shots} and query_shots={self.query_shots} need {needed} examples per class, but in the "
                 f"{self.split} split {len(small)} classes have fewer (class {classes[small[0]]} has "
-                f"{sizes[small[0]]}): lower shots or query_shots, or remove those classes"
+                f"{self._sizes[small[0]]}): lower shots or query_shots, or remove those classes"
             )
+        self._by_class = np.argsort(labels, kind="stable")  # example numbers, sorted by class
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self._block: tuple[int, NDArray[np.int64]] | None = None
 
     def make(self, indices: NDArray[np.integer]) -> Episode:
         """Return tasks whose sets are ordered by class, ``[indices, ways * shots, ...]``."""
         block = int(indices[0]) // _BLOCK
-        in_block = (indices // _BLOCK == block).all()
-        numbers = self._numbers_of(block)[indices % _BLOCK] if in_block else self.example_numbers(indices)
+        if (indices // _BLOCK != block).any():
+            numbers = self.example_numbers(indices)
+        else:  # the latest block is kept, as loaders ask for tasks in order
+            if self._block is None or self._block[0] != block:
+                self._block = block, self.example_numbers(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
+            numbers = self._block[1][indices % _BLOCK]
         own, ood = numbers[:, : self.ways], numbers[:, self.ways :, self.shots :]  # [tasks, classes, examples]
         support_x, support_y = self._labelled(own[..., : self.shots])
         query_x, query_y = self._labelled(own[..., self.shots :])
@@ -105,12 +93,6 @@ class ClassEpisodes(EpisodeDataset):
         within = sample_without_replacement(self._sizes[classes], draws)  # [tasks, classes, examples]
         return self._by_class[self._starts[classes][..., None] + within]
 
-    def _numbers_of(self, block: int) -> NDArray[np.int64]:
-        """Return the examples of a block of tasks; the latest block is kept, as loaders ask for tasks in order."""
-        if self._block is None or self._block[0] != block:
-            self._block = block, self.example_numbers(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
-        return self._block[1]
-
     def _labelled(self, numbers: NDArray[np.int64]) -> tuple[Any, Tensor]:
         """Return the inputs of examples ``[tasks, classes, examples]``, and their labels in the task."""
         tasks, classes, examples = numbers.shape
@@ -129,8 +111,8 @@ def labels_of(dataset: Dataset[Any]) -> NDArray[np.int64]:
     if type(dataset) is TensorDataset:  # a derived class may change its items
         values: Any = dataset.tensors[1]
     else:
-        named = [getattr(dataset, name) for name in ("targets", "labels") if hasattr(dataset, name)]
-        values = named[0] if named else [dataset[i][1] for i in range(size)]
+        name = next((name for name in ("targets", "labels") if hasattr(dataset, name)), None)
+        values = getattr(dataset, name) if name else [dataset[i][1] for i in range(size)]
     labels = np.asarray(values)
     if labels.shape != (size,) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(

@@ -1,6 +1,6 @@
 """Random numbers as a pure function of (seed, split, index), vectorized over indices.
 
-Episodes must not depend on what was drawn before: that gives sharding over devices, workers and exact resume.
+Since an episode does not depend on earlier draws, devices and workers can share the indices, and runs resume exactly.
 A generator object per episode would cost more than the episode, so numbers come from SplitMix64 (Steele, Lea,
 Flood, OOPSLA 2014), a counter-based generator of three multiplications, one stream per index.
 """
@@ -24,13 +24,9 @@ def splitmix64(state: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
 
 
 def uniforms(seed: int, split: str, indices: NDArray[np.integer], count: int) -> NDArray[np.float64]:
-    """Return ``count`` uniform numbers in [0, 1) for each index, ``[indices, count]``.
+    """Return ``count`` uniform numbers in [0, 1) for each index ``[indices]``, ``[indices, count]``.
 
-    Args:
-        seed: Any non-negative integer below 2**64.
-        split: The name of the split; splits have independent streams.
-        indices: Non-negative indices, ``[indices]``.
-        count: How many numbers each index needs.
+    Indices and the seed, below 2**64, are not negative. Splits have independent streams.
     """
     key = np.array([zlib.crc32(split.encode())], dtype=np.uint64) << np.uint64(32) ^ _mix(
         np.array([seed], dtype=np.uint64)
@@ -42,8 +38,8 @@ def uniforms(seed: int, split: str, indices: NDArray[np.integer], count: int) ->
 def sample_without_replacement(population: NDArray[np.integer], draws: NDArray[np.float64]) -> NDArray[np.int64]:
     """Draw distinct numbers below a population size, in random order.
 
-    Floyd's algorithm, vectorized over all leading dimensions, then a shuffle: what Floyd's algorithm draws is
-    a uniform set, but not in uniform order.
+    Floyd's algorithm, vectorized over all leading dimensions, then a shuffle, as the set that the algorithm draws is
+    uniform, but not its order.
 
     Args:
         population: Population sizes, ``[...]``, each at least ``k``.

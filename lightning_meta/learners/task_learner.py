@@ -23,7 +23,6 @@ from lightning_meta.likelihoods.losses import LossFunction
 from lightning_meta.metrics.task_metrics import TaskMetrics
 from lightning_meta.models.batch_statistics import (
     BatchStatistics,
-    check_batch_statistics,
     check_normalization,
     dropped_buffers,
     set_statistics_mode,
@@ -111,7 +110,6 @@ class TaskLearner(Evaluation, Checkpointing):
         check_module("model", model)
         check_loss(loss_fn)
         check_choice("lr_scheduler_interval", lr_scheduler_interval, SchedulerInterval)
-        check_batch_statistics(batch_statistics)
         check_normalization(model, batch_statistics)
         check_overrides(type(self))
         self.execution = Execution(task_chunk_size, compile)

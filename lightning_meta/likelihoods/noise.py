@@ -16,7 +16,7 @@ class ObservationNoise(nn.Module):
 
     Args:
         likelihood: The learner's likelihood.
-        like: A tensor whose dtype and device to take.
+        like: Gives the parameter's dtype and device.
         observation_std: A fixed standard deviation in the targets' units; None: learned by its logarithm, from 1.
 
     Raises:
@@ -34,11 +34,9 @@ class ObservationNoise(nn.Module):
         self.log_std = nn.Parameter(like.new_zeros(())) if learned else None
 
     def variance(self, values: Mapping[str, Tensor], like: Tensor) -> Tensor:
-        """Return the noise's variance, a scalar; 1 where the likelihood has none.
+        """Return the noise's variance, a scalar of the dtype and device of ``like``; 1 where the likelihood has none.
 
-        Args:
-            values: The current value of this module's parameter by name; empty where the noise is fixed.
-            like: A tensor whose dtype and device to take.
+        ``values`` holds the current value of this module's parameter by name.
         """
         if self.log_std is not None:
             return (2 * values["log_std"]).exp()

@@ -109,10 +109,7 @@ def predict(likelihood: Likelihood | None, samples: Samples, together: int = 1) 
 def log_likelihood(likelihood: Likelihood, samples: Samples, targets: Tensor) -> Tensor:
     """Return each draw's log-likelihood of each query, ``[samples, query]``, summed over the parts of a target.
 
-    Args:
-        likelihood: The distribution of the targets.
-        samples: The draws; a Gaussian needs their noise.
-        targets: ``[query, ...]``.
+    A Gaussian likelihood needs samples with noise. Targets are ``[query, ...]``.
     """
     outputs = samples.outputs
     targets = targets.expand(outputs.shape[0], *targets.shape)  # [samples, query, ...]

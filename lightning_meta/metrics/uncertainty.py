@@ -62,10 +62,7 @@ def uncertainty_metrics(
 def auroc(queries: Tensor, ood: Tensor, mask: Tensor | None) -> Tensor:
     """Return the area under the ROC curve, ``[tasks]``, of a score that detects out-of-distribution examples.
 
-    Args:
-        queries: Scores of the queries, ``[tasks, query]``.
-        ood: Scores of examples of classes that are not in the task, ``[tasks, ood]``.
-        mask: ``[tasks, query]``, True where a query counts, or None.
+    The scores are ``queries [tasks, query]``, with True in ``mask`` where a query counts, and ``ood [tasks, ood]``.
     """
     values = []
     for task in range(queries.shape[0]):

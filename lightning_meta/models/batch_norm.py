@@ -17,15 +17,9 @@ from torch import Tensor
 
 
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Normalize every channel by its mean and variance in the batch, then scale and shift.
+    """Normalize the channels of ``[examples, channels, ...]``, scale by ``weight [channels]``, and shift by ``bias``.
 
     As `torch.nn.functional.batch_norm` with ``training=True`` and without running statistics.
-
-    Args:
-        x: ``[examples, channels, ...]``.
-        weight: ``[channels]``.
-        bias: ``[channels]``.
-        eps: Added to the variance.
 
     Raises:
         ValueError: If a channel has one value only.

@@ -14,13 +14,9 @@ from lightning_meta.models.norm import TaskBatchNorm2d
 BatchStatistics = Literal["batch", "support", "running"]
 
 
-def check_batch_statistics(choice: str) -> None:
-    """Raise a ValueError unless ``choice`` is one of `BatchStatistics`."""
-    check_choice("batch_statistics", choice, BatchStatistics)
-
-
 def check_normalization(model: nn.Module, choice: BatchStatistics) -> None:
-    """Raise a TypeError for layers that cannot run inside a per-task function."""
+    """Raise a TypeError for layers that cannot run inside a per-task function, a ValueError for another choice."""
+    check_choice("batch_statistics", choice, BatchStatistics)
     for name, module in model.named_modules():
         if isinstance(module, nn.SyncBatchNorm):
             raise TypeError(

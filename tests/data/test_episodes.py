@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from lightning_meta import Episode, collate_episodes
-from lightning_meta.data import EpisodicDataModule, SinusoidDataModule
+from lightning_meta.data import EpisodicDataModule, NWayDataModule, SinusoidDataModule
 from lightning_meta.data.episodes import EpisodeSampler
 from lightning_meta.data.labelled import labels_of
 
@@ -205,3 +205,25 @@ def test_a_data_set_derived_from_a_tensor_data_set_keeps_its_own_items(numbered)
 
     batch = next(iter(module(Shifted(*numbered.tensors)).train_dataloader()))
     assert (batch.support_x >= 1000).all()
+
+
+class Blobs(NWayDataModule):
+    keeps_arguments = True
+
+    def __init__(self, size: int = 40, **options):
+        super().__init__(**options)
+        self.size = size
+
+    def datasets(self):
+        return {"train": TensorDataset(torch.randn(self.size, 2), torch.arange(self.size) % 8)}
+
+
+def test_a_new_data_module_names_its_data_sets():
+    data = Blobs(ways=3, query_shots=2, tasks_per_batch=4, seed=5)
+    assert next(iter(data.train_dataloader())).query_x.shape == (4, 6, 2)
+    assert data.val_dataloader() == []
+    with pytest.raises(ValueError, match="made with test=None"):
+        data.test_dataloader()
+    assert (data.hparams.size, data.hparams.seed, data.hparams.shots) == (40, 5, 1)
+    with pytest.raises(TypeError, match="way"):
+        Blobs(way=3)

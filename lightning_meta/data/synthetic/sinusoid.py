@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lightning_meta import arguments
 from lightning_meta.data.base import TaskDataModule
@@ -47,9 +46,9 @@ class SinusoidEpisodes(EpisodeDataset):
         if self.noise_std > 0:  # the transform of Box and Muller (1958), from the remaining draws
             radius = np.sqrt(-2 * np.log1p(-draws[:, points : 2 * points]))
             y = y + self.noise_std * radius * np.cos(2 * math.pi * draws[:, 2 * points :])
-        support_x, query_x = _as_column(x).split([self.shots, self.query_shots], dim=1)  # [tasks, points, 1]
-        support_y, query_y = _as_column(y).split([self.shots, self.query_shots], dim=1)
-        return Episode(support_x, support_y, query_x, query_y)
+        both = torch.from_numpy(np.stack([x, y])).to(torch.get_default_dtype())[..., None]  # [2, tasks, points, 1]
+        support, query = both.split([self.shots, self.query_shots], dim=2)
+        return Episode(support[0], support[1], query[0], query[1])
 
 
 class SinusoidDataModule(TaskDataModule):
@@ -66,7 +65,6 @@ class SinusoidDataModule(TaskDataModule):
 
     Raises:
         ValueError: If an argument is out of its range.
-        TypeError: If an argument's name is not known.
 
     Example:
         >>> data = SinusoidDataModule(shots=5, query_shots=20, tasks_per_batch=4)
@@ -100,7 +98,3 @@ class SinusoidDataModule(TaskDataModule):
         """Return the tasks of a split."""
         query = self.query_shots if split == "train" else self.eval_query_shots
         return SinusoidEpisodes(split, self.num_tasks[split], self.shots, query, self.noise_std, self.seed)
-
-
-def _as_column(values: NDArray[np.float64]) -> Tensor:
-    return torch.from_numpy(values).to(torch.get_default_dtype())[..., None]

@@ -43,7 +43,6 @@ class OmniglotDataModule(NWayDataModule):
     Raises:
         ValueError: If an argument is out of its range, or the files are broken.
         FileNotFoundError: If ``root`` or the files are not there and ``download`` is False.
-        TypeError: If an argument's name is not known.
 
     Example:
         >>> data = OmniglotDataModule("data/omniglot", ways=20, shots=1, download=True)  # the trainer loads the files

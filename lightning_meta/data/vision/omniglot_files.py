@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import os
+import re
 import stat
 import urllib.request
 import uuid
@@ -60,7 +61,7 @@ class OmniglotImages(NamedTuple):
 
 
 def load_omniglot(root: str | Path, cache_dir: str | Path | None = None, download: bool = False) -> OmniglotImages:
-    """Load Omniglot at 28 × 28 pixels, from the cache if it matches the files, else from the files.
+    """Load Omniglot at 28 × 28 pixels, ``[1623, 20, 28, 28]``, from the cache if it matches the files, else from these.
 
     For each of the two parts the archive is read where there is one, else the extracted folder. Several
     processes may call this at once. Nothing is written outside ``root`` and ``cache_dir``. A cache that is
@@ -71,9 +72,6 @@ def load_omniglot(root: str | Path, cache_dir: str | Path | None = None, downloa
         root: The folder with ``images_background`` and ``images_evaluation``, zipped or extracted.
         cache_dir: Where the decoded images are kept (25 MB), created if missing; None: in ``root``.
         download: Whether to download the parts that ``root`` lacks (14 MB).
-
-    Returns:
-        The 1623 characters, ``images`` of shape ``[1623, 20, 28, 28]``.
 
     Raises:
         FileNotFoundError: If ``root`` or a part is missing.
@@ -163,15 +161,14 @@ def _decode_all(sources: list[Path]) -> OmniglotImages:
 def _read_drawings(source: Path) -> Iterator[tuple[str, bytes]]:
     """Yield each ``part/alphabet/character/drawing.png``, sorted, and its content; one at a time, to bound memory."""
     found, read = _open_archive(source) if source.is_file() else _open_folder(source)
-    names = sorted({name for name in found if _is_drawing(source.stem, name)})
+    # macOS adds .DS_Store, __MACOSX/... and ._copies of files to folders and archives.
+    drawing = re.compile(rf"{source.stem}/[^/]*/[^/]*/(?!\.)[^/]*\.png")
+    names = sorted({name for name in found if drawing.fullmatch(name)})
     _check_complete(source, names)
     for name in names:
         content = read(name)
         if len(content) > _LARGEST_FILE:
-            raise ValueError(
-                f"{name} in '{source}' has more than {_LARGEST_FILE} bytes, and no drawing of Omniglot has: "
-                f"{_cure(source)}"
-            )
+            raise _broken(source, f"{name} in '{source}' has more than {_LARGEST_FILE} bytes, too many for a drawing")
         yield name, content
 
 
@@ -206,23 +203,15 @@ def _character(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _is_drawing(part: str, name: str) -> bool:
-    # macOS adds .DS_Store, __MACOSX/... and ._copies of files to folders and archives.
-    parts = name.split("/")
-    return len(parts) == 4 and parts[0] == part and name.endswith(".png") and not parts[3].startswith(".")
-
-
 def _check_complete(source: Path, names: Collection[str]) -> None:
     drawings = Counter(map(_character, names))
     wrong = [character for character, count in drawings.items() if count != _DRAWINGS]
     if wrong:
-        raise ValueError(
-            f"'{source}' has other than {_DRAWINGS} drawings for {len(wrong)} characters, first for {wrong[0]} "
-            f"({drawings[wrong[0]]} of {_DRAWINGS}): {_cure(source)}"
-        )
+        first = f"first for {wrong[0]} ({drawings[wrong[0]]} of {_DRAWINGS})"
+        raise _broken(source, f"'{source}' has other than {_DRAWINGS} drawings for {len(wrong)} characters, {first}")
     expected = _CHARACTERS[source.stem]
     if len(drawings) != expected:
-        raise ValueError(f"'{source}' has {len(drawings)} characters instead of {expected}: {_cure(source)}")
+        raise _broken(source, f"'{source}' has {len(drawings)} characters instead of {expected}")
 
 
 def _decode(source: Path, name: str, content: bytes) -> NDArray[np.uint8]:
@@ -233,9 +222,7 @@ def _decode(source: Path, name: str, content: bytes) -> NDArray[np.uint8]:
         size = image.size
         gray = image.convert("L") if size == _ORIGINAL_SIZE else None  # nothing larger is decoded
     if gray is None:
-        raise ValueError(
-            f"{name} in '{source}' has {size} pixels instead of Omniglot's {_ORIGINAL_SIZE}: {_cure(source)}"
-        )
+        raise _broken(source, f"{name} in '{source}' has {size} pixels instead of Omniglot's {_ORIGINAL_SIZE}")
     return 255 - np.asarray(gray.resize((_SIZE, _SIZE), Image.Resampling.LANCZOS), dtype=np.uint8)
 
 
@@ -245,13 +232,13 @@ def _explained(problem: str, source: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{problem} ({getattr(error, 'strerror', None) or error}): {_cure(source)}") from error
+        raise _broken(source, f"{problem} ({getattr(error, 'strerror', None) or error})") from error
 
 
-def _cure(source: Path) -> str:
-    if source.is_file():
-        return "delete the archive and download it again (download=True)"
-    return "unzip the archive again, or remove the folder and pass download=True"
+def _broken(source: Path, problem: str) -> ValueError:
+    archive, folder = "delete the archive and download it again", "unzip the archive again, or remove the folder and"
+    cure = f"{archive} (download=True)" if source.is_file() else f"{folder} pass download=True"
+    return ValueError(f"{problem}: {cure}")
 
 
 def _read_cache(path: Path, fingerprint: str) -> OmniglotImages | None:
