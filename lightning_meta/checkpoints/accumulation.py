@@ -1,4 +1,4 @@
-"""Gradients that a run has accumulated when a checkpoint is saved: Lightning saves none."""
+"""Gradients that were being accumulated when a checkpoint was saved; Lightning does not save them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from lightning_meta.checkpoints.content import shortened
 
 
 def accumulated_gradients(trainer: L.Trainer | None, module: nn.Module) -> dict[str, Any] | None:
-    """Return what `restore_gradients` needs, in types that load without unpickling code; None between optimizer steps.
+    """Return the gradients that `restore_gradients` needs, or why they are lost; None: none are being accumulated.
 
     Args:
         trainer: The trainer, if there is one.
-        module: Whose parameters' gradients are being accumulated.
+        module: The module whose parameters accumulate gradients.
     """
-    if trainer is None or (not trainer.training and not trainer.validating):
+    if trainer is None or not (trainer.training or trainer.validating):
         return None
-    every = trainer.accumulate_grad_batches
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-    if progress.current.ready % every == 0:
+    if progress.current.ready % trainer.accumulate_grad_batches == 0:
         return None
     if trainer.world_size > 1:
         return {"lost": f"by {trainer.world_size} processes, each of which has its own"}
@@ -32,13 +31,13 @@ def accumulated_gradients(trainer: L.Trainer | None, module: nn.Module) -> dict[
 
 
 def check_gradients(saved: Mapping[str, Any] | None, module: nn.Module) -> None:
-    """Raise a ValueError if gradients were being accumulated, and the checkpoint does not hold those of this module."""
+    """Raise a ValueError if accumulated gradients were lost or do not fit the module."""
     if saved is None:
         return
     if "lost" in saved:
         raise ValueError(
             f"the checkpoint was saved while gradients were being accumulated {shortened(saved['lost'])}, and a run "
-            "cannot go on from there: resume from a checkpoint that was saved after an optimizer step"
+            "cannot resume from there: resume from a checkpoint that was saved after an optimizer step"
         )
     gradients, shapes = saved.get("gradients"), {name: p.shape for name, p in module.named_parameters()}
     if not isinstance(gradients, dict) or any(
@@ -48,7 +47,7 @@ def check_gradients(saved: Mapping[str, Any] | None, module: nn.Module) -> None:
 
 
 def restore_gradients(saved: Mapping[str, Any] | None, module: nn.Module) -> None:
-    """Give parameters the gradients that had been accumulated."""
+    """Give the parameters the gradients that had been accumulated."""
     if saved is not None:
         for name, p in module.named_parameters():
             if name in saved["gradients"]:

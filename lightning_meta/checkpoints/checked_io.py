@@ -1,4 +1,4 @@
-"""Reading checkpoints: only whole ones, only data, and with an error that says what is wrong with the file."""
+"""Reading checkpoints: damaged files and pickled code are refused, with an error that names the fault."""
 
 from __future__ import annotations
 
@@ -19,16 +19,12 @@ Source = str | Path | IO[bytes]
 
 
 class CheckedCheckpointIO(TorchCheckpointIO):
-    """Lightning's own way to read and write checkpoints, which refuses files that are not whole."""
+    """Lightning's `TorchCheckpointIO`, except that it reads checkpoints by `read_checkpoint`."""
 
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, location: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load a checkpoint; arguments, and errors besides, as in `read_checkpoint`.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-        """
+        """Load a checkpoint; arguments and errors as in `read_checkpoint`."""
         return read_checkpoint(path, map_location, weights_only)
 
 
@@ -38,11 +34,13 @@ def read_checkpoint(source: Source, map_location: Any, weights_only: bool | None
     Args:
         source: A path, a URL, or a file open for reading bytes.
         map_location: As in `torch.load`.
-        weights_only: Whether to refuse pickled code; None does, wherever the file comes from.
+        weights_only: Whether to refuse pickled code; None means True, wherever the file comes from.
 
     Raises:
-        RuntimeError: If the file was cut short or changed since it was written, or its values have no end in practice.
-        ValueError: If an entry that this package reads is of another type.
+        FileNotFoundError: If there is no such file.
+        RuntimeError: If the file was cut short or changed since it was written, or its content would take far more
+            memory than the file.
+        ValueError: If an entry that this package reads has another type.
         UnpicklingError: If it holds code and ``weights_only`` is not False.
     """
     if str(source).startswith(("http://", "https://")):
@@ -59,7 +57,7 @@ def read_checkpoint(source: Source, map_location: Any, weights_only: bool | None
 def _read(file: IO[bytes], name: Any, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
     start = file.tell()
     try:
-        fault = _fault(file, weights_only)
+        fault = _fault_of_archive(file, weights_only)
     except Exception as error:  # zipfile has many kinds for damage
         raise RuntimeError(f"{name} cannot be read: it is damaged ({error}); take an earlier one") from error
     if fault is not None:
@@ -75,7 +73,7 @@ def _read(file: IO[bytes], name: Any, map_location: Any, weights_only: bool | No
     return checkpoint
 
 
-def _fault(file: IO[bytes], weights_only: bool | None) -> str | None:
+def _fault_of_archive(file: IO[bytes], weights_only: bool | None) -> str | None:
     if not _is_one_archive(file):
         return "it was cut short or is no checkpoint"
     with zipfile.ZipFile(file) as archive:
@@ -84,7 +82,7 @@ def _fault(file: IO[bytes], weights_only: bool | None) -> str | None:
             return "it is compressed, as no checkpoint is"
         if len({m.filename.lower() for m in members}) < len(members):
             return "it holds two files of one name"
-        damaged = archive.testzip() if get_crc32_options() else None  # without checksums torch writes wrong ones
+        damaged = archive.testzip() if get_crc32_options() else None  # with the option off, torch writes wrong ones
         if damaged is not None:
             return f"it is damaged, {damaged} differs from its checksum"
         pickles = (m for m in members if weights_only is not False and m.filename.endswith("data.pkl"))
@@ -94,10 +92,10 @@ def _fault(file: IO[bytes], weights_only: bool | None) -> str | None:
 
 
 def _is_one_archive(file: IO[bytes]) -> bool:
-    """Whether a file is a zip archive from its first byte to its last, so that every reader finds the same in it.
+    """Whether a file is a zip archive from its first byte to its last, so that every reader finds the same content.
 
-    An archive is read from its end, where a record tells where its directory is. If there are bytes before the archive,
-    after it, or between its directory and this record, then one reader can find a directory that another does not.
+    The record at an archive's end gives the place of its directory. With bytes before the archive, after it, or between
+    directory and record, two readers can find different directories.
     """
     start = file.tell()
     magic, size = file.read(4), file.seek(0, 2) - start
@@ -111,7 +109,7 @@ def _is_one_archive(file: IO[bytes]) -> bool:
     if ending[-42:-38] == b"PK\6\7":  # the records of large archives, which torch always writes
         place = size - 98
         length, offset = struct.unpack("<QQ", ending[40:56])
-        (told,) = struct.unpack("<Q", ending[64:72])
-        if ending[:4] != b"PK\6\6" or told != place:
+        (named_place,) = struct.unpack("<Q", ending[64:72])
+        if ending[:4] != b"PK\6\6" or named_place != place:
             return False
     return offset + length == place

@@ -1,7 +1,7 @@
 """Which constructor arguments a checkpoint keeps.
 
-A checkpoint must load with weights-only unpickling, so objects go into it as text, see `object_text`. What has no such
-form is left out, and must be given again to ``load_from_checkpoint``.
+A checkpoint must load with weights-only unpickling, so objects are kept as text, see `object_text`. An argument without
+such a form is left out, and must be passed again to ``load_from_checkpoint``.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from lightning_meta.checkpoints.object_text import PARTS, TRAINING_ALONE, NotKep
 def keep_hyperparameters(
     learner: LightningModule, arguments: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Save the learner's constructor arguments, so that a checkpoint needs as few of them again as possible.
+    """Save the learner's constructor arguments as its hyperparameters, as far as a checkpoint can keep them.
 
     Args:
         learner: The learner under construction.
-        arguments: What it was given, by name.
+        arguments: Its constructor's arguments by name.
 
     Returns:
-        The arguments as they are kept, except by the command line; and a description of each that was left out.
+        The arguments as they are kept, and the names of the objects that were left out; nothing under Lightning's
+        command line, which knows the arguments as text.
     """
-    if _given_hyperparameters.get() is not None:  # the command line builds the learner, and knows them as text
+    if _given_hyperparameters.get() is not None:
         learner.save_hyperparameters()
         return {}, {}
     kept: dict[str, Any] = {}
@@ -44,15 +45,18 @@ def keep_hyperparameters(
 
 
 def described(arguments: Mapping[str, Any]) -> dict[str, str]:
-    """A description of each argument that decides what was learned and is an object, to tell one from another."""
-    decisive = {name: value for name, value in arguments.items() if name not in ("model", *TRAINING_ALONE)}
-    return {name: _describe(value) for name, value in decisive.items() if not is_plain(value)}
+    """Return texts that tell apart the objects among the arguments that decide what is learned."""
+    return {
+        name: repr(value) if isinstance(value, (nn.Module, *PARTS)) else _name(value)
+        for name, value in arguments.items()
+        if name not in ("model", *TRAINING_ALONE) and not is_plain(value)
+    }
 
 
 class NotesArguments:
-    """A base that knows what a class was given, before constructors change it.
+    """A base that notes a class's arguments before constructors can change them.
 
-    It comes behind classes with constructors: so theirs is the signature that a class shows.
+    List it after bases with constructors, so that the class shows their signature.
     """
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
@@ -62,41 +66,41 @@ class NotesArguments:
         return new
 
     def arguments_by_name(self, model: nn.Module) -> dict[str, Any]:
-        """What the constructor was given, and no longer kept; what it takes without a name is under ``"*args"``.
+        """Return the constructor's arguments, once; positional ones without a name are under ``"*args"``.
 
         Args:
-            model: The model that came of it.
+            model: The model that the base constructor received.
         """
         args, options = self.__dict__.pop("_passed")
-        kinds = [parameter.kind for parameter in _parameters(type(self))]
-        if args and kinds[0] is inspect.Parameter.VAR_POSITIONAL and kinds[-1] is inspect.Parameter.VAR_KEYWORD:
-            # One that hands all on, by the names of the base that takes them.
-            signatures = map(_parameters, type(self).__mro__[1:])
+        own = constructor_parameters(type(self))
+        if args and own[0].kind is own[0].VAR_POSITIONAL and own[-1].kind is own[-1].VAR_KEYWORD:
+            # If the constructor passes all on, the arguments have the names of the base that takes them.
+            signatures = map(constructor_parameters, type(self).__mro__[1:])
             base = next(names for names in signatures if names[0].kind is not inspect.Parameter.VAR_POSITIONAL)
-            handed_on = dict(zip((p.name for p in base), args, strict=False))
-            if handed_on.get("model") is model:
-                return {**handed_on, **options}
+            passed_on = dict(zip((p.name for p in base), args, strict=False))
+            if passed_on.get("model") is model:
+                return {**passed_on, **options}
         constructor: Any = type(self).__init__
         bound = inspect.signature(constructor).bind_partial(None, *args, **options)  # a decorator may add arguments
         bound.apply_defaults()
         found: dict[str, Any] = {}
-        for parameter in (p for p in _parameters(type(self)) if p.name in bound.arguments):
+        for parameter in (p for p in own if p.name in bound.arguments):
             value = bound.arguments[parameter.name]
             if parameter.kind is parameter.VAR_KEYWORD:
                 found |= value
-            elif parameter.kind is not parameter.VAR_POSITIONAL:
-                found[parameter.name] = value
-            elif value:
-                found[f"*{parameter.name}"] = value
+            elif parameter.kind is not parameter.VAR_POSITIONAL or value:
+                found[stored_name(parameter)] = value
         return found
 
 
-def _parameters(cls: Any) -> list[inspect.Parameter]:
+def constructor_parameters(cls: Any) -> list[inspect.Parameter]:
+    """Return what a class's constructor takes besides ``self``."""
     return list(inspect.signature(cls.__init__).parameters.values())[1:]
 
 
-def _describe(value: Any) -> str:
-    return repr(value) if isinstance(value, (nn.Module, *PARTS)) else _name(value)
+def stored_name(parameter: inspect.Parameter) -> str:
+    """Return a parameter's name in a checkpoint; positional arguments without a name are under ``"*args"``."""
+    return f"*{parameter.name}" if parameter.kind is parameter.VAR_POSITIONAL else parameter.name
 
 
 def _name(value: Any) -> str:

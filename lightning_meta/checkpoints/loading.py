@@ -19,26 +19,19 @@ from lightning.pytorch.core.saving import load_hparams_from_tags_csv, load_hpara
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lightning_meta.checkpoints import object_text
 from lightning_meta.checkpoints.checked_io import Source, read_checkpoint
 from lightning_meta.checkpoints.content import fault_of_values, shortened
-from lightning_meta.checkpoints.object_text import (
-    TRAINING_ALONE,
-    build,
-    class_path,
-    is_of_package,
-    kinds_of,
-    known_class,
-    number_of_weights,
-    resolve,
-)
+from lightning_meta.checkpoints.hyperparameters import constructor_parameters, stored_name
+from lightning_meta.checkpoints.object_text import class_path, is_of_package, known_class
 
 Learner = TypeVar("Learner", bound=LightningModule)
 DataModule = TypeVar("DataModule", bound=LightningDataModule)
 Allowed = Iterable[str | Callable[..., Any]]
 
-_LIGHTNINGS = ("_instantiator", "_class_path")  # learners build themselves, of the class that they are loaded as
+_LIGHTNINGS = ("_instantiator", "_class_path")  # of its command line, which would import what they name
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
-_MORE_WEIGHTS = 2**20  # than a checkpoint's, which a subclass may give arguments that it does not keep
+_MORE_WEIGHTS = 2**20  # than the checkpoint has: a subclass may pass on arguments that it does not keep
 
 
 def load_learner(
@@ -59,30 +52,26 @@ def load_learner(
     for name, description in checkpoint.get("meta_learner_left_out", {}).items():
         if name in given or name in stored:
             continue
-        if name in TRAINING_ALONE:
-            rank_zero_warn(
-                f"the checkpoint was trained with {name}={shortened(description)}, which it cannot keep: to train on "
-                f"with it, pass {name}=..."
-            )
-        else:
+        lost = f"the checkpoint was trained with {name}={shortened(description)}, which it cannot keep"
+        if name not in object_text.TRAINING_ALONE:
             cure = f"pass {name}=..." if name.isidentifier() else "name its arguments where the learner is made"
             raise ValueError(
-                f"the checkpoint was trained with {name}={shortened(description)}, which it cannot keep (it keeps "
-                f"plain values, and modules of torch.nn and lightning_meta that their arguments describe): {cure}"
+                f"{lost} (it keeps plain values, and modules of torch.nn and lightning_meta that their arguments "
+                f"describe): {cure}"
             )
-    weights = sum(value.numel() for value in checkpoint["state_dict"].values() if isinstance(value, torch.Tensor))
-    learner = _construct(learner_class, stored, given, allowed, most_weights=weights + _MORE_WEIGHTS)
+        rank_zero_warn(f"{lost}: to train on with it, pass {name}=...")
+    tensors = [value for value in checkpoint["state_dict"].values() if isinstance(value, torch.Tensor)]
+    most_weights = sum(tensor.numel() for tensor in tensors) + _MORE_WEIGHTS
+    learner = _construct(learner_class, stored, given, allowed, most_weights=most_weights)
     if is_overridden("configure_model", learner):
         learner.configure_model()
     learner.on_load_checkpoint(checkpoint)
-    keys = learner.load_state_dict(
-        checkpoint["state_dict"], strict=learner.strict_loading if strict is None else strict
-    )
+    strict = learner.strict_loading if strict is None else strict
+    keys = learner.load_state_dict(checkpoint["state_dict"], strict=strict)
     for problem, names in (("lacks", keys.missing_keys), ("has besides", keys.unexpected_keys)):
-        if names:  # else, with strict, an error was raised
+        if names:  # with strict, this raised an error
             rank_zero_warn(f"the checkpoint {problem} {names}")
-    devices = [value.device for value in checkpoint["state_dict"].values() if isinstance(value, torch.Tensor)]
-    return learner.to(devices[0]) if devices else learner
+    return learner.to(tensors[0].device) if tensors else learner
 
 
 def load_data_module(
@@ -104,13 +93,13 @@ def load_data_module(
 
 
 def check_learner_class(checkpoint: Mapping[str, Any], cls: type, allowed: Collection[str] = ()) -> None:
-    """Raise a ValueError unless a learner of this class, or of one that is allowed, saved the checkpoint."""
+    """Raise a ValueError unless a learner of this class, or of an allowed one, saved the checkpoint."""
     if "meta_learner_arguments" not in checkpoint:
         raise ValueError("the checkpoint was not saved by a TaskLearner: load its weights into the model instead")
     saved_by = checkpoint.get("meta_learner_class")
     if saved_by is None:
-        rank_zero_warn("the checkpoint does not name its learner's class: whether it is this one is not known")
-    elif not _is_name_of(saved_by, cls) and saved_by not in allowed:
+        rank_zero_warn("the checkpoint does not name its learner's class, which is not checked")
+    elif not _is_name_of(str(saved_by), cls) and saved_by not in allowed:
         raise ValueError(
             f"the checkpoint was saved by {shortened(saved_by)}, and this is {class_path(cls)}: load it with its own "
             f"class, or, if the two fit together, with {cls.__name__}.load_from_checkpoint(..., "
@@ -119,10 +108,12 @@ def check_learner_class(checkpoint: Mapping[str, Any], cls: type, allowed: Colle
 
 
 def check_callback_paths(checkpoint: Mapping[str, Any], trainer: L.Trainer) -> None:
-    """Forget the files of others, an earlier run's too, that checkpoint callbacks would take for their own, and delete.
+    """Remove the paths of others' files, which `ModelCheckpoint` would delete as its own, from callbacks' states.
+
+    A file is a callback's own if it is in a folder of this run's checkpoints and has their ending.
 
     Raises:
-        ValueError: If one is named as no callback names its own.
+        ValueError: If a path is one that no callback writes.
     """
     folders = [str(folder) for c in trainer.checkpoint_callbacks if (folder := getattr(c, "dirpath", None))]
     endings = tuple(str(getattr(callback, "FILE_EXTENSION", ".ckpt")) for callback in trainer.checkpoint_callbacks)
@@ -144,10 +135,10 @@ def check_callback_paths(checkpoint: Mapping[str, Any], trainer: L.Trainer) -> N
     for state in checkpoint.get("callbacks", {}).values():
         if not isinstance(state, dict) or state.keys().isdisjoint((*_PATHS, "best_k_models")):
             continue
-        if not isinstance(state.get("best_k_models", {}), dict):
+        claimed, best = str(state.get("dirpath")), state.get("best_k_models", {})
+        if not isinstance(best, dict):
             raise ValueError("the checkpoint's ModelCheckpoint has best_k_models that are no dictionary")
-        claimed, best = str(state.get("dirpath")), state.get("best_k_models")
-        if best is not None:
+        if "best_k_models" in state:
             state["best_k_models"] = {path: score for path, score in best.items() if is_own(path, claimed)}
         for name in _PATHS:
             if state.get(name) and not is_own(state[name], claimed):
@@ -155,7 +146,7 @@ def check_callback_paths(checkpoint: Mapping[str, Any], trainer: L.Trainer) -> N
 
 
 def _is_in(path: str, folder: str) -> bool:
-    """Whether a path, after links, is of something in a folder; an address must begin with the folder's."""
+    """Whether a path leads into a folder, with links followed; an address must begin with the folder's."""
     if ".." in PurePath(path).parts:
         return False
     if _is_address(folder):
@@ -169,10 +160,10 @@ def _is_address(path: str) -> bool:
 
 
 def _learner_class(cls: type[Learner], checkpoint: dict[str, Any], allowed: Collection[str]) -> type[Learner]:
-    """The class to build: this one, or where it is abstract, the one that the checkpoint names."""
+    """Return the class to build: this one or, if it is abstract, the one that the checkpoint names."""
     if inspect.isabstract(cls):
-        saved_by = checkpoint.get("meta_learner_class")
-        found = known_class(saved_by) if isinstance(saved_by, str) else None
+        saved_by = str(checkpoint.get("meta_learner_class"))
+        found = known_class(saved_by)
         if found is None or not issubclass(found, cls) or inspect.isabstract(found):
             raise ValueError(
                 f"the checkpoint was saved by {shortened(saved_by)}: load it with that class, {cls.__name__} is "
@@ -183,20 +174,20 @@ def _learner_class(cls: type[Learner], checkpoint: dict[str, Any], allowed: Coll
     return cls
 
 
-def _is_name_of(path: Any, cls: type) -> bool:
-    module, _, name = str(path).rpartition(".")
-    if path == class_path(cls) or known_class(str(path)) is cls:
+def _is_name_of(path: str, cls: type) -> bool:
+    known = known_class(path)
+    module, _, name = path.rpartition(".")
+    if path == class_path(cls) or known is cls:
         return True
-    # While a script runs, its own classes are in "__main__"; packages may show classes that their modules define.
-    if "__main__" in (cls.__module__, module) and not is_of_package(cls) and known_class(str(path)) is None:
-        return str(path).endswith(f".{cls.__qualname__}")
+    # While a script runs, its own classes are in "__main__"; packages may export classes that their modules define.
+    if "__main__" in (cls.__module__, module) and not is_of_package(cls) and known is None:
+        return path.endswith(f".{cls.__qualname__}")
     return cls.__module__.startswith(f"{module}.") and getattr(sys.modules.get(module), name, None) is cls
 
 
 def _stored(checkpoint: dict[str, Any], key: str, hparams_file: Any) -> dict[str, Any]:
     if hparams_file is None:
-        stored: dict[str, Any] = checkpoint.get(key, {})
-        return stored
+        return checkpoint.get(key, {})
     name = str(hparams_file)
     if not get_filesystem(name).isfile(name):
         raise FileNotFoundError(f"there is no file hparams_file={name!r}")
@@ -215,66 +206,64 @@ def _construct(
     stored: dict[str, Any],
     given: Mapping[str, Any],
     allowed: Mapping[str, Any],
-    kinds: Any = None,
+    kinds: tuple[type, ...] | None = None,
     most_weights: int = 0,
 ) -> Any:
+    """Build a class from stored and given arguments, all of which are checked before any is built."""
+
+    def from_stored(function: Callable[[Any], Any], name: str) -> Any:
+        try:
+            return function(resolved[name])
+        except Exception as error:  # constructors raise many kinds for arguments that do not fit
+            raise ValueError(
+                f"{name}={shortened(stored[name])} in the checkpoint cannot be built ({shortened(error)}): pass "
+                f"{name}=..."
+            ) from error
+
     taken = _names(cls)
-    wanted = {
-        name: text
+    resolved = {
+        name: object_text.resolve(text, name, object_text.kinds_of(name) if kinds is None else kinds, allowed)
         for name, text in stored.items()
         if name not in given and (name not in _LIGHTNINGS if taken is None else name in taken)
     }
-    # All are looked at before any is built.
-    resolved = {
-        name: resolve(t, name, kinds_of(name) if kinds is None else kinds, allowed) for name, t in wanted.items()
-    }
-    _call_with(cls, {**resolved, **given})
+    _bound(cls, {**resolved, **given})
     weights = 0
-    for name, call in resolved.items():
-        weights += _from_checkpoint(number_of_weights, name, call, stored)
+    for name in resolved:
+        weights += from_stored(object_text.number_of_weights, name)
         if weights > most_weights:
             raise ValueError(
                 f"{name}={shortened(stored[name])} in the checkpoint has more weights than the checkpoint holds: pass "
                 f"{name}=..."
             )
-    built = {name: _from_checkpoint(build, name, call, stored) for name, call in resolved.items()}
-    unnamed, named = _call_with(cls, {**built, **given})
-    return cls(*unnamed, **named)
+    positional, named = _bound(cls, {**{name: from_stored(object_text.build, name) for name in resolved}, **given})
+    return cls(*positional, **named)
 
 
-def _from_checkpoint(function: Callable[[Any], Any], name: str, call: Any, stored: Mapping[str, Any]) -> Any:
-    try:
-        return function(call)
-    except Exception as error:  # constructors raise many kinds for arguments that do not fit
-        raise ValueError(
-            f"{name}={shortened(stored[name])} in the checkpoint cannot be built ({shortened(error)}): pass {name}=..."
-        ) from error
-
-
-def _call_with(cls: Any, arguments: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments as the class takes them, without and with names."""
-    unnamed, named = [], dict(arguments)
-    if any(name.startswith("*") for name in named):  # those before them must then have no names either
-        for parameter in _parameters(cls):
-            value = named.pop(_stored_name(parameter), ())
+def _bound(cls: Any, arguments: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Return positional and named arguments as the class takes them."""
+    positional, named = [], dict(arguments)
+    if any(name.startswith("*") for name in named):  # then those before them must be positional, too
+        for parameter in constructor_parameters(cls):
+            value = named.pop(stored_name(parameter), ())
             if parameter.kind is parameter.VAR_POSITIONAL:
-                unnamed += value
+                positional += value
                 break
-            unnamed.append(value)
+            positional.append(value)
     try:
-        inspect.signature(cls.__init__).bind(None, *unnamed, **named)
+        inspect.signature(cls.__init__).bind(None, *positional, **named)
     except TypeError as error:
         raise ValueError(f"{cls.__name__} cannot be built from the checkpoint: {error}; pass it by name") from error
-    return unnamed, named
+    return positional, named
 
 
 def _names(cls: Any) -> Collection[str] | None:
-    """The arguments that a class takes, by way of its bases too; None: any, as far as a signature tells."""
+    """Return the arguments that a class takes, also through ``**kwargs`` for its bases; None: any, or not known."""
     names: set[str] = set()
-    fixed: set[str] = set()
+    fixed: set[str] = set()  # by a call of the base's constructor
     for owner in (base for base in cls.__mro__ if "__init__" in vars(base)):
-        names |= set(map(_stored_name, _parameters(owner))) - fixed
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in _parameters(owner)):
+        parameters = constructor_parameters(owner)
+        names |= set(map(stored_name, parameters)) - fixed
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             return names
         if not is_of_package(owner):
             return None
@@ -284,22 +273,14 @@ def _names(cls: Any) -> Collection[str] | None:
     return None
 
 
-def _parameters(cls: Any) -> list[inspect.Parameter]:
-    return list(inspect.signature(cls.__init__).parameters.values())[1:]
-
-
-def _stored_name(parameter: inspect.Parameter) -> str:
-    return f"*{parameter.name}" if parameter.kind is parameter.VAR_POSITIONAL else parameter.name
-
-
 def _by_path(allow: Allowed) -> dict[str, Any]:
-    """What the caller allows; None where it is to be imported."""
+    """Return what the caller allows by path; None where only the path is known."""
     several = (allow,) if isinstance(allow, str) or callable(allow) else allow
     return {one if isinstance(one, str) else class_path(one): None if isinstance(one, str) else one for one in several}
 
 
 def _to_host(storage: Any, location: str) -> Any:
-    """Leave tensors where they were saved, if there is such a device here."""
+    """Leave tensors on the device from which they were saved, if it exists here."""
     kind = location.partition(":")[0]
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     return None if present.get(kind, True) else storage.cpu()

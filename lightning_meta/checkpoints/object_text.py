@@ -1,8 +1,8 @@
 """Objects as class paths with arguments: how a checkpoint keeps them, and how they are built again.
 
-The form is that of the command line, ``{"class_path": ..., "init_args": {...}}``; the modules inside a container of
-torch's stand under ``"modules"``. A checkpoint may come from anyone, so what it names is never imported: only classes
-that are known already, of torch or of this package, and of the kind that the argument takes.
+The form is the command line's, ``{"class_path": ..., "init_args": {...}}``; a torch container has its modules under
+``"modules"``. A checkpoint may come from anyone, so nothing that it names is imported: it may name only loaded classes
+of torch or this package, of the kind that the argument takes.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import importlib
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import ReduceLROnPlateau
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_leaves
@@ -35,11 +34,13 @@ from lightning_meta.inner.update_rules import GradientTransform, UpdateRule
 TRAINING_ALONE = ("optimizer", "lr_scheduler")
 """The arguments that decide nothing about a learner once it is trained."""
 
+PARTS = (UpdateRule, GradientTransform, MetaGradient)
+"""The classes of this library's objects that learners take."""
+
 _TRUSTED = ("torch.nn.modules.", "torch.optim.", "lightning_meta.")
 _PUBLIC = tuple(f"lightning_meta{package}" for package in ("", ".models", ".inner"))
-_PLACES = ("torch.", "lightning_meta", "lightning.pytorch.cli")  # where names of these, and aliases, are looked up
-PARTS = (UpdateRule, GradientTransform, MetaGradient)  # objects of this library that learners take
-_FACTORIES = (Optimizer, LRScheduler)  # what these need to be built is there only when training starts
+_PLACES = ("torch.", "lightning_meta", "lightning.pytorch.cli")  # where their names, and aliases, are looked up
+_FACTORIES = (Optimizer, LRScheduler)  # built when training starts, from what exists only then
 _KINDS: dict[str, type] = {
     "model": nn.Module,
     "loss_fn": nn.Module,
@@ -50,7 +51,6 @@ _KINDS: dict[str, type] = {
     "lr_scheduler": LRScheduler,
 }
 _PLAIN = (Real, str, type(None))
-_ANY = (nn.Module, *PARTS, Optimizer, LRScheduler)
 _CONTAINERS: dict[type, Callable[[Mapping[str, nn.Module]], nn.Module]] = {
     nn.Sequential: lambda modules: nn.Sequential(OrderedDict(modules)),
     nn.ModuleList: lambda modules: nn.ModuleList(modules.values()),
@@ -63,12 +63,12 @@ class NotKeptError(Exception):
 
 
 def class_path(cls: Any) -> str:
-    """Where a class or function is defined."""
+    """Return where a class or function is defined."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is a number, text or None, or made of such."""
+    """Whether a value is a number, text or None, or consists of such values."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
     return isinstance(value, _PLAIN) or (isinstance(value, list | tuple) and all(map(is_plain, value)))
@@ -81,7 +81,7 @@ def to_text(value: Any) -> Any:
     """Return the form in which a checkpoint keeps a value.
 
     Raises:
-        NotKeptError: If the value could not be built again from it, exactly as it is.
+        NotKeptError: If an equal value could not be built from it.
     """
     if inspect.isfunction(value) and loss_named(class_path(value)) is value:
         return class_path(value)
@@ -90,7 +90,7 @@ def to_text(value: Any) -> Any:
         return text
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):  # without memory or time for values
-            kept = _same(value, build(resolve(text, "", _ANY)))
+            kept = _same(value, build(resolve(text, "", (nn.Module, *PARTS, *_FACTORIES))))
     except Exception as error:  # constructors raise many kinds for arguments that do not fit together
         raise NotKeptError from error
     if not kept:
@@ -116,7 +116,7 @@ def _to_text(value: Any) -> Any:
 
 
 def _builtin(value: Any) -> Any:
-    """A plain value in Python's own types, which are all that weights-only unpickling takes."""
+    """Return a plain value in Python's own types, the only ones that weights-only unpickling takes."""
     if isinstance(value, dict):
         return {_builtin(key): _builtin(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -126,60 +126,53 @@ def _builtin(value: Any) -> Any:
     return str.__str__(value) if isinstance(value, str) else int(value) if isinstance(value, Integral) else float(value)
 
 
-def _init_args(value: object) -> dict[str, Any]:
-    """The constructor arguments that can be read off an object, most by attributes of their names."""
+def _init_args(value: Any) -> dict[str, Any]:
+    """Return the constructor arguments that can be read from an object, most as attributes of the same names."""
     names = [name for name in inspect.signature(type(value).__init__).parameters if name not in ("self", "device")]
     found = {name: getattr(value, name) for name in names if hasattr(value, name)}
     if isinstance(value, PARTS):
         return {name: _to_text(part) for name, part in found.items()}
     found = {name: _builtin(part) for name, part in found.items() if is_plain(part)}
-    if type(value) is nn.TransformerEncoderLayer:
-        return found | _of_encoder_layer(value)
     if type(value) is nn.TransformerEncoder:
         norm = None if value.norm is None else _to_text(value.norm)
         return found | {"encoder_layer": _to_text(value.layers[0]), "norm": norm}
+    if type(value) is nn.TransformerEncoderLayer:
+        return found | {
+            "d_model": value.self_attn.embed_dim,
+            "nhead": value.self_attn.num_heads,
+            "dim_feedforward": value.linear1.out_features,
+            "dropout": value.dropout.p,
+            "activation": "gelu" if value.activation is F.gelu else "relu",
+            "layer_norm_eps": value.norm1.eps,
+            "batch_first": value.self_attn.batch_first,
+            "bias": value.linear1.bias is not None,
+        }
     return found
 
 
-def _of_encoder_layer(layer: nn.TransformerEncoderLayer) -> dict[str, Any]:
-    return {
-        "d_model": layer.self_attn.embed_dim,
-        "nhead": layer.self_attn.num_heads,
-        "dim_feedforward": layer.linear1.out_features,
-        "dropout": layer.dropout.p,
-        "activation": "gelu" if layer.activation is F.gelu else "relu",
-        "layer_norm_eps": layer.norm1.eps,
-        "batch_first": layer.self_attn.batch_first,
-        "bias": layer.linear1.bias is not None,
-    }
-
-
 def _same(value: Any, again: Any) -> bool:
-    """Whether what was built again is the same but for the values that a state dict holds."""
+    """Whether what was built again is the same, except for values that a state dict holds."""
     if is_plain(value):
         return bool(value == again)
     if isinstance(value, list | tuple):
         return len(value) == len(again) and all(map(_same, value, again))
-    if isinstance(value, nn.Module):
-        return type(again) is type(value) and _same_modules(value, again)
     if isinstance(value, type):
         return again.func is value
     if isinstance(value, partial):
         return (again.func, again.keywords) == (value.func, value.keywords)
-    own, others = vars(value), vars(again)
-    return type(again) is type(value) and own.keys() == others.keys() and all(_same(own[n], others[n]) for n in own)
-
-
-def _same_modules(value: nn.Module, again: nn.Module) -> bool:
-    modules, others = ([m for _, m in of.named_modules(remove_duplicate=False)] for of in (value, again))
-    if not has_structure(value, structure(again)) or not all(map(_same_tensors, modules, others)):
+    if type(again) is not type(value):
         return False
-    # Modules and tensors in several places at once are adapted together, so they must come back like that.
-    return _sharing(modules) == _sharing(others) and _sharing_tensors(modules) == _sharing_tensors(others)
+    if isinstance(value, nn.Module):
+        modules = [m for _, m in value.named_modules(remove_duplicate=False)]
+        if any(m._non_persistent_buffers_set for m in modules):  # a state dict does not hold them
+            return False
+        return has_structure(value, structure(again)) and _tensors_of(value) == _tensors_of(again)
+    own, others = vars(value), vars(again)
+    return own.keys() == others.keys() and all(_same(own[name], others[name]) for name in own)
 
 
 def structure(model: nn.Module) -> list[tuple[str, type, dict[str, Any]]]:
-    """All that a module consists of, hooks and patched methods included, except its tensors and its mode."""
+    """Return all that a module consists of, hooks and patched methods included, except its tensors and its mode."""
     apart = ("training", "_modules", "_parameters", "_buffers", "_compiled_call_impl")
     return [
         (name, type(m), {key: copy.copy(value) for key, value in vars(m).items() if key not in apart})
@@ -191,39 +184,35 @@ def has_structure(model: nn.Module, expected: list[tuple[str, type, dict[str, An
     """Whether a model's `structure` is the one expected."""
     try:
         return structure(model) == expected
-    except Exception:  # what stands there now cannot be copied or compared
+    except Exception:  # a later attribute cannot be copied or compared
         return False
 
 
-def _same_tensors(module: nn.Module, other: nn.Module) -> bool:
-    own, others = ([_form(tensor) for tensor in _tensors([m])] for m in (module, other))
-    return own == others and not module._non_persistent_buffers_set  # their values would be lost
+def _tensors_of(model: nn.Module) -> tuple[Any, ...]:
+    """Return the forms of a model's tensors, and which modules and tensors it shares.
 
+    One in several places has one set of adapted values, so it must be shared after it is built again, too.
+    """
 
-def _tensors(modules: list[nn.Module]) -> list[tuple[str, Tensor | None]]:
-    return [item for m in modules for kind in ("_parameters", "_buffers") for item in vars(m)[kind].items()]
+    def first_places(objects: list[Any]) -> list[int]:
+        first: dict[int, int] = {}
+        return [first.setdefault(id(one), position) for position, one in enumerate(objects)]
 
-
-def _form(item: tuple[str, Tensor | None]) -> tuple[Any, ...]:
-    name, tensor = item
-    return (name, tensor) if tensor is None else (name, type(tensor), tensor.shape, tensor.dtype, tensor.requires_grad)
-
-
-def _sharing_tensors(modules: list[nn.Module]) -> list[int]:
-    return _sharing([tensor for _, tensor in _tensors(modules)])
-
-
-def _sharing(objects: Collection[object]) -> list[int]:
-    """For each object the position at which it stands first."""
-    first: dict[int, int] = {}
-    return [first.setdefault(id(o), position) for position, o in enumerate(objects)]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    tensors = {
+        (path, kind, name): tensor
+        for path, m in modules.items()
+        for kind in ("_parameters", "_buffers")
+        for name, tensor in vars(m)[kind].items()
+    }
+    forms = [None if t is None else (type(t), t.shape, t.dtype, t.requires_grad) for t in tensors.values()]
+    return [*tensors], forms, first_places([*modules.values()]), first_places([*tensors.values()])
 
 
 # ---- Reading. -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A class that may be built, with its arguments, or a container with its modules."""
 
     cls: type
@@ -232,7 +221,7 @@ class Call:
 
 
 def kinds_of(name: str) -> tuple[type, ...]:
-    """What a learner's argument of this name may be, where it is an object."""
+    """Return the classes from which an object derives that a learner's argument of this name takes."""
     return (_KINDS[name],) if name in _KINDS else (nn.Module, *PARTS)
 
 
@@ -251,7 +240,7 @@ def resolve(text: Any, name: str, kinds: tuple[type, ...], allow: Mapping[str, A
     Raises:
         ValueError: If a class path names something else, or the form holds what is neither plain nor a class path.
     """
-    if isinstance(text, str) and name in _KINDS and name != "inner_optimizer":  # so the command line writes functions
+    if isinstance(text, str) and name in _KINDS and name != "inner_optimizer":  # functions, from the command line
         if name == "loss_fn" and (function := loss_named(text)) is not None:
             return function
         if text not in allow:
@@ -262,24 +251,24 @@ def resolve(text: Any, name: str, kinds: tuple[type, ...], allow: Mapping[str, A
 
 def build(resolved: Any) -> Any:
     """Build the objects that `resolve` found; optimizers and schedules become functions that build them."""
+    if isinstance(resolved, Call):
+        if resolved.cls in _CONTAINERS:
+            return _CONTAINERS[resolved.cls](build(resolved.modules))
+        arguments = build(resolved.arguments)
+        return partial(resolved.cls, **arguments) if issubclass(resolved.cls, _FACTORIES) else resolved.cls(**arguments)
     if isinstance(resolved, list | tuple):
         return type(resolved)(map(build, resolved))
     if isinstance(resolved, dict):
         return {key: build(item) for key, item in resolved.items()}
-    if not isinstance(resolved, Call):
-        return resolved
-    if resolved.cls in _CONTAINERS:
-        return _CONTAINERS[resolved.cls](build(resolved.modules))
-    arguments = build(resolved.arguments)
-    return partial(resolved.cls, **arguments) if issubclass(resolved.cls, _FACTORIES) else resolved.cls(**arguments)
+    return resolved
 
 
 def number_of_weights(resolved: Any) -> int:
-    """How many values there will be in modules that `resolve` found, told without memory for them.
+    """Count the values of the modules that `resolve` found, without memory for them.
 
-    Of what the caller allows, only the caller knows.
+    0 where there are classes that only the caller knows.
     """
-    if any(not is_of_package(cls) for cls in _classes(resolved)):
+    if not all(map(is_of_package, _classes(resolved))):
         return 0
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         modules = [m for m in tree_leaves(build(resolved)) if isinstance(m, nn.Module)]
@@ -289,16 +278,15 @@ def number_of_weights(resolved: Any) -> int:
 def _classes(resolved: Any) -> Iterator[type]:
     if isinstance(resolved, Call):
         yield resolved.cls
-        yield from _classes([resolved.arguments, resolved.modules])
-    elif isinstance(resolved, list | tuple | dict):
+    if isinstance(resolved, list | tuple | dict):  # of which a call is one
         for part in resolved.values() if isinstance(resolved, dict) else resolved:
             yield from _classes(part)
 
 
 def known_class(path: str) -> type | None:
-    """The class of torch or this package that a path names, if it is one and loaded; nothing is imported.
+    """Return the loaded class of torch or this package that a path names, if it names one; nothing is imported.
 
-    A class of this package is also known by its name alone: earlier versions had it in other files.
+    A class of this package is also known by its name alone: earlier versions defined it in other files.
     """
     module, _, name = path.rpartition(".")
     places = [module] if module.startswith(_PLACES) and module in sys.modules else []
@@ -313,7 +301,7 @@ def is_of_package(cls: type) -> bool:
 
 
 def loss_named(path: str) -> Callable[..., Any] | None:
-    """The loss function of ``torch.nn.functional`` that a path names, if it is one."""
+    """Return the loss function of ``torch.nn.functional`` that a path names, if it names one."""
     module, _, name = path.rpartition(".")
     is_loss = module == F.__name__ and name.endswith(("_loss", "cross_entropy", "cross_entropy_with_logits", "kl_div"))
     function = vars(F).get(name) if is_loss and not name.startswith("_") else None
@@ -339,20 +327,16 @@ def _resolve_call(text: dict[str, Any], name: str, kinds: tuple[type, ...], allo
     well_formed = isinstance(path, str) and text.keys() <= {"class_path", "init_args", "dict_kwargs", "modules"}
     if not well_formed or not all(isinstance(part, dict) for part in (init_args, dict_kwargs, modules)):
         raise ValueError(f"{name}={shortened(text)} in the checkpoint is no class path with arguments: pass {name}=...")
-    cls = _import(path, name, allow) if path in allow else known_class(path)
-    right = isinstance(cls, type) and issubclass(cls, kinds) and not issubclass(cls, LightningModule)
-    if not right and not (path in allow and isinstance(cls, type) and name not in _KINDS):
+    cls: Any = _import(path, name, allow) if path in allow else known_class(path)
+    fits = isinstance(cls, type) and issubclass(cls, kinds) and not issubclass(cls, LightningModule)
+    if not fits and not (path in allow and isinstance(cls, type) and name not in _KINDS):
         raise _refusal(name, path, kinds)
-    assert isinstance(cls, type)
-    if bool(modules) and cls not in _CONTAINERS:
+    if modules and cls not in _CONTAINERS:
         raise ValueError(
             f"{name}={shortened(path)!r} in the checkpoint has modules but is no container: pass {name}=..."
         )
-    inner = (
-        kinds_of("")
-        if path in allow
-        else next((kinds for kinds in ((nn.Module,), PARTS) if issubclass(cls, kinds)), ())
-    )
+    of_class = next((kinds for kinds in ((nn.Module,), PARTS) if issubclass(cls, kinds)), ())
+    inner = kinds_of("") if path in allow else of_class
     arguments = {key: _resolve(part, name, inner, allow) for key, part in {**init_args, **dict_kwargs}.items()}
     return Call(cls, arguments, {key: _resolve(part, name, inner, allow) for key, part in modules.items()})
 

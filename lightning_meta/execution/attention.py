@@ -11,23 +11,22 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-class _Switch:
-    """Torch's settings hold for all threads: the first block switches the kernels off, the last one on again."""
+class _Kernels:
+    """Attention's fused kernels; torch's settings hold for all threads, so the last block to end restores them."""
 
     def __init__(self) -> None:
-        self.renew()
+        self.reset()
 
-    def renew(self) -> None:
+    def reset(self) -> None:
         self._lock, self._blocks, self._settings = threading.Lock(), 0, ExitStack()
 
     def off(self) -> None:
         with self._lock:
             self._blocks += 1
             if self._blocks == 1:
-                self._settings.callback(
-                    torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
-                )
-                torch.backends.mha.set_fastpath_enabled(False)
+                mha = torch.backends.mha
+                self._settings.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+                mha.set_fastpath_enabled(False)
                 self._settings.enter_context(sdpa_kernel(SDPBackend.MATH))
 
     def on(self) -> None:
@@ -37,20 +36,20 @@ class _Switch:
                 self._settings.close()
 
 
-_switch = _Switch()
+_kernels = _Kernels()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_switch.renew)
+    os.register_at_fork(after_in_child=_kernels.reset)  # the threads with blocks are not in the forked process
 
 
 @contextmanager
 def differentiable_attention() -> Iterator[None]:
     """Switch off attention's fused kernels inside the block.
 
-    They have no second derivative, and the one for transformer encoders in evaluation has none at all and
-    cannot be vectorized over tasks.
+    They have no second derivative; the one for transformer encoders in evaluation has no first either, and cannot be
+    vectorized over tasks.
     """
-    _switch.off()
+    _kernels.off()
     try:
         yield
     finally:
-        _switch.on()
+        _kernels.on()

@@ -1,7 +1,7 @@
-"""Whether padding may stay in a batch: only where no example's output can depend on the others in its set.
+"""Whether padding may stay in a batch: only where no example's output depends on other examples in its set.
 
-That cannot be found by trying: a model may couple its examples at other parameters, or on other inputs. It is known by
-the class of every layer and the dimensions of its inputs; for a class that is not listed here the answer is no.
+Trying this on a batch does not prove it: a model may couple its examples at other parameters, or on other inputs. So it
+is decided by the class of every layer and the dimensions of its inputs; classes not listed here count as coupling.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 
 def are_independent(model: nn.Module, loss_fn: LossFunction, choice: BatchStatistics, *sets: Any) -> bool:
-    """Whether no example's output and loss depend on the others in its set.
+    """Whether no example's output and loss depend on other examples in its set.
 
     Args:
         model: The model.
@@ -51,7 +51,7 @@ def are_independent(model: nn.Module, loss_fn: LossFunction, choice: BatchStatis
 
 
 def dims_after(module: nn.Module, dims: int, choice: BatchStatistics) -> int | None:
-    """The dimensions of a module's output, of which the first is the examples'; None where it may couple them.
+    """Return the dimensions of a module's output ``[examples, ...]``; None where it may couple examples.
 
     Args:
         module: The model or one of its layers.

@@ -1,8 +1,8 @@
 """Modules as pure functions of their parameters, for several threads at once.
 
-`torch.func.functional_call` puts other parameters into the module itself for the time of the call. Two threads that do
-so at once compute with each other's parameters, and may leave them there. So one thread calls at a time; everything
-else, derivatives included, goes on side by side.
+`torch.func.functional_call` puts the parameters into the module itself during the call. If two threads did so at once,
+they would compute with each other's parameters, and could leave them there. So one thread calls at a time; everything
+else, derivatives included, runs in parallel.
 """
 
 from __future__ import annotations
@@ -17,20 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-
-class _Calls:
-    """Which thread may change modules; reentrant, as a module may call another learner."""
-
-    def __init__(self) -> None:
-        self.renew()
-
-    def renew(self) -> None:
-        self.lock = threading.RLock()
-
-
-_calls = _Calls()
+_lock = threading.RLock()  # reentrant, as a module may call another learner
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_calls.renew)  # the thread that held it is not in the forked process
+    os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined] # its holder is not there
 
 
 @contextmanager
@@ -39,17 +28,17 @@ def exclusive() -> Iterator[None]:
     if torch.compiler.is_compiling():  # in one thread, and locks cannot be traced
         yield
         return
-    with _calls.lock:
+    with _lock:
         yield
 
 
 def call_with(module: nn.Module, parameters: Mapping[str, Tensor | None], *arguments: Any) -> Any:
-    """Call a module as a pure function of its parameters and buffers; those not given are its own.
+    """Call a module as a pure function of its parameters and buffers.
 
     Args:
         module: The module; it is left as it was.
-        parameters: Parameters and buffers by name; a buffer of None is left out.
-        *arguments: What the module is called with.
+        parameters: Parameters and buffers by name; those left out are the module's own, a buffer of None is missing.
+        *arguments: The module's arguments.
     """
     with exclusive():
         return functional_call(module, dict(parameters), arguments)  # type: ignore[arg-type]

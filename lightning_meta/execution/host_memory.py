@@ -6,16 +6,16 @@ import functools
 
 import torch
 
-# The largest that glibc takes as a sign of what to keep; twice as much stays with the process.
-_LARGEST_SIGN = 31 << 20
+# The largest block that makes glibc raise its threshold; the process then keeps twice as much.
+_LARGEST_BLOCK = 31 << 20
 
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Let the process keep tens of mebibytes that it frees, rather than return them and fetch them again.
+    """Let the process keep tens of mebibytes that it frees, instead of returning them to the system.
 
-    Without it a step of a convolutional network can spend a third of its time on page faults. glibc keeps as much as
-    twice the largest block that was freed (``mallopt(3)``, ``M_MMAP_THRESHOLD``), so one block is allocated, never
-    touched, and freed. Elsewhere this does nothing.
+    Else page faults can take a third of a convolutional network's step. glibc keeps up to twice the largest block that
+    was freed (``mallopt(3)``, ``M_MMAP_THRESHOLD``), so one block is allocated, left untouched, and freed. With other C
+    libraries this does nothing.
     """
-    torch.empty(_LARGEST_SIGN, dtype=torch.uint8)
+    torch.empty(_LARGEST_BLOCK, dtype=torch.uint8)

@@ -1,9 +1,9 @@
-"""How per-task functions are applied to a batch of tasks: vectorized, in pieces, one by one, captured or compiled."""
+"""Applying per-task functions to a batch of tasks: vectorized, in pieces, one by one, captured or compiled."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -47,9 +47,9 @@ class Traits(NamedTuple):
     """What decides how a batch is computed, besides its shapes.
 
     Attributes:
-        execution: What the user wants.
+        execution: The user's choices.
         inner_steps: Inner steps of a task.
-        is_stochastic: Whether the function draws random numbers, which threads would draw in any order.
+        is_stochastic: Whether the function draws random numbers, which threads would take in any order.
         may_keep_padding: Whether masks suffice for each task of a ragged batch to be computed as it would be alone.
         phase: What the function depends on that changes with the trainer's progress.
     """
@@ -68,8 +68,8 @@ class TaskMapping:
         model: The model that they call.
         loss: Returns one task's meta-loss and its report.
         gradient: Returns one task's meta-gradient and its report.
-        own_gradient: Whether the meta-gradient is computed otherwise than by differentiating the loss.
-        world: All that they read.
+        own_gradient: Whether the meta-gradient is not the derivative of the loss.
+        world: Everything that the functions read.
     """
 
     def __init__(
@@ -85,26 +85,25 @@ class TaskMapping:
         self._guarded: Guarded | None = None
         self._plans: dict[Hashable, Plan] = {}
         self._under_guards = False
-        self._told = False
+        self._logged = False
         self._phase = ""
         self._before: tuple[int, Progress | None] = -1, None
         self._resumed: tuple[str, dict[str, Any]] | None = None
 
     def progress(self, step: int) -> tuple[str, dict[str, Any]] | None:
-        """What a run resumed at this step must know to capture what was captured, in plain types.
+        """Return what a run resumed at this step needs to capture the same steps, in plain types.
 
         Under DDP it is one process's: where processes have tasks of different sizes, rounding may differ.
         """
         if self._recorder is None or self._resumed is not None:
             return self._resumed
         begun, progress = self._before
-        # A step that is not done will be repeated.
-        if progress is None or begun != step:
+        if progress is None or begun != step:  # else the step is not done, and the resumed run takes it again
             progress = self._recorder.progress()
         return self._phase, self._recorder.printed(progress)
 
     def resume(self, progress: tuple[str, dict[str, Any]] | None) -> None:
-        """Go on as the mapping whose ``progress()`` this is."""
+        """Continue as the mapping whose ``progress()`` this is."""
         self._resumed = progress
 
     def gradients(
@@ -116,17 +115,22 @@ class TaskMapping:
             meta: The meta-parameters.
             batch: The tasks.
             traits: What else decides how they are computed.
-            step: The number of the step, by which `progress` tells whether it is done.
+            step: The step's number, by which `progress` knows whether it is done.
         """
         totals: dict[str, Tensor] = {}
         reports = []
         self._follow(traits.execution)
-        state = self._start(traits, step)
-        can_share = state is not None and self._recorder is not None and self._recorder.shares
+        state, recorder = self._start(traits, step), self._recorder
+        can_share = state is not None and recorder is not None and recorder.shares
         way = self._plan(batch, traits, can_share and not traits.is_stochastic)
         with self._prepared(traits.execution, way):
             indices, pieces = zip(*_pieces(batch, traits, way), strict=True)
-            for sums, report in self._results(state, meta, pieces, way.workers):
+            if recorder is not None and state is not None:
+                results = recorder(state, meta, pieces, way.workers)
+            else:
+                function = self._guarded if self._guarded is not None and self._under_guards else self._eagerly
+                results = (function(meta, piece) for piece in pieces)
+            for sums, report in results:
                 totals = {name: totals[name] + sums[name] for name in meta} if totals else sums
                 reports.append(report)
         return totals, list(zip(indices, reports, strict=True))
@@ -145,7 +149,7 @@ class TaskMapping:
             return [(own, _apply(function, meta, piece, vectorizes)) for own, piece in _pieces(batch, traits, way)]
 
     def _follow(self, execution: Execution) -> None:
-        """Start anew where training steps are to be run otherwise than so far."""
+        """Start over where the user has changed how training steps are run."""
         if execution == self._execution:
             return
         self._execution = execution
@@ -158,7 +162,7 @@ class TaskMapping:
         self._before = -1, None
 
     def _start(self, traits: Traits, step: int) -> Hashable | None:
-        """Return what captured steps rest on, or None where nothing is captured."""
+        """Return the state that captured steps depend on, or None where none are captured."""
         recorder = self._recorder
         if recorder is None:
             return None
@@ -166,7 +170,15 @@ class TaskMapping:
             state = self._world.state()
         except OpenWorldError as error:
             self._under_guards = self._guarded is not None and not isinstance(error, ReplacedError)
-            self._say_what_is_open(error, compiled=traits.execution.compile is True)
+            if not self._logged:
+                way, cure = "run by Python", ""
+                if self._under_guards:
+                    way = "compiled" if traits.execution.compile is True else "recorded"
+                    way += " under the guards of torch.compile"
+                elif not isinstance(error, ReplacedError):
+                    cure = ': compile="record" records them under the guards of torch.compile'
+                rank_zero_info(f"Training steps are {way}, because {error}{cure}.")
+            self._logged = True
             return None
         phase = repr(traits.phase)
         if self._resumed is not None:
@@ -177,34 +189,12 @@ class TaskMapping:
         self._phase = phase
         return state
 
-    def _say_what_is_open(self, error: OpenWorldError, compiled: bool) -> None:
-        if not self._told:
-            message = f"Training steps are run by Python, because {error}"
-            if self._under_guards:
-                how = "compiled" if compiled else "recorded"
-                message = f"Training steps are {how} under the guards of torch.compile, because {error}"
-            elif not isinstance(error, ReplacedError):
-                message += ': compile="record" records them under the guards of torch.compile'
-            rank_zero_info(f"{message}.")
-        self._told = True
-
-    def _results(
-        self, state: Hashable | None, meta: MetaParameters, pieces: Sequence[Episode], workers: int
-    ) -> Iterator[tuple[dict[str, Tensor], TaskResult]]:
-        if self._recorder is not None and state is not None:
-            return self._recorder(state, meta, pieces, workers)
-        function = self._guarded if self._guarded is not None and self._under_guards else self._eagerly
-        return (function(meta, piece) for piece in pieces)
-
+    @differentiable_attention()
     def _eagerly(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
-        with differentiable_attention():
-            return self._uncompiled(meta, piece)
-
-    def _uncompiled(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
         if piece.num_tasks > 1 or self._own_gradient:
             return self._summed_gradients(meta, piece)
-        # One task alone is fastest by an ordinary backward. Of several tasks at once it would be wrong: where vmap
-        # takes a normalization's backward apart, ordinary autograd misses second derivatives.
+        # An ordinary backward is fastest for one task alone. For several at once it would be wrong: where vmap
+        # decomposes a normalization's backward, ordinary autograd misses second derivatives.
         with torch.enable_grad():
             leaves = {name: p.detach().requires_grad_() for name, p in meta.items()}
             loss, result = self._loss(leaves, piece.select(0))
@@ -219,7 +209,7 @@ class TaskMapping:
         return {name: gradient.sum(0) for name, gradient in gradients.items()}, result
 
     def _plan(self, batch: Episode, traits: Traits, shared_out: bool) -> Plan:
-        """The plan of batches of this shape, made once."""
+        """Return the plan for batches of this shape, made once."""
         threads = torch.get_num_threads()
         shapes = [(leaf.shape, leaf.device.type) for leaf in leaves_of((batch.support_x, batch.query_x))]
         key = (traits.execution, traits.inner_steps, threads, shared_out, *shapes)
@@ -231,10 +221,9 @@ class TaskMapping:
 
     @contextmanager
     def _prepared(self, execution: Execution, way: Plan) -> Iterator[None]:
-        """Around per-task functions: fitting threads, advice in errors."""
+        """Set the threads for per-task functions inside the block, and add advice to their errors."""
         keep_freed_memory()
-        threads = torch.get_num_threads()
-        # The setting is the process's.
+        threads = torch.get_num_threads()  # of the whole process, so only the main thread changes it
         single = way.single_thread and threading.current_thread() is threading.main_thread()
         try:
             if single:

@@ -13,14 +13,12 @@ CompileMode = bool | Literal["record"] | None
 
 @dataclass(frozen=True)
 class Execution:
-    """How batches of tasks are computed: the arguments of these names in `TaskLearner`.
-
-    A learner's ``execution`` may be replaced between two batches.
+    """How batches of tasks are computed; a learner's ``execution`` may be replaced between two batches.
 
     Attributes:
-        task_chunk_size: How many tasks are vectorized at once; None: as many as are fastest.
-        compile: How training steps are run.
-        threads: Among how many CPU threads captured steps are shared out at most; None: as many as torch has.
+        task_chunk_size: As in `TaskLearner`.
+        compile: As in `TaskLearner`.
+        threads: The most CPU threads that share captured steps; None: as many as torch has.
 
     Raises:
         ValueError: If a value is out of its range.

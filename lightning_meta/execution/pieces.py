@@ -13,7 +13,7 @@ from lightning_meta.episodes.episode import Episode
 
 
 def split_by_chunk(batch: Episode, chunk_size: int) -> Iterator[tuple[None, Episode]]:
-    """Yield ``(None, smaller batch)`` with at most ``chunk_size`` tasks each, in order, masks kept."""
+    """Yield ``(None, smaller batch)`` with at most ``chunk_size`` tasks each, in order, with masks."""
     if chunk_size >= batch.num_tasks:
         yield None, batch
         return
@@ -24,17 +24,21 @@ def split_by_chunk(batch: Episode, chunk_size: int) -> Iterator[tuple[None, Epis
 def split_by_size(batch: Episode, chunk_size: int) -> Iterator[tuple[Tensor, Episode]]:
     """Yield ``(task indices, smaller batch without masks)``: tasks of one size together, padding cut off.
 
-    For models and losses that a mask cannot serve: a batch normalization layer would count the padding.
+    For models and losses with which masks do not suffice: a batch normalization layer would count the padding.
     """
-    sizes = torch.stack([_lengths(batch.support_x, batch.support_mask), _lengths(batch.query_x, batch.query_mask)], 1)
+    lengths = _lengths(batch.support_x, batch.support_mask), _lengths(batch.query_x, batch.query_mask)
+    sizes = torch.stack(lengths, 1)  # [tasks, 2]
     for size in sizes.unique(dim=0):
-        alike = (sizes == size).all(1).nonzero()[:, 0]
+        alike = (sizes == size).all(1).nonzero()[:, 0]  # [tasks of this size]
         for indices in alike.split(chunk_size):
-            yield indices, _cut(batch.select(indices), int(size[0]), int(size[1]))
+            part = batch.select(indices)
+            support_x, support_y = _cut((part.support_x, part.support_y), part.support_mask, int(size[0]))
+            query_x, query_y = _cut((part.query_x, part.query_y), part.query_mask, int(size[1]))
+            yield indices, Episode(support_x, support_y, query_x, query_y, ood_x=part.ood_x)
 
 
 def fill_padding(batch: Episode) -> Episode:
-    """Replace padded examples by copies of a real one, so that whatever they held cannot reach a gradient."""
+    """Replace padded examples by copies of a real one, so that none of their values can reach a gradient."""
     support_x, support_y = _fill((batch.support_x, batch.support_y), batch.support_mask)
     query_x, query_y = _fill((batch.query_x, batch.query_y), batch.query_mask)
     return batch._replace(support_x=support_x, support_y=support_y, query_x=query_x, query_y=query_y)
@@ -47,28 +51,21 @@ def _lengths(x: Any, mask: Tensor | None) -> Tensor:
     return torch.full(leaf.shape[:1], leaf.shape[1])
 
 
-def _cut(batch: Episode, support: int, query: int) -> Episode:
-    support_x, support_y = _gather((batch.support_x, batch.support_y), batch.support_mask, support)
-    query_x, query_y = _gather((batch.query_x, batch.query_y), batch.query_mask, query)
-    return Episode(support_x, support_y, query_x, query_y, ood_x=batch.ood_x)
-
-
-def _gather(examples: Any, mask: Tensor | None, length: int) -> Any:
+def _cut(examples: Any, mask: Tensor | None, length: int) -> Any:
     if mask is None:
         return examples
-    positions = mask.int().argsort(dim=1, descending=True, stable=True)[:, :length]
-    return tree_map(lambda leaf: _take(leaf, positions), examples)
+    return _take(examples, mask.int().argsort(dim=1, descending=True, stable=True)[:, :length])
 
 
 def _fill(examples: Any, mask: Tensor | None) -> Any:
     if mask is None:
         return examples
     own = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    first_real = mask.int().argmax(dim=1, keepdim=True)
-    positions = torch.where(mask, own, first_real)
-    return tree_map(lambda leaf: _take(leaf, positions), examples)
+    return _take(examples, torch.where(mask, own, mask.int().argmax(dim=1, keepdim=True)))
 
 
-def _take(leaf: Tensor, positions: Tensor) -> Tensor:
-    tasks = torch.arange(leaf.shape[0], device=leaf.device)[:, None]
-    return leaf[tasks, positions.to(leaf.device)]
+def _take(examples: Any, positions: Tensor) -> Any:
+    def take(leaf: Tensor) -> Tensor:
+        return leaf[torch.arange(len(leaf), device=leaf.device)[:, None], positions.to(leaf.device)]
+
+    return tree_map(take, examples)

@@ -1,8 +1,8 @@
 """A scalar that carries a ready-made gradient through ``backward``.
 
-Every algorithm computes its meta-gradient itself, per task, outside autograd. Lightning's automatic
-optimization wants a loss to call ``backward`` on; this is that loss. Because it is an ordinary autograd node,
-gradient clipping, accumulation, loss scaling and DDP's hooks see nothing unusual.
+Every algorithm computes its meta-gradient itself, per task, outside autograd. Lightning's automatic optimization needs
+a loss to call ``backward`` on; this is that loss. Because it is an ordinary autograd node, gradient clipping,
+accumulation, loss scaling and DDP's hooks work as usual.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def surrogate_loss(
     Args:
         value: The meta-loss, a scalar.
         parameters: The tensors that ``backward`` reaches.
-        gradients: One gradient per parameter, of the parameter's shape; scaled by the incoming gradient, so
-            that accumulation and loss scaling stay exact.
-        scale: A factor for all.
+        gradients: One gradient per parameter, of its shape; also scaled by the incoming gradient, so that accumulation
+            and loss scaling stay exact.
+        scale: A factor for all gradients.
     """
     return _Surrogate.apply(value.detach(), gradients, scale, *parameters)
 

@@ -1,4 +1,4 @@
-"""Recording what training computes for a piece of a batch, to repeat it without Python and autograd in between."""
+"""Capturing what training computes for a piece of a batch, to replay it without Python and autograd in between."""
 
 from lightning_meta.execution.capture.closed_world import ClosedWorld
 from lightning_meta.execution.capture.guarded import Guarded

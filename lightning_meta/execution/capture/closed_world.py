@@ -1,21 +1,20 @@
-"""What a recording of a learner's training step rests on, for learners made of torch's and this library's code alone.
+"""Everything that a captured training step depends on, for learners made of torch's and this library's code alone.
 
-A recording holds as long as everything that its function reads stays as it was. What arbitrary Python reads cannot be
-found out by looking at it: values in containers, class attributes, properties, helper functions, the environment, a
-clock. So the world is closed: every module, loss function and update rule must be of a class of ``torch.nn`` or of this
-library, whose code reads its arguments, its own attributes and those of its parts, and nothing else. These are
-compared in every step. One object from elsewhere opens the world, and nothing is recorded.
+A capture holds as long as everything that its function reads stays as it was. What arbitrary Python reads cannot be
+listed: values in containers, class attributes, properties, helper functions, the environment, a clock. So the world is
+closed: every module, loss function and update rule must be of a class of ``torch.nn`` or of this library, whose code
+reads only its arguments, its own attributes and those of its parts. These are compared in every step. A single other
+object opens the world, and nothing is captured.
 
-Replaced functions are seen where they are attributes of these classes, of `torch`, `torch.Tensor` or
-`torch.nn.functional`, or global names of the modules that define the classes; elsewhere inside torch and this library
-they are not.
+A replaced function is noticed if it is an attribute of these classes, of `torch`, `torch.Tensor` or
+`torch.nn.functional`, or a global name of a module that defines such a class; elsewhere in torch and this library it is
+not.
 """
 
 from __future__ import annotations
 
 import functools
 import types
-import weakref
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -24,16 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.execution.capture.trust import (
-    TRUSTED_BASES,
-    OpenWorldError,
-    Trust,
-    TrustedClass,
-    check_surroundings,
-    described,
-    functions_in,
-    is_torch_function,
-)
+from lightning_meta.execution.capture import trust
+from lightning_meta.execution.capture.trust import OpenWorldError, described
 from lightning_meta.execution.functional import exclusive
 
 _PLAIN = frozenset(
@@ -44,35 +35,16 @@ _HOOKS = tuple(name for name in _MODULE_ATTRIBUTES if name.endswith("_hooks"))
 _MODULE_PACKAGES = ("torch.nn.", "lightning_meta.")
 _LEARNER_PACKAGES = ("torch.nn.", "lightning.", "lightning_meta.")
 
-# What a learner's subclass may define without changing what a recording contains.
-_NOT_RECORDED = frozenset(dir(L.LightningModule)) | {
-    "task_metrics",
-    "after_batch",
-    "adapt",
-    "evaluate",
-    "adaptation",
-    "output_shape",
-    "prepare_support",
-}
+# What a learner's subclass may define without a change of what is captured.
+_NOT_CAPTURED = frozenset(dir(L.LightningModule)) | frozenset(
+    ("task_metrics", "after_batch", "adapt", "evaluate", "adaptation", "output_shape", "prepare_support")
+)
 _SUBCLASS_DUNDERS = frozenset(
     {"__init__", "__module__", "__qualname__", "__doc__", "__annotations__", "__abstractmethods__", "_abc_impl"}
     | {"__parameters__", "__orig_bases__", "__firstlineno__", "__static_attributes__", "__annotate_func__"}
 )
 # What per-task functions read of a learner's private attributes.
 _PRIVATE = frozenset({"_local", "_dropped_buffers", "_frozen"})
-
-
-class _Identity:
-    """Compares by identity, and keeps what it compares."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
 
 
 class ClosedWorld:
@@ -86,11 +58,11 @@ class ClosedWorld:
     def __init__(self, learner: nn.Module, phase: Callable[[], Hashable]) -> None:
         self._learner = learner
         self._phase = phase
-        self._classes: dict[type, TrustedClass] = {}
+        self._classes: dict[type, trust.Names] = {}
+        self._names: dict[type, tuple[frozenset[str], frozenset[str]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies look at the classes anew."""
-        return {**self.__dict__, "_classes": {}}
+        return {**self.__dict__, "_classes": {}, "_names": {}}
 
     def state(self) -> Hashable:
         """Return a key that compares equal as long as nothing has changed.
@@ -99,7 +71,7 @@ class ClosedWorld:
         buffers and frozen parameters.
 
         Raises:
-            OpenWorldError: If an object is of a class from elsewhere, has hooks, or holds such an object.
+            OpenWorldError: If an object is of another class, has hooks, or holds such an object.
         """
         try:
             with exclusive():  # no other thread has put other parameters or hooks into the modules
@@ -108,13 +80,15 @@ class ClosedWorld:
             raise OpenWorldError("an attribute holds itself") from None
 
     def _state(self) -> Hashable:
-        check_surroundings()
-        learner = self._learner
-        state: list[Any] = [self._phase(), torch.get_default_dtype()]
-        state.append(torch.are_deterministic_algorithms_enabled())
+        trust.check_surroundings()
+        state: list[Any] = [self._phase(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()]
         look = _Look(self._classes, state)
-        read = look.check_learner(learner)
-        attributes = vars(learner)
+        cls = type(self._learner)
+        if cls not in self._names:
+            self._names[cls] = _names(cls)
+        read, defined = self._names[cls]
+        look.check_learner(self._learner, read, defined)
+        attributes = vars(self._learner)
         for name in attributes:
             if name in read:
                 state += (name, look.at(attributes[name], f"its attribute {name}"))
@@ -125,24 +99,22 @@ class ClosedWorld:
 
 
 class _Look:
-    """One look at a learner; flat, because it is taken in every step.
+    """One look at a learner, in every step: so its key is flat.
 
     Args:
-        classes: The classes found to be trusted.
-        state: What the key is made of.
+        classes: The classes seen in earlier looks.
+        state: The parts of the key, which it extends.
     """
 
-    def __init__(self, classes: dict[type, TrustedClass], state: list[Any]) -> None:
-        self._trust = Trust(classes)
+    def __init__(self, classes: dict[type, trust.Names], state: list[Any]) -> None:
+        self._trust = trust.Trust(classes)
         self._state = state
         self._modules: dict[int, int] = {}
 
-    def check_learner(self, learner: nn.Module) -> frozenset[str]:
-        """Check the learner's classes; return the names of the attributes that its per-task functions may read."""
-        cls: Any = type(learner)
-        read, defined = _names(cls)
-        for base in cls.__mro__[:-1]:
-            if base in TRUSTED_BASES or base.__module__.startswith(_LEARNER_PACKAGES):
+    def check_learner(self, learner: nn.Module, read: frozenset[str], defined: frozenset[str]) -> None:
+        """Check that nothing from elsewhere defines what per-task functions read, or this library's learners define."""
+        for base in type(learner).__mro__[:-1]:
+            if base in trust.TRUSTED_BASES or base.__module__.startswith(_LEARNER_PACKAGES):
                 self._trust.check_code(base)
                 continue
             for name in vars(base):
@@ -154,10 +126,9 @@ class _Look:
         for name in own.keys() & defined:
             if type(own[name]) not in _PLAIN:
                 raise OpenWorldError(f"{name} is replaced on the learner itself")
-        return read
 
     def add_module(self, module: nn.Module, path: str) -> None:
-        """Append what a module and its parts are like."""
+        """Append the state of a module and its parts."""
         state = self._state
         if id(module) in self._modules:
             state.append(self._modules[id(module)])
@@ -189,17 +160,17 @@ class _Look:
         state.append(None)  # its end
 
     def at(self, value: Any, path: str) -> Hashable:
-        """What a value is like."""
+        """Return the state of a value, with the ``id`` of what the key also holds: no other object can get that id."""
         kind: Any = type(value)
         if kind in _PLAIN or isinstance(value, np.generic):
             return kind, value
         if kind is Tensor or kind is nn.Parameter:
             if value.numel() > 1:
                 return self._of_tensor(value, path)
-            # Torch makes a number of it, which the recording would keep.
+            # Torch makes a number of it, which the capture would keep.
             if value.device.type != "cpu":
                 raise OpenWorldError(f"{path} is a tensor of one number on a device, which is slow to compare")
-            return _Identity(value), value.dtype, value.tolist()
+            return id(value), value, value.dtype, repr(value.tolist())
         if kind in (tuple, list):
             return kind, *[self.at(item, path) for item in value]
         if kind in (set, frozenset):
@@ -211,53 +182,42 @@ class _Look:
         if isinstance(value, nn.Module):
             self.add_module(value, path)
             return None
-        if is_torch_function(value):
-            return _Identity(value)
+        if trust.is_torch_function(value):
+            return id(value), value
         if kind.__module__.startswith("lightning_meta."):
             self._trust.check_class(kind, path, ("lightning_meta.",))
             return kind, *[(name, self.at(own, path)) for name, own in vars(value).items()]
         raise OpenWorldError(f"{path} is {described(value)}")
 
     def _of_tensor(self, value: Tensor | None, path: str) -> Hashable:
-        """What a tensor is like whose numbers the recording reads anew each time."""
+        """Return the state of a tensor whose values each replay reads."""
         if value is None:
             return None
         if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided:
             raise OpenWorldError(f"{path} holds a {type(value).__qualname__} of layout {value.layout}")
         if value.requires_grad:  # trained, so that its version counts steps
-            return _Identity(value), value.data_ptr()
+            return id(value), value, value.data_ptr()
         if value.is_inference():
             raise OpenWorldError(f"{path} holds an inference tensor, whose changes are not counted")
-        return _Identity(value), value._version, value.data_ptr()
+        return id(value), value, value._version, value.data_ptr()
 
 
 def _names(cls: type) -> tuple[frozenset[str], frozenset[str]]:
-    """The attributes that this library's per-task functions name, and the names that its learners define.
+    """Return the attributes that this library's per-task functions name, and the names that its learners define.
 
     Names that begin with an underscore are this library's own.
     """
-    names = _NAMES.get(cls)
-    if names is None:
-        own = [vars(base) for base in cls.__mro__ if base.__module__.startswith("lightning_meta.")]
-        defined = frozenset().union(*own) - _NOT_RECORDED
-        functions = [value for space in own for name, value in space.items() if name in defined]
-        code = [function.__code__ for value in functions for function in functions_in(value)]
-        read = frozenset(name for each in code for name in _named_in(each) if not name.startswith("_")) | _PRIVATE
-        names = _NAMES[cls] = read, frozenset(name for name in defined if not name.startswith("__"))
-    return names
+    own = [vars(base) for base in cls.__mro__ if base.__module__.startswith("lightning_meta.")]
+    defined = frozenset().union(*own) - _NOT_CAPTURED
+    functions = [value for space in own for name, value in space.items() if name in defined]
+    code = [function.__code__ for value in functions for function in trust.functions_in(value)]
+    read = frozenset(name for each in code for name in _named_in(each) if not name.startswith("_")) | _PRIVATE
+    return read, frozenset(name for name in defined if not name.startswith("__"))
 
 
-_NAMES: weakref.WeakKeyDictionary[type, tuple[frozenset[str], frozenset[str]]] = weakref.WeakKeyDictionary()
-
-
+@functools.lru_cache
 def _attributes_of(cls: type) -> frozenset[str]:
-    names = _ATTRIBUTES.get(cls)
-    if names is None:
-        names = _ATTRIBUTES[cls] = frozenset(dir(cls))
-    return names
-
-
-_ATTRIBUTES: weakref.WeakKeyDictionary[type, frozenset[str]] = weakref.WeakKeyDictionary()
+    return frozenset(dir(cls))
 
 
 def _named_in(code: types.CodeType) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Compiled functions that go on uncompiled where the compiler fails."""
+"""Compiled functions that continue uncompiled if the compiler fails."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
-# Batches of many shapes, or a model that changes in every step, meet the compiler's limit each time.
+# Batches of many shapes, or a model that changes in every step, reach the compiler's limit each time.
 _MOST_FAILURES = 3
 
 
 class Compiled:
     """A function that is compiled at its first call.
 
-    Where that fails, which takes many forms, it warns once and calls the plain function; a model at fault then raises
-    by itself.
+    If that fails, with an error of any kind, it warns once and calls the plain function; an error that is the model's
+    own is then raised there.
 
     Args:
-        compiler: Makes the compiled function, given arguments.
-        plain: What computes the same without compiler.
-        asked: The argument that asked for it.
+        compiler: Makes the compiled function from arguments.
+        plain: Computes the same without a compiler.
+        asked: The user's argument, for the warning.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Compiled:
             results = self._plain(*arguments)
             self._failures += 1
             if self._failures == 1:
-                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                reason = first_line(error)
                 rank_zero_warn(f"{self._asked}: the step cannot be compiled and runs as it is; the reason: {reason}")
             return results
         self.worked = True
@@ -60,7 +60,7 @@ class Compiled:
 
 
 def compiled_graph(graph: GraphModule) -> Compiled:
-    """Return a recorded graph, compiled for the shapes that it was recorded with and without a check of them."""
+    """Return a captured graph, compiled for the shapes of its capture, which it does not check."""
 
     def compiler(*tensors: Tensor) -> Callable[..., Any]:
         return torch._inductor.compile(graph, list(tensors), options=_options(tensors))
@@ -69,11 +69,16 @@ def compiled_graph(graph: GraphModule) -> Compiled:
 
 
 def compiled_trace(graph: GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
-    """Return what `torch.compile` traced, compiled; for use inside a backend of its own."""
+    """Return what `torch.compile` traced, compiled; for use inside its backend."""
     from torch._inductor.compile_fx import compile_fx  # takes seconds to import
 
     kernels: Any = compile_fx(graph, list(examples), config_patches=_options(examples))
     return kernels
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its class without one."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _options(arguments: Any) -> dict[str, Any] | None:

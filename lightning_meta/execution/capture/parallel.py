@@ -1,7 +1,7 @@
-"""Calls that are shared out among threads.
+"""Calls that several threads share.
 
-The threads of a tensor library meet after every operation: with small operations they gain little, and lose much once
-another process keeps one of them waiting. These meet once.
+The threads of a tensor library wait for each other after every operation: with small operations they gain little, and
+lose much once another process delays one of them. These wait once.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from typing import Any
 
 import torch
 
-# Which call, its result, and what was raised instead.
-_Outcome = tuple[int, Any, BaseException | None]
+_Outcome = tuple[int, Any, BaseException | None]  # the call's index, its result, what it raised
 
 
 def share_out(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
     """Make each call in a thread of its own, the first in this one, and return their results in order.
 
     Args:
-        calls: What to call, without arguments; at most as many as workers.
-        workers: Among how many threads to share out those of the tensor library.
+        calls: Functions without arguments, at most as many as workers.
+        workers: The number of calls that share the tensor library's threads.
     """
     each = _share(workers)
 
@@ -43,14 +42,11 @@ def share_out(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
     with fewer_threads(workers):
         for index in range(1, len(calls)):
             _others[index - 1].jobs.put((partial(outcome, index), outcomes))
-        results: list[Any] = [None] * len(calls)
-        errors = []
-        for index, result, error in (outcome(0), *(outcomes.get() for _ in calls[1:])):
-            results[index] = result
-            errors += [] if error is None else [error]
-    if errors:
-        raise errors[0]
-    return results
+        done = [outcome(0), *(outcomes.get() for _ in calls[1:])]
+    for _, _, error in done:
+        if error is not None:
+            raise error
+    return [result for _, result, _ in sorted(done, key=lambda each: each[0])]
 
 
 @contextmanager
@@ -72,7 +68,7 @@ def _share(workers: int) -> int:
 
 
 class _Worker(threading.Thread):
-    """Makes one call after another. An executor's threads do more Python after each, while others wait for it."""
+    """Makes one call after another; an executor's threads run more Python after each, for which others wait."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name, daemon=True)
@@ -83,7 +79,7 @@ class _Worker(threading.Thread):
         while True:
             call, outcomes = self.jobs.get()
             outcomes.put(call())
-            del call, outcomes  # else they stay until the next
+            del call, outcomes  # else they stay until the next job
 
 
 _others: list[_Worker] = []

@@ -1,4 +1,4 @@
-"""Fewer operations for the same numbers: recorded graphs are mostly changes of shape, one on top of the other."""
+"""Fewer operations for the same numbers: captured graphs consist mostly of changes of shape, in long chains."""
 
 from __future__ import annotations
 
@@ -12,38 +12,30 @@ _aten = torch.ops.aten
 
 # What gives the same memory another shape from its start on. `_unsafe_view` does so, whatever its signature says.
 _SHAPE_CHANGES = frozenset(
-    {
-        _aten._unsafe_view.default,
-        _aten.alias.default,
-        _aten.detach.default,
-        _aten.expand.default,
-        _aten.permute.default,
-        _aten.squeeze.default,
-        _aten.squeeze.dim,
-        _aten.squeeze.dims,
-        _aten.t.default,
-        _aten.transpose.int,
-        _aten.unsqueeze.default,
-        _aten.view.default,
-    }
+    (
+        *(_aten._unsafe_view.default, _aten.alias.default, _aten.detach.default, _aten.expand.default, _aten.t.default),
+        *(_aten.permute.default, _aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.transpose.int),
+        *(_aten.unsqueeze.default, _aten.view.default),
+    )
 )
 
 
 def simplify(graph_module: GraphModule) -> None:
-    """Drop what has no use, and make of each chain of shape changes one, or none; in place.
+    """Remove operations without use, and replace each chain of shape changes by one or none; in place.
 
-    The results stay the same to the last bit.
+    The results stay bit-identical.
     """
     graph = graph_module.graph
     if not any(torch.Tag.inplace_view in _tags(node) for node in graph.nodes):
         _merge_shape_changes(graph_module)
-    graph.eliminate_dead_code(is_impure_node=_must_stay)
+    # A draw without use stays: without it, the following draws would be others.
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.is_impure() or _draws(node))
     graph_module.recompile()
 
 
 def draws_random_numbers(graph_module: GraphModule) -> bool:
-    """Whether a recorded graph calls a random number generator."""
-    return any(torch.Tag.nondeterministic_seeded in _tags(node) for node in graph_module.graph.nodes)
+    """Whether a captured graph calls a random number generator."""
+    return any(map(_draws, graph_module.graph.nodes))
 
 
 def _merge_shape_changes(graph_module: GraphModule) -> None:
@@ -53,21 +45,18 @@ def _merge_shape_changes(graph_module: GraphModule) -> None:
     for node in graph.nodes:
         if node.target not in _SHAPE_CHANGES:
             continue
-        argument = node.args[0]
-        source = sources.get(argument, argument)
+        source = sources.get(node.args[0], node.args[0])
         if _is_view(source):
             sources[node] = source
             continue
         value, memory = node.meta["val"], source.meta["val"]
-        if value.shape == memory.shape and value.stride() == memory.stride():
-            replacement = source
-        else:
+        replacement = source
+        if value.shape != memory.shape or value.stride() != memory.stride():
             form = (source, value.shape, value.stride())
             if form not in merged:
                 with graph.inserting_before(node):
-                    merged[form] = graph.call_function(
-                        _aten.as_strided.default, (source, list(value.shape), list(value.stride()))
-                    )
+                    arguments = source, list(value.shape), list(value.stride())
+                    merged[form] = graph.call_function(_aten.as_strided.default, arguments)
                 merged[form].meta = dict(node.meta)
                 sources[merged[form]] = source
             replacement = merged[form]
@@ -76,15 +65,14 @@ def _merge_shape_changes(graph_module: GraphModule) -> None:
 
 def _is_view(node: Any) -> bool:
     """Whether a value may lie inside another's memory, where compilers count `as_strided` from the other's start."""
-    if node.target is operator.getitem:
-        return _is_view(node.args[0])
     op = node.target
+    if op is operator.getitem:
+        return _is_view(node.args[0])
     return isinstance(op, torch._ops.OpOverload) and any(result.alias_info for result in op._schema.returns)
 
 
-def _must_stay(node: Node) -> bool:
-    # Without a draw that nothing uses, the following draws would be others.
-    return node.is_impure() or torch.Tag.nondeterministic_seeded in _tags(node)
+def _draws(node: Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in _tags(node)
 
 
 def _tags(node: Node) -> list[torch.Tag]:
