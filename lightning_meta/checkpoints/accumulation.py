@@ -12,12 +12,7 @@ from lightning_meta.checkpoints.content import shortened
 
 
 def accumulated_gradients(trainer: L.Trainer | None, module: nn.Module) -> dict[str, Any] | None:
-    """Return the gradients that `restore_gradients` needs, or why they are lost; None: none are being accumulated.
-
-    Args:
-        trainer: The trainer, if there is one.
-        module: The module whose parameters accumulate gradients.
-    """
+    """Return the gradients that `restore_gradients` needs, or why they are lost; None: none are being accumulated."""
     if trainer is None or not (trainer.training or trainer.validating):
         return None
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress

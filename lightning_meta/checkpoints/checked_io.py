@@ -31,10 +31,7 @@ class CheckedCheckpointIO(TorchCheckpointIO):
 def read_checkpoint(source: Source, map_location: Any, weights_only: bool | None = None) -> dict[str, Any]:
     """Load a checkpoint after comparing all of it with its checksums.
 
-    Args:
-        source: A path, a URL, or a file open for reading bytes.
-        map_location: As in `torch.load`.
-        weights_only: Whether to refuse pickled code; None means True, wherever the file comes from.
+    Arguments are as in `torch.load`; the source can be a URL, and ``weights_only=None`` means True for all sources.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -59,7 +56,7 @@ def _read(file: IO[bytes], name: Any, map_location: Any, weights_only: bool | No
     try:
         fault = _fault_of_archive(file, weights_only)
     except Exception as error:  # zipfile has many kinds for damage
-        raise RuntimeError(f"{name} cannot be read: it is damaged ({error}); take an earlier one") from error
+        fault = f"it is damaged ({error})"
     if fault is not None:
         raise RuntimeError(f"{name} cannot be read: {fault}; take an earlier one")
     file.seek(start)

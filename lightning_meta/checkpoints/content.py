@@ -10,23 +10,17 @@ MOST_VALUES = 10_000_000
 DEEPEST = 100
 _SLACK_BYTES = 2**24
 
+_BY_NAME = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters")  # dictionaries with text as keys
+_OF_TEXT = ("meta_learner_left_out", "meta_learner_arguments")  # and as values
 _TYPES: dict[str, Any] = {
-    "state_dict": dict,
-    "hyper_parameters": dict,
-    "datamodule_hyper_parameters": dict,
-    "callbacks": dict,
-    "loops": dict,
+    **dict.fromkeys((*_BY_NAME, *_OF_TEXT, "callbacks", "loops"), dict),
     "optimizer_states": list,
     "lr_schedulers": list,
     "meta_learner_class": str,
-    "meta_learner_left_out": dict,
-    "meta_learner_arguments": dict,
     "meta_learner_random_seed": int | None,
     "meta_learner_gradients": dict | None,
     "meta_learner_recordings": tuple | None,
 }
-_BY_NAME = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters")  # dictionaries with text as keys
-_OF_TEXT = ("meta_learner_left_out", "meta_learner_arguments")  # and as values
 
 
 def shortened(value: Any) -> str:

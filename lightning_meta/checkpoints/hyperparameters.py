@@ -20,17 +20,12 @@ from lightning_meta.checkpoints.object_text import PARTS, TRAINING_ALONE, NotKep
 def keep_hyperparameters(
     learner: LightningModule, arguments: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Save the learner's constructor arguments as its hyperparameters, as far as a checkpoint can keep them.
-
-    Args:
-        learner: The learner under construction.
-        arguments: Its constructor's arguments by name.
+    """Save a learner's constructor arguments as its hyperparameters, as far as a checkpoint can keep them.
 
     Returns:
-        The arguments as they are kept, and the names of the objects that were left out; nothing under Lightning's
-        command line, which knows the arguments as text.
+        The arguments as they are kept, and the names of the objects that were left out.
     """
-    if _given_hyperparameters.get() is not None:
+    if _given_hyperparameters.get() is not None:  # from Lightning's command line, which knows them as text
         learner.save_hyperparameters()
         return {}, {}
     kept: dict[str, Any] = {}
@@ -54,10 +49,7 @@ def described(arguments: Mapping[str, Any]) -> dict[str, str]:
 
 
 class NotesArguments:
-    """A base that notes a class's arguments before constructors can change them.
-
-    List it after bases with constructors, so that the class shows their signature.
-    """
+    """Notes a class's arguments before constructors can change them; the last base, so that others' signature shows."""
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         """Note the arguments; copies and unpickled objects have none."""
@@ -66,11 +58,7 @@ class NotesArguments:
         return new
 
     def arguments_by_name(self, model: nn.Module) -> dict[str, Any]:
-        """Return the constructor's arguments, once; positional ones without a name are under ``"*args"``.
-
-        Args:
-            model: The model that the base constructor received.
-        """
+        """Return the constructor's arguments, once, by their `stored_name`; the base constructor received the model."""
         args, options = self.__dict__.pop("_passed")
         own = constructor_parameters(type(self))
         if args and own[0].kind is own[0].VAR_POSITIONAL and own[-1].kind is own[-1].VAR_KEYWORD:

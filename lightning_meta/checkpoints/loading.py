@@ -68,7 +68,7 @@ def load_learner(
     learner.on_load_checkpoint(checkpoint)
     strict = learner.strict_loading if strict is None else strict
     keys = learner.load_state_dict(checkpoint["state_dict"], strict=strict)
-    for problem, names in (("lacks", keys.missing_keys), ("has besides", keys.unexpected_keys)):
+    for problem, names in (("lacks", keys.missing_keys), ("also has", keys.unexpected_keys)):
         if names:  # with strict, this raised an error
             rank_zero_warn(f"the checkpoint {problem} {names}")
     return learner.to(tensors[0].device) if tensors else learner

@@ -12,7 +12,7 @@ import importlib
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Integral, Real
 from types import MappingProxyType
@@ -72,9 +72,6 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
     return isinstance(value, _PLAIN) or (isinstance(value, list | tuple) and all(map(is_plain, value)))
-
-
-# ---- Writing. -----------------------------------------------------------------------------------------------
 
 
 def to_text(value: Any) -> Any:
@@ -209,9 +206,6 @@ def _tensors_of(model: nn.Module) -> tuple[Any, ...]:
     return [*tensors], forms, first_places([*modules.values()]), first_places([*tensors.values()])
 
 
-# ---- Reading. -----------------------------------------------------------------------------------------------
-
-
 class Call(NamedTuple):
     """A class that may be built, with its arguments, or a container with its modules."""
 
@@ -230,8 +224,8 @@ def resolve(text: Any, name: str, kinds: tuple[type, ...], allow: Mapping[str, A
 
     Args:
         text: The stored form: plain values, or class paths with arguments.
-        name: The argument that it is for.
-        kinds: The classes of torch or this package that may be built derive from one of these.
+        name: The argument's name.
+        kinds: Bases of the classes of torch or this package that it may name.
         allow: Other classes and functions that it may name, by their paths; None: to be imported.
 
     Returns:
@@ -264,23 +258,12 @@ def build(resolved: Any) -> Any:
 
 
 def number_of_weights(resolved: Any) -> int:
-    """Count the values of the modules that `resolve` found, without memory for them.
-
-    0 where there are classes that only the caller knows.
-    """
-    if not all(map(is_of_package, _classes(resolved))):
+    """Count the values of the modules that `resolve` found, without memory; 0 if the caller allowed classes."""
+    if not all(is_of_package(part) for part in tree_leaves(resolved) if isinstance(part, type)):
         return 0
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         modules = [m for m in tree_leaves(build(resolved)) if isinstance(m, nn.Module)]
     return sum(tensor.numel() for m in modules for tensor in (*m.parameters(), *m.buffers()))
-
-
-def _classes(resolved: Any) -> Iterator[type]:
-    if isinstance(resolved, Call):
-        yield resolved.cls
-    if isinstance(resolved, list | tuple | dict):  # of which a call is one
-        for part in resolved.values() if isinstance(resolved, dict) else resolved:
-            yield from _classes(part)
 
 
 def known_class(path: str) -> type | None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ContextDecorator, ExitStack
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-class _Kernels:
-    """Attention's fused kernels; torch's settings hold for all threads, so the last block to end restores them."""
+class _WithoutKernels(ContextDecorator):
+    """Blocks without fused kernels; torch's settings hold for all threads, so the last block to end restores them."""
 
     def __init__(self) -> None:
         self.reset()
@@ -20,7 +19,7 @@ class _Kernels:
     def reset(self) -> None:
         self._lock, self._blocks, self._settings = threading.Lock(), 0, ExitStack()
 
-    def off(self) -> None:
+    def __enter__(self) -> None:
         with self._lock:
             self._blocks += 1
             if self._blocks == 1:
@@ -29,27 +28,22 @@ class _Kernels:
                 mha.set_fastpath_enabled(False)
                 self._settings.enter_context(sdpa_kernel(SDPBackend.MATH))
 
-    def on(self) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             self._blocks -= 1
             if self._blocks == 0:
                 self._settings.close()
 
 
-_kernels = _Kernels()
+_without_kernels = _WithoutKernels()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_kernels.reset)  # the threads with blocks are not in the forked process
+    os.register_at_fork(after_in_child=_without_kernels.reset)  # the threads with blocks are not in the forked process
 
 
-@contextmanager
-def differentiable_attention() -> Iterator[None]:
+def differentiable_attention() -> _WithoutKernels:
     """Switch off attention's fused kernels inside the block.
 
     They have no second derivative; the one for transformer encoders in evaluation has no first either, and cannot be
     vectorized over tasks.
     """
-    _kernels.off()
-    try:
-        yield
-    finally:
-        _kernels.on()
+    return _without_kernels

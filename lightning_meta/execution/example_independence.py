@@ -37,26 +37,16 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 
 def are_independent(model: nn.Module, loss_fn: LossFunction, choice: BatchStatistics, *sets: Any) -> bool:
-    """Whether no example's output and loss depend on other examples in its set.
-
-    Args:
-        model: The model.
-        loss_fn: The loss.
-        choice: The statistics of batch normalization.
-        *sets: Inputs ``[tasks, examples, ...]``.
-    """
+    """Whether no example's output and loss depend on other examples in its set; sets are ``[tasks, examples, ...]``."""
     return splits_by_example(loss_fn) and all(
         isinstance(x, Tensor) and dims_after(model, x.ndim - 1, choice) is not None for x in sets
     )
 
 
 def dims_after(module: nn.Module, dims: int, choice: BatchStatistics) -> int | None:
-    """Return the dimensions of a module's output ``[examples, ...]``; None where it may couple examples.
+    """Return how many dimensions a module's output has if its input ``[examples, ...]`` has ``dims``.
 
-    Args:
-        module: The model or one of its layers.
-        dims: The dimensions of its input ``[examples, ...]``.
-        choice: The statistics of batch normalization.
+    None where it may couple examples.
     """
     kind = type(module)
     of_torch = kind.__module__.startswith("torch.nn.modules.")  # a class derived from torch's may do anything

@@ -33,12 +33,6 @@ def exclusive() -> Iterator[None]:
 
 
 def call_with(module: nn.Module, parameters: Mapping[str, Tensor | None], *arguments: Any) -> Any:
-    """Call a module as a pure function of its parameters and buffers.
-
-    Args:
-        module: The module; it is left as it was.
-        parameters: Parameters and buffers by name; those left out are the module's own, a buffer of None is missing.
-        *arguments: The module's arguments.
-    """
+    """Call a module with other parameters and buffers, by name; it keeps its own, also for those left out."""
     with exclusive():
         return functional_call(module, dict(parameters), arguments)  # type: ignore[arg-type]

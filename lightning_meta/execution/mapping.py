@@ -19,8 +19,7 @@ from lightning_meta.execution.attention import differentiable_attention
 from lightning_meta.execution.capture import ClosedWorld, Guarded, OpenWorldError, Progress, Recorder, ReplacedError
 from lightning_meta.execution.host_memory import keep_freed_memory
 from lightning_meta.execution.options import Execution
-from lightning_meta.execution.pieces import fill_padding, split_by_chunk, split_by_size
-from lightning_meta.execution.plan import ModelSize, Plan, plan
+from lightning_meta.execution.plan import ModelSize, Plan, cut, plan
 
 _CANNOT_VECTORIZE = (
     "If the model cannot be vectorized over tasks (it branches on values, has a recurrent layer, or normalizes in "
@@ -36,6 +35,8 @@ _MOST_PLANS = 64
 
 LossFunction = Callable[[MetaParameters, Episode], tuple[Tensor, TaskResult]]
 GradientFunction = Callable[[MetaParameters, Episode], tuple[dict[str, Tensor], TaskResult]]
+ReportFunction = Callable[[MetaParameters, Episode], TaskResult]
+Reports = list[tuple[Tensor | None, TaskResult]]
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -44,21 +45,13 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 class Traits(NamedTuple):
-    """What decides how a batch is computed, besides its shapes.
+    """What decides how a batch is computed, besides its shapes."""
 
-    Attributes:
-        execution: The user's choices.
-        inner_steps: Inner steps of a task.
-        is_stochastic: Whether the function draws random numbers, which threads would take in any order.
-        may_keep_padding: Whether masks suffice for each task of a ragged batch to be computed as it would be alone.
-        phase: What the function depends on that changes with the trainer's progress.
-    """
-
-    execution: Execution
+    execution: Execution  # the user's choices
     inner_steps: int
-    is_stochastic: bool
-    may_keep_padding: Callable[[Episode], bool]
-    phase: Hashable = None
+    is_stochastic: bool  # whether random numbers are drawn, which threads would take in any order
+    may_keep_padding: Callable[[Episode], bool]  # whether masks suffice to compute each task as it would be alone
+    phase: Hashable = None  # what per-task functions depend on that changes with the trainer's progress
 
 
 class TaskMapping:
@@ -108,14 +101,10 @@ class TaskMapping:
 
     def gradients(
         self, meta: MetaParameters, batch: Episode, traits: Traits, step: int = 0
-    ) -> tuple[dict[str, Tensor], list[tuple[Tensor | None, TaskResult]]]:
+    ) -> tuple[dict[str, Tensor], Reports]:
         """Return the sum over tasks of their meta-gradients, and pieces of the tasks' reports with their indices.
 
-        Args:
-            meta: The meta-parameters.
-            batch: The tasks.
-            traits: What else decides how they are computed.
-            step: The step's number, by which `progress` knows whether it is done.
+        By the step's number `progress` knows whether it is done.
         """
         totals: dict[str, Tensor] = {}
         reports = []
@@ -124,7 +113,7 @@ class TaskMapping:
         can_share = state is not None and recorder is not None and recorder.shares
         way = self._plan(batch, traits, can_share and not traits.is_stochastic)
         with self._prepared(traits.execution, way):
-            indices, pieces = zip(*_pieces(batch, traits, way), strict=True)
+            indices, pieces = zip(*cut(batch, way.chunk_size, traits.may_keep_padding), strict=True)
             if recorder is not None and state is not None:
                 results = recorder(state, meta, pieces, way.workers)
             else:
@@ -135,18 +124,12 @@ class TaskMapping:
                 reports.append(report)
         return totals, list(zip(indices, reports, strict=True))
 
-    def map(
-        self,
-        function: Callable[[MetaParameters, Episode], TaskResult],
-        meta: MetaParameters,
-        batch: Episode,
-        traits: Traits,
-    ) -> list[tuple[Tensor | None, TaskResult]]:
+    def map(self, function: ReportFunction, meta: MetaParameters, batch: Episode, traits: Traits) -> Reports:
         """Apply a function of one task to each; return pieces of the results with the tasks' indices."""
-        way = self._plan(batch, traits, shared_out=False)
+        way, vectorizes = self._plan(batch, traits, shared_out=False), traits.execution.vectorizes
         with self._prepared(traits.execution, way), differentiable_attention():
-            vectorizes = traits.execution.vectorizes
-            return [(own, _apply(function, meta, piece, vectorizes)) for own, piece in _pieces(batch, traits, way)]
+            pieces = cut(batch, way.chunk_size, traits.may_keep_padding)
+            return [(own, _apply(function, meta, piece, vectorizes)) for own, piece in pieces]
 
     def _follow(self, execution: Execution) -> None:
         """Start over where the user has changed how training steps are run."""
@@ -201,12 +184,12 @@ class TaskMapping:
             if not loss.requires_grad:  # a loss that depends on no parameter
                 loss = loss + 0 * sum(p.sum() for p in leaves.values())
             slopes = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-        return dict(zip(leaves, slopes, strict=True)), tree_map(lambda leaf: leaf.detach()[None], result)
+        return dict(zip(leaves, slopes, strict=True)), tree_map(lambda leaf: leaf.detach()[None], result)  # [1, ...]
 
     def _summed_gradients(self, meta: MetaParameters, piece: Episode) -> tuple[dict[str, Tensor], TaskResult]:
         vectorizes = self._execution is None or self._execution.vectorizes
         gradients, result = _apply(self._gradient, meta, piece, vectorizes)
-        return {name: gradient.sum(0) for name, gradient in gradients.items()}, result
+        return {name: gradient.sum(0) for name, gradient in gradients.items()}, result  # each [tasks, ...] to [...]
 
     def _plan(self, batch: Episode, traits: Traits, shared_out: bool) -> Plan:
         """Return the plan for batches of this shape, made once."""
@@ -244,14 +227,6 @@ def _apply(function: Callable[..., Any], meta: MetaParameters, piece: Episode, v
     """Apply a per-task function to each task of a piece; results get a leading task dimension."""
     if piece.num_tasks == 1 or not vectorizes:
         results = [function(meta, piece.select(i)) for i in range(piece.num_tasks)]
-        return tree_map(lambda *leaves: torch.stack(leaves), *results)
+        return tree_map(lambda *leaves: torch.stack(leaves), *results)  # [tasks, ...]
     in_dims = tree_map(lambda leaf: None if leaf is None else 0, piece)
     return vmap(function, in_dims=(None, in_dims), randomness="different")(meta, piece)
-
-
-def _pieces(batch: Episode, traits: Traits, way: Plan) -> Iterator[tuple[Tensor | None, Episode]]:
-    if batch.support_mask is None and batch.query_mask is None:
-        return split_by_chunk(batch, way.chunk_size)
-    if way.chunk_size == 1 or not traits.may_keep_padding(batch):
-        return split_by_size(batch, way.chunk_size)
-    return split_by_chunk(fill_padding(batch), way.chunk_size)

@@ -13,12 +13,7 @@ CompileMode = bool | Literal["record"] | None
 
 @dataclass(frozen=True)
 class Execution:
-    """How batches of tasks are computed; a learner's ``execution`` may be replaced between two batches.
-
-    Attributes:
-        task_chunk_size: As in `TaskLearner`.
-        compile: As in `TaskLearner`.
-        threads: The most CPU threads that share captured steps; None: as many as torch has.
+    """How batches of tasks are computed, as in `TaskLearner`; may be replaced between two batches.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -27,9 +22,9 @@ class Execution:
     task_chunk_size: int | None = None
     compile: CompileMode = None
     threads: int | None = None
+    """The most CPU threads that share captured steps; None: as many as torch has."""
 
     def __post_init__(self) -> None:
-        """Check the values."""
         check_optional_count("task_chunk_size", self.task_chunk_size)
         check_optional_count("threads", self.threads)
         if not (self.compile is None or isinstance(self.compile, bool) or self.compile == "record"):

@@ -19,12 +19,7 @@ def surrogate_loss(
 ) -> Tensor:
     """Return a scalar equal to ``value`` whose backward gives ``scale * gradients`` to ``parameters``.
 
-    Args:
-        value: The meta-loss, a scalar.
-        parameters: The tensors that ``backward`` reaches.
-        gradients: One gradient per parameter, of its shape; also scaled by the incoming gradient, so that accumulation
-            and loss scaling stay exact.
-        scale: A factor for all gradients.
+    Also multiplied by the incoming gradient, so that accumulation and loss scaling stay exact.
     """
     return _Surrogate.apply(value.detach(), gradients, scale, *parameters)
 

@@ -45,6 +45,7 @@ _SUBCLASS_DUNDERS = frozenset(
 )
 # What per-task functions read of a learner's private attributes.
 _PRIVATE = frozenset({"_local", "_dropped_buffers", "_frozen"})
+_attributes_of = functools.lru_cache(lambda cls: frozenset(dir(cls)))
 
 
 class ClosedWorld:
@@ -84,9 +85,7 @@ class ClosedWorld:
         state: list[Any] = [self._phase(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()]
         look = _Look(self._classes, state)
         cls = type(self._learner)
-        if cls not in self._names:
-            self._names[cls] = _names(cls)
-        read, defined = self._names[cls]
+        read, defined = self._names.get(cls) or self._names.setdefault(cls, _names(cls))
         look.check_learner(self._learner, read, defined)
         attributes = vars(self._learner)
         for name in attributes:
@@ -99,12 +98,7 @@ class ClosedWorld:
 
 
 class _Look:
-    """One look at a learner, in every step: so its key is flat.
-
-    Args:
-        classes: The classes seen in earlier looks.
-        state: The parts of the key, which it extends.
-    """
+    """One look at a learner, which extends the key; in every step, so the key is flat."""
 
     def __init__(self, classes: dict[type, trust.Names], state: list[Any]) -> None:
         self._trust = trust.Trust(classes)
@@ -213,11 +207,6 @@ def _names(cls: type) -> tuple[frozenset[str], frozenset[str]]:
     code = [function.__code__ for value in functions for function in trust.functions_in(value)]
     read = frozenset(name for each in code for name in _named_in(each) if not name.startswith("_")) | _PRIVATE
     return read, frozenset(name for name in defined if not name.startswith("__"))
-
-
-@functools.lru_cache
-def _attributes_of(cls: type) -> frozenset[str]:
-    return frozenset(dir(cls))
 
 
 def _named_in(code: types.CodeType) -> Iterator[str]:

@@ -21,21 +21,14 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from lightning_meta.execution.attention import differentiable_attention
-from lightning_meta.execution.capture.compiling import Compiled, compiled_trace
+from lightning_meta.execution.capture.compiling import Compiled, RandomState, agree, compiled_trace
 from lightning_meta.execution.capture.graph import Autocast, Recording
-from lightning_meta.execution.capture.proof import RandomState, agree
 
 
 class Guarded:
-    """A function that is traced again whenever its guards fail; copies trace for themselves.
+    """A pure function that is traced again whenever its guards fail; ``plain`` computes the same, untraced.
 
-    Args:
-        function: A pure function of pytrees of tensors, and of whatever Python it reads.
-        plain: Computes the same, untraced.
-        compiled: Whether to compile what was traced; else its tensor operations are replayed as they are.
-
-    Attributes:
-        recordings: What was captured; nothing if compiled.
+    What was traced is compiled, or captured and replayed. Copies trace for themselves.
     """
 
     def __init__(self, function: Callable[..., Any], plain: Callable[..., Any], compiled: bool) -> None:

@@ -17,14 +17,13 @@ from typing import Any
 import torch
 
 _Outcome = tuple[int, Any, BaseException | None]  # the call's index, its result, what it raised
+_Job = tuple[Callable[[], _Outcome], SimpleQueue[_Outcome]]
 
 
 def share_out(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
     """Make each call in a thread of its own, the first in this one, and return their results in order.
 
-    Args:
-        calls: Functions without arguments, at most as many as workers.
-        workers: The number of calls that share the tensor library's threads.
+    At most ``workers`` calls share the tensor library's threads.
     """
     each = _share(workers)
 
@@ -38,10 +37,12 @@ def share_out(calls: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
 
     outcomes: SimpleQueue[_Outcome] = SimpleQueue()
     while len(_others) < len(calls) - 1:
-        _others.append(_Worker(f"lightning_meta {len(_others)}"))
+        jobs: SimpleQueue[_Job] = SimpleQueue()
+        threading.Thread(target=_work, args=(jobs,), name=f"lightning_meta {len(_others)}", daemon=True).start()
+        _others.append(jobs)
     with fewer_threads(workers):
         for index in range(1, len(calls)):
-            _others[index - 1].jobs.put((partial(outcome, index), outcomes))
+            _others[index - 1].put((partial(outcome, index), outcomes))
         done = [outcome(0), *(outcomes.get() for _ in calls[1:])]
     for _, _, error in done:
         if error is not None:
@@ -67,22 +68,14 @@ def _share(workers: int) -> int:
     return max(1, torch.get_num_threads() // workers)
 
 
-class _Worker(threading.Thread):
-    """Makes one call after another; an executor's threads run more Python after each, for which others wait."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name=name, daemon=True)
-        self.jobs: SimpleQueue[tuple[Callable[[], _Outcome], SimpleQueue[_Outcome]]] = SimpleQueue()
-        self.start()
-
-    def run(self) -> None:
-        while True:
-            call, outcomes = self.jobs.get()
-            outcomes.put(call())
-            del call, outcomes  # else they stay until the next job
+def _work(jobs: SimpleQueue[_Job]) -> None:
+    """Make one call after another; an executor's threads run more Python after each, for which others wait."""
+    while True:
+        call, outcomes = jobs.get()
+        outcomes.put(call())
+        del call, outcomes  # else they stay until the next job
 
 
-_others: list[_Worker] = []
-
+_others: list[SimpleQueue[_Job]] = []
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_others.clear)  # a forked process has no such threads

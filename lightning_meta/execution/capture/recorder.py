@@ -13,10 +13,9 @@ from torch import Tensor
 
 from lightning_meta.episodes.trees import flatten
 from lightning_meta.execution.attention import differentiable_attention
-from lightning_meta.execution.capture.compiling import first_line
+from lightning_meta.execution.capture.compiling import RandomState, agree, first_line
 from lightning_meta.execution.capture.graph import Autocast, Recording
 from lightning_meta.execution.capture.parallel import fewer_threads, share_out
-from lightning_meta.execution.capture.proof import RandomState, agree
 
 # A capture takes as long as fifty calls of a tiny model, or a few of a large one.
 ALIKE_BEFORE_RECORDING = 10
@@ -33,21 +32,13 @@ _MOST_KINDS, _MOST_STATES = 16, 8
 
 @dataclass(eq=False)
 class _Kind:
-    """Calls that are alike.
+    """Calls that are alike."""
 
-    Attributes:
-        calls: The steps with such calls before the capture.
-        repeats: The calls that replayed it.
-        was_recorded: Whether the run that this one resumes had captured them.
-        recording: The recording, if there is one.
-        refused: Whether capturing failed.
-    """
-
-    calls: int = 0
-    repeats: int = 0
-    was_recorded: int = 0
+    calls: int = 0  # steps with such calls before the capture
+    repeats: int = 0  # calls that replayed it
+    was_recorded: int = 0  # whether the run that this one resumes had captured them
     recording: Recording | None = field(default=None, init=False)
-    refused: bool = field(default=False, init=False)
+    refused: bool = field(default=False, init=False)  # whether capturing failed
 
     @property
     def unpaid(self) -> bool:
@@ -66,75 +57,46 @@ class _Call(NamedTuple):
     arguments: tuple[Any, Any]
     tensors: list[Tensor]
 
-    def replays_in_any_order(self) -> bool:
-        """Whether it only replays a recording, which draws no random numbers."""
-        return self.kind.recording is not None and not self.kind.recording.draws
-
     def replay(self) -> Any:
         assert self.kind.recording is not None
         return self.kind.recording(self.tensors)
 
 
 class Progress(NamedTuple):
-    """The progress of a recorder.
+    """The progress of a recorder."""
 
-    Attributes:
-        kinds: Kinds of calls, with their `_Kind.progress`.
-        lost: How many recordings were dropped before they had paid for themselves.
-        shares: As the recorder's.
-    """
-
-    kinds: list[tuple[Hashable, list[int]]]
-    lost: int
-    shares: bool
+    kinds: list[tuple[Hashable, list[int]]]  # kinds of calls, with their `_Kind.progress`
+    lost: int  # recordings that were dropped before they had paid for themselves
+    shares: bool  # as the recorder's
 
     def of_another_phase(self) -> Progress:
         """Return what is left once calls are no longer alike."""
         return Progress([], self.lost + sum(_Kind(*numbers).unpaid for _, numbers in self.kinds), self.shares)
 
 
+@dataclass(eq=False)
 class Recorder:
     """Calls a pure function, and captures it once enough calls were alike; later ones replay the capture.
 
     A recording's first result is compared with the function's own. Copies and pickles have no recordings.
-
-    Attributes:
-        shares: Whether threads can share replays, as far as is known: no recording draws random numbers, and no kind
-            was refused.
-
-    Args:
-        function: A pure function of two pytrees of tensors and None: what all tasks share, and some tasks.
-        plain: Computes the same; called where nothing is captured.
-        state: Returns a key for everything else that the function reads.
-        compiled: Whether to capture the first call and compile it.
     """
 
-    def __init__(
-        self, function: Callable[..., Any], plain: Callable[..., Any], state: Callable[[], Hashable], compiled: bool
-    ) -> None:
-        self._function = function
-        self._plain = plain
-        self._state = state
-        self._compiled = compiled
-        self._kinds: dict[Hashable, dict[Hashable, _Kind]] = {}
-        self._latest: tuple[Hashable, dict[Hashable, _Kind]] | None = None
-        self._earlier: dict[str, _Kind] = {}  # the resumed run's, not met again so far
-        self._lost = 0
-        self._logged = False
-        self.shares = True
+    _function: Callable[..., Any]  # pure, of two pytrees of tensors and None: what all tasks share, and some tasks
+    _plain: Callable[..., Any]  # computes the same; called where nothing is captured
+    _state: Callable[[], Hashable]  # returns a key for everything else that the function reads
+    _compiled: bool  # whether to capture the first call and compile it
+    _kinds: dict[Hashable, dict[Hashable, _Kind]] = field(default_factory=dict)
+    _latest: tuple[Hashable, dict[Hashable, _Kind]] | None = None
+    _earlier: dict[str, _Kind] = field(default_factory=dict)  # the resumed run's, not met again so far
+    _lost: int = 0
+    _logged: bool = False
+    shares: bool = True  # whether threads can share replays, as far as is known: none draws, and no kind was refused
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kinds": {}, "_latest": None, "_earlier": {}, "_lost": 0}
 
     def __call__(self, state: Hashable, shared: Any, pieces: Sequence[Any], workers: int) -> Iterator[Any]:
-        """Yield the function's result for each piece of the tasks, at most ``workers`` ahead.
-
-        Args:
-            state: The value of ``state()``.
-            shared: What all tasks share.
-            pieces: The tasks, in pieces.
-            workers: How many threads may replay recordings at the same time.
-        """
+        """Yield the function's result for each piece of the tasks; ``workers`` threads may replay at the same time."""
         leaves: list[Any] = []
         form = flatten(shared, leaves)
         autocast = Autocast.now(leaves[0].device.type)
@@ -143,7 +105,7 @@ class Recorder:
         kinds = self._kinds_with(key)
         calls = [self._call(kinds, shared, leaves, piece) for piece in pieces]
         self._record_what_is_due(calls, autocast, workers)
-        if not all(call.replays_in_any_order() for call in calls):
+        if any(call.kind.recording is None or call.kind.recording.draws for call in calls):  # the order matters
             for call in calls:
                 yield self._alone(call, autocast)
             return
@@ -170,11 +132,8 @@ class Recorder:
     def resume(self, progress: Mapping[str, Any], same_phase: bool = True) -> None:
         """Continue from another recorder's progress, and capture what it had captured at the first call.
 
-        A recording can round differently from the function: so a resumed run stays bit-identical.
-
-        Args:
-            progress: From `printed`.
-            same_phase: Whether calls of the same form will be alike.
+        A recording can round differently from the function: so a resumed run stays bit-identical. In another phase,
+        calls of the same form are not alike.
         """
         self._kinds, self._latest = {}, None
         self._earlier = {printed: _Kind(*numbers) for printed, numbers in progress["kinds"].items()}

@@ -58,11 +58,8 @@ class ReplacedError(OpenWorldError):
 class Names:
     """The names in a class or module that must keep their values.
 
-    In a class these are all except dunder names without a function; in a module, those of functions and modules.
-
-    Args:
-        owner: The class or module.
-        functions: Functions whose code is compared, too: a reload may put other code into them.
+    In a class these are all except dunder names without a function; in a module, those of functions and modules. The
+    code of the given functions must stay, too: a reload may put other code into them.
     """
 
     def __init__(self, owner: Any, functions: Sequence[types.FunctionType] = ()) -> None:
@@ -95,11 +92,7 @@ _SPACES: dict[str, Names] = {}  # of torch's namespaces, and of the modules that
 
 
 class Trust:
-    """One check that classes are of trusted packages, and as when first seen.
-
-    Args:
-        classes: The classes seen in earlier checks.
-    """
+    """One check that classes are of trusted packages, and as when first seen in an earlier one."""
 
     def __init__(self, classes: dict[type, Names]) -> None:
         self._classes = classes
