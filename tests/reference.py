@@ -9,6 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from lightning_meta import Episode
+from lightning_meta.inner import SGD, Adam, Chain, ClipNorm, Momentum, WeightDecay
 
 
 def without_running_statistics(model: nn.Module) -> nn.Module:
@@ -45,6 +46,39 @@ def loop_meta_gradient(model, loss_fn, batch: Episode, lr, steps, first_order=Fa
     return loss.detach(), {
         n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), gradients, strict=True)
     }
+
+
+RULES = {
+    "sgd": SGD(),
+    "momentum": Momentum(0.8),
+    "adam": Adam(0.7, 0.9, eps=1e-3),
+    "chain": Chain([ClipNorm(0.3), WeightDecay(0.1)], Momentum(0.8)),
+}
+
+
+class NaiveRule:
+    """One of `RULES`, written out for a list of tensors; it keeps its state, so that each inner loop needs its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.steps, self.first, self.second = name, 0, [0.0] * 99, [0.0] * 99
+
+    def __call__(self, values, slopes, rate):
+        self.steps += 1
+        if self.name == "chain":
+            norm = sum(slope.square().sum() for slope in slopes).sqrt()
+            slopes = [slope * 0.3 / norm for slope in slopes] if float(norm.detach()) > 0.3 else slopes
+            slopes = [slope + 0.1 * value for value, slope in zip(values, slopes, strict=True)]
+        if self.name in ("momentum", "chain"):
+            self.first = slopes = [0.8 * first + slope for first, slope in zip(self.first, slopes, strict=False)]
+        if self.name == "adam":
+            self.first = [0.7 * first + 0.3 * slope for first, slope in zip(self.first, slopes, strict=False)]
+            self.second = [0.9 * second + 0.1 * slope**2 for second, slope in zip(self.second, slopes, strict=False)]
+            unbiased = [
+                (f / (1 - 0.7**self.steps), s / (1 - 0.9**self.steps))
+                for f, s in zip(self.first, self.second, strict=True)
+            ]
+            slopes = [first / (second + 1e-6).sqrt() for first, second in unbiased]
+        return [value - rate * slope for value, slope in zip(values, slopes, strict=True)]
 
 
 def meta_gradient(learner, batch: Episode):

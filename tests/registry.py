@@ -116,7 +116,8 @@ class Entry:
 
 LEARNERS = [
     Entry("MAML", MAML),
-    Entry("FOMAML", MAML, {"first_order": True}),
+    # What detaches a tree of tensors cannot be traced.
+    Entry("FOMAML", MAML, {"first_order": True}, traceable=False),
     Entry("ANIL", ANIL),
     Entry("BOIL", BOIL),
     Entry("MetaSGD", MetaSGD),
@@ -126,7 +127,7 @@ LEARNERS = [
     Entry(
         "ABML",
         ABML,
-        {"inner_steps": 2, "normalize_steps": True},
+        {"inner_steps": 1, "normalize_steps": True},
         draws=True,
         certain={"initial_log_std": -15.0, "kl_weight": 1e-15},
     ),

@@ -29,28 +29,35 @@ from mutants import mutants_of
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lightning_meta"
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.txt")
-FILES = ["algorithms/*.py", "inner/*.py", "metrics/*.py", "predictive.py", "task_mapping.py", "task_batches.py"]
+FILES = ["algorithms/**/*.py", "inner/**/*.py", "metrics/*.py", "likelihoods/predictive.py"]
+FILES += ["execution/mapping.py", "execution/pieces.py", "execution/plan.py"]
 
-# Which files which tests concern, beside those named after a file, which come first; then tests for all files.
+# Which files which tests concern, beside those at the same place, which come first; then tests for all files.
+GRADIENT, PROBABILISTIC = "algorithms/gradient/test_", "algorithms/probabilistic/test_"
 TESTS = {
-    "quadratic_oracles maml_family meta_gradients checkpointed_inner_loop inputs bad_input compile":
-        "anil checkpoint maml meta_sgd adapted multi_step rates",
-    "fixed_noise abml amortized_maml bayesian_maml": "abml amortized_maml noise ridge variational",
-    "bayesian_maml": "bayesian_maml svgd",
-    "implicit_maml fixed_noise": "conjugate_gradient implicit_maml proximal proximal_strength vectors",
-    "reptile update_rules ddp": "kept_state reptile update_rules",
-    "uncertainty metrics": "predictive task_metrics uncertainty",
-    "task_mapping meta_gradients batch_statistics inputs parallel_recording recording resume":
-        "task_batches task_mapping",
+    f"{GRADIENT}maml {GRADIENT}quadratic_oracles {GRADIENT}meta_gradients {GRADIENT}meta_gradient_objects "
+    "inner/test_checkpoint inner/test_step_norms learners/test_inputs learners/test_bad_input":
+        "adapted anil checkpoint maml meta_gradients meta_sgd multi_step names rates step_norms",
+    f"{PROBABILISTIC}fixed_noise {PROBABILISTIC}abml {PROBABILISTIC}amortized_maml {PROBABILISTIC}bayesian_maml":
+        "abml amortized_maml gaussian random_parameters ridge",
+    f"{PROBABILISTIC}bayesian_maml inner/solvers/test_svgd": "bayesian_maml svgd",
+    f"{GRADIENT}implicit_maml {GRADIENT}inner_optimizers inner/solvers/test_conjugate_gradient "
+    "inner/solvers/test_proximal": "conjugate_gradient implicit_maml inner_loop proximal proximal_strength vectors",
+    f"{GRADIENT}reptile {GRADIENT}inner_optimizers inner/update_rules/test_update_rules inner/update_rules/test_chain "
+    "learners/test_ddp": "adam by_name chain descent kept_state reptile rule update_rules",
+    "metrics/test_uncertainty metrics/test_task_metrics": "predictive task_metrics uncertainty",
+    f"execution/test_mapping {GRADIENT}meta_gradients models/test_batch_statistics learners/test_inputs "
+    "execution/capture/test_parallel execution/capture/test_recorder checkpoints/test_resume": "mapping pieces plan",
 }  # fmt: skip
-FALLBACK = ["constructors", "randomness", "uncertainty"]
+FALLBACK = ["learners/test_every_learner", "learners/test_constructors", "learners/test_randomness"]
 
 
-def tests_of(stem: str) -> list[str]:
-    """The test files that concern a file, those first that are most likely to notice a change."""
-    own = [name for names, stems in TESTS.items() if stem in stems.split() for name in names.split()]
-    names = dict.fromkeys([stem, *own, *FALLBACK])
-    return [path for path in (f"tests/test_{name}.py" for name in names) if (ROOT / path).exists()]
+def tests_of(file: str) -> list[str]:
+    """The test files that concern a file of the package, those first that are most likely to notice a change."""
+    path = Path(file)
+    own = [name for names, stems in TESTS.items() if path.stem in stems.split() for name in names.split()]
+    names = dict.fromkeys([f"{path.parent}/test_{path.stem}", *own, *FALLBACK])
+    return [path for path in (f"tests/{name}.py" for name in names) if (ROOT / path).exists()]
 
 
 def notice(tests: Sequence[str], file: str, source: str | None, seconds: int) -> bool:
@@ -103,7 +110,7 @@ def main() -> None:
     sample = random.Random(options.seed).sample(mutants, min(options.limit, len(mutants)))
     if options.only:
         sample = [mutant for mutant in mutants if mutant.name.startswith(tuple(options.only))]
-    tests = {mutant.file: tests_of(Path(mutant.file).stem) for mutant in sample}
+    tests = {mutant.file: tests_of(mutant.file) for mutant in sample}
 
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     os.chdir(ROOT)

@@ -210,3 +210,18 @@ def test_a_scripts_class_is_not_this_packages_of_the_same_name(tmp_path):
     path = changed(save(MAML(MLP(8, 3)), tmp_path), __meta_learner_class="__main__.MAML")
     with pytest.raises(ValueError, match=r"saved by __main__.MAML, and this is lightning_meta\..*\.MAML"):
         MAML.load_from_checkpoint(path)
+
+
+@pytest.mark.parametrize("former", ["lightning_meta.algorithms.maml.MAML", "lightning_meta.MAML"])
+def test_a_checkpoint_that_names_a_former_place_of_its_class_loads(tmp_path, former):
+    learner = MAML(MLP(8, 3), inner_lr=0.2)
+    path = save(learner, tmp_path)
+    content = torch.load(path)
+    content["meta_learner_class"] = former
+    torch.save(content, path)
+    loaded = MAML.load_from_checkpoint(path)
+    assert type(loaded) is MAML
+    assert loaded.inner_lr == 0.2
+    assert torch.equal(outputs(loaded), outputs(learner))
+    with pytest.raises(ValueError, match=r"saved by .*MAML, and this is .*Reptile"):
+        Reptile.load_from_checkpoint(path)

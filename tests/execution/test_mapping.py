@@ -5,8 +5,11 @@ import torch
 from torch import nn
 
 from lightning_meta import MAML, MLP, Conv4, Episode, Reptile, Support, collate_episodes
+from lightning_meta.execution.capture import recorder
+from lightning_meta.execution.capture.graph import Recording
 from lightning_meta.execution.options import Execution
 from lightning_meta.execution.plan import ModelSize, plan
+from tests.reference import assert_same, meta_gradient
 
 
 def batch(tasks=4, features=1):
@@ -47,6 +50,44 @@ def test_tiny_tasks_run_on_one_thread_unless_the_user_maps_them(chunk, expected)
     learner.evaluate(batch())
     assert seen == {expected}
     assert torch.get_num_threads() == 2
+
+
+def test_an_execution_replaced_between_two_steps_is_followed():
+    calls = 0
+
+    class Counting(MLP):
+        def forward(self, x):
+            nonlocal calls
+            calls += 1
+            return super().forward(x)
+
+    learner, tasks = MAML(Counting(hidden=[4]), nn.MSELoss(), compile=False), batch(4)
+    learner.output_shape(Support(torch.zeros(1, 1, 1), None))
+    expected = meta_gradient(learner, tasks)[1]
+    for chunk, pieces in ((None, 1), (1, 4), (2, 2), (3, 2), (None, 1)):
+        learner.execution = Execution(task_chunk_size=chunk, compile=False)
+        calls = 0
+        assert_same(meta_gradient(learner, tasks)[1], expected, 1e-5)
+        assert calls == 2 * pieces  # on the support set and on the queries
+        calls = 0
+        learner.evaluate(tasks, record=(1,))
+        assert calls == 2 * pieces
+
+
+def test_a_way_to_compute_steps_replaced_in_mid_training_is_followed(monkeypatch):
+    monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 1)
+    learner, tasks = MAML(MLP(hidden=[4]), nn.MSELoss(), compile=False), batch(4)
+    expected = meta_gradient(learner, tasks)[1]
+    assert learner._mapping._recorder is None
+    learner.execution = Execution()
+    for _ in range(4):
+        assert_same(meta_gradient(learner, tasks)[1], expected, 1e-5)
+    assert len(learner._mapping._recorder.recordings()) == 1
+    learner.execution = Execution(compile=False)
+    monkeypatch.setattr(Recording, "__call__", None)  # whoever repeats a recording now fails
+    assert_same(meta_gradient(learner, tasks)[1], expected, 1e-5)
+    with pytest.raises(ValueError, match="threads=0 must be an integer of at least 1"):
+        Execution(threads=0)
 
 
 @pytest.mark.usefixtures("_two_threads")

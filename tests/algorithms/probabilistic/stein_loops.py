@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from lightning_meta import Episode
-from tests.reference import without_running_statistics
+from tests.reference import NaiveRule, without_running_statistics
 
 
 def naive_direction(x, slopes):
@@ -39,7 +39,7 @@ def models():
     }
 
 
-def reference_gradient(learner, batch, leader_flows=False):
+def reference_gradient(learner, batch, leader_flows=False, rule="sgd"):
     """The meta-loss's gradient by autograd through plain loops over tasks and particles."""
     model = without_running_statistics(learner.model)
     names = list(learner.adapted_names)
@@ -67,7 +67,7 @@ def reference_gradient(learner, batch, leader_flows=False):
             return torch.distributions.Normal(output, parameters["noise.log_std"].exp()).log_prob(y).sum(1)
         return torch.distributions.Categorical(logits=output).log_prob(y)
 
-    def step(x, inputs, targets):
+    def step(x, inputs, targets, descend):
         logs = [
             log_likelihood(particle, inputs, targets).sum() - 0.5 * learner.prior_precision * particle.square().sum()
             for particle in x
@@ -76,14 +76,14 @@ def reference_gradient(learner, batch, leader_flows=False):
         rate = learner.inner_lr
         if learner.normalize_steps:
             rate = rate * (2 * parameters["noise.log_std"]).exp() / len(inputs)
-        return x + rate * naive_direction(x, slopes)
+        return descend([x], [-naive_direction(x, slopes)], rate)[0]
 
     losses = []
     for i in range(batch.num_tasks):
         task = batch.select(i)
-        x = particles()
+        x, descend = particles(), NaiveRule(rule)
         for _ in range(learner.inner_steps):
-            x = step(x, task.support_x, task.support_y)
+            x = step(x, task.support_x, task.support_y, descend)
         if learner.meta_loss == "nll":
             logs = torch.stack([log_likelihood(particle, task.query_x, task.query_y) for particle in x])
             losses.append(-(logs.exp().mean(0).log()).mean())
@@ -91,7 +91,10 @@ def reference_gradient(learner, batch, leader_flows=False):
             leader = x if leader_flows else x.detach().requires_grad_()
             for _ in range(learner.leader_steps):
                 leader = step(
-                    leader, torch.cat([task.support_x, task.query_x]), torch.cat([task.support_y, task.query_y])
+                    leader,
+                    torch.cat([task.support_x, task.query_x]),
+                    torch.cat([task.support_y, task.query_y]),
+                    descend,
                 )
             losses.append((x - (leader if leader_flows else leader.detach())).square().sum())
     loss = torch.stack(losses).mean()

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from lightning_meta import BayesianMAML, Episode, collate_episodes
 from tests.algorithms.probabilistic.stein_loops import classes, found_gradient, models, numbers, reference_gradient
-from tests.reference import assert_same
+from tests.reference import RULES, assert_same
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -292,6 +292,27 @@ def test_normalized_steps_without_learned_noise(noise):
     expected = torch.autograd.grad(torch.stack(losses).mean(), list(parameters.values()))
     found = found_gradient(learner, batch)[1]
     assert_same(found, {f"model.{n}": slope for n, slope in zip(parameters, expected, strict=True)}, 1e-9)
+
+
+@pytest.mark.parametrize("meta_loss", ["nll", "chaser"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("task_chunk_size", [None, 1])
+def test_the_gradient_through_steps_of_any_rule_is_that_of_autograd(rule, meta_loss, task_chunk_size):
+    learner = BayesianMAML(
+        models()["plain"],
+        nn.MSELoss(),
+        num_particles=3,
+        inner_lr=0.02,
+        inner_steps=3,
+        leader_steps=2,
+        meta_loss=meta_loss,
+        inner_optimizer=RULES[rule],
+        normalize_steps=rule == "adam",
+        task_chunk_size=task_chunk_size,
+    )
+    batch = numbers()
+    found, expected = found_gradient(learner, batch)[1], reference_gradient(learner, batch, rule=rule)[1]
+    assert_same({name: found[name] for name in expected}, expected, 1e-8)
 
 
 @pytest.mark.parametrize("meta_loss", ["nll", "chaser"])

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributions import Categorical, Gamma, Normal, kl_divergence
 
 from lightning_meta import ABML, AmortizedMAML, Episode
+from tests.reference import RULES, NaiveRule
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -69,10 +70,10 @@ def divergence(q, p):
     return sum(kl_divergence(Normal(q[n][0], q[n][1].exp()), Normal(p[n][0], p[n][1].exp())).sum() for n in q)
 
 
-def descended(objective, values, rate):
+def descended(objective, values, rate, descend):
     values = [value.clone() for value in values]  # whatever they depend on, the step is along their own gradient
     slopes = torch.autograd.grad(objective(*values), values, create_graph=True)
-    return [value - rate * slope for value, slope in zip(values, slopes, strict=True)]
+    return descend(values, slopes, rate)
 
 
 def scattered(learner):
@@ -102,7 +103,8 @@ def assert_objective(learner, objective, batch):
 
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("kind", ["numbers", "classes"])
-def test_the_objective_of_abml(kind, normalized, fix_noise):
+@pytest.mark.parametrize("rule", ["sgd", "adam", "chain"])
+def test_the_objective_of_abml(kind, normalized, rule, fix_noise):
     learner = ABML(
         nn.Linear(2, 3),
         nn.MSELoss() if kind == "numbers" else nn.CrossEntropyLoss(),
@@ -114,6 +116,7 @@ def test_the_objective_of_abml(kind, normalized, fix_noise):
         normalize_steps=normalized,
         inner_lr=ALPHA,
         inner_steps=2,
+        inner_optimizer=RULES[rule],
         task_chunk_size=1,
         compile=False,
     )
@@ -129,7 +132,7 @@ def test_the_objective_of_abml(kind, normalized, fix_noise):
             return log_likelihood(outputs(q, x), y, parameters).sum(1).mean()
 
         p = {n: (parameters[f"model.{n}"], parameters[f"log_std.{n}"]) for n in names}
-        q, losses = p, []
+        q, losses, descend = p, [], NaiveRule(rule)
         for _ in range(2):
 
             def bound(*values):
@@ -137,7 +140,7 @@ def test_the_objective_of_abml(kind, normalized, fix_noise):
                 return WEIGHT * divergence(q, p) - expected(q, task.support_x, task.support_y)
 
             losses.append(bound(*q["weight"], *q["bias"]))
-            values = descended(bound, [*q["weight"], *q["bias"]], rate(parameters, 5, normalized))
+            values = descended(bound, [*q["weight"], *q["bias"]], rate(parameters, 5, normalized), descend)
             q = dict(zip(names, (values[:2], values[2:]), strict=True))
         hyper_prior = sum(
             Normal(0.0, 1.0).log_prob(mean).sum() + Gamma(1.0, 0.01).log_prob((-2 * log_std).exp()).sum()
@@ -160,7 +163,8 @@ class MeanThenLinear(nn.Linear):
 
 @pytest.mark.parametrize("inner_steps", [1, 3])
 @pytest.mark.parametrize("kind", ["numbers", "classes"])
-def test_the_objective_of_amortized_maml(kind, inner_steps, fix_noise):
+@pytest.mark.parametrize("rule", ["sgd", "adam", "chain"])
+def test_the_objective_of_amortized_maml(kind, inner_steps, rule, fix_noise):
     names, sizes = ("0.weight", "0.bias"), (8, 4)
     learner = AmortizedMAML(
         nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3)),
@@ -174,6 +178,7 @@ def test_the_objective_of_amortized_maml(kind, inner_steps, fix_noise):
         ridge_penalty=0.5,
         inner_lr=ALPHA,
         inner_steps=inner_steps,
+        inner_optimizer=RULES[rule],
         task_chunk_size=1,
         compile=False,
     )
@@ -204,6 +209,7 @@ def test_the_objective_of_amortized_maml(kind, inner_steps, fix_noise):
             body = [q[n][0] + draw * q[n][1].exp() for n in names]
             h = features(body, task.support_x)
             head = inverse(h) @ (h.T @ y + penalty * own_head)
+            descend = NaiveRule(rule)
             losses[0] += (h @ head - y).square().mean().detach() / 2
             for step in range(1, inner_steps):
 
@@ -212,7 +218,7 @@ def test_the_objective_of_amortized_maml(kind, inner_steps, fix_noise):
                     return -log_likelihood(output, task.support_y, parameters).sum()
 
                 losses[step] += support_loss(*body, head).detach() / 2
-                *body, head = descended(support_loss, [*body, head], rate(parameters, 5, normalized=True))
+                *body, head = descended(support_loss, [*body, head], rate(parameters, 5, normalized=True), descend)
             h, query = features(body, task.support_x), features(body, task.query_x)
             output, variance = query @ head, ((query @ inverse(h)) * query).sum(1, keepdim=True)
             if kind == "numbers":
