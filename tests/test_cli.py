@@ -57,7 +57,7 @@ def test_every_configuration_fits_tests_predicts_and_loads(config):
     assert {
         f"val/{metric}",
         f"val/{metric}_ci95",
-        f"val/{metric}_pre",
+        *([f"val/{metric}_pre"] if cli.model.inner_steps else []),
         "val/loss",
     } <= cli.trainer.callback_metrics.keys()
     checkpoint = cli.trainer.checkpoint_callback.best_model_path

@@ -1,7 +1,5 @@
 """Saving of pictures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def save_picture(trainer: L.Trainer, figure: Figure, name: str) -> None:
+def save_picture(trainer: L.Trainer, figure: "Figure", name: str) -> None:
     """Save a figure as ``name.png`` beside the run's logs; with Weights & Biases, log it to the run too."""
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,5 @@
 """Pictures of one-dimensional regression tasks with their predictive intervals."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -64,7 +62,7 @@ class PosteriorBands(L.Callback):
         save_picture(trainer, figure, "posterior_bands")
 
 
-def draw_band(axis: Axes, task: AdaptedTask, grid: Tensor) -> None:
+def draw_band(axis: "Axes", task: AdaptedTask, grid: Tensor) -> None:
     """Draw the predictive mean at sorted inputs ``[points, 1]``, the 90 % interval, and two epistemic deviations."""
     samples, prediction = task.samples(grid), task.predict(grid)
     x, mean = grid[:, 0].numpy(force=True), prediction.mean[:, 0].numpy(force=True)

@@ -1,7 +1,5 @@
 """Gradients that were being accumulated when a checkpoint was saved; Lightning does not save them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

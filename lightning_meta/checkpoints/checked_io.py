@@ -1,7 +1,5 @@
 """Reading checkpoints: damaged files and pickled code are refused, with an error that names the fault."""
 
-from __future__ import annotations
-
 import struct
 import tempfile
 import zipfile

@@ -1,7 +1,5 @@
 """Checks of a checkpoint's content before anything else uses it: the file may come from anyone."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

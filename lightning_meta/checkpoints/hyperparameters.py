@@ -4,8 +4,6 @@ A checkpoint must load with weights-only unpickling, so objects are kept as text
 such a form is left out, and must be passed again to ``load_from_checkpoint``.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any, Self

@@ -1,7 +1,5 @@
 """Attention that the inner loop can differentiate twice."""
 
-from __future__ import annotations
-
 import os
 import threading
 from contextlib import ContextDecorator, ExitStack

@@ -4,8 +4,6 @@ Trying this on a batch does not prove it: a model may couple its examples at oth
 is decided by the class of every layer and the dimensions of its inputs; classes not listed here count as coupling.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

@@ -5,8 +5,6 @@ they would compute with each other's parameters, and could leave them there. So 
 else, derivatives included, runs in parallel.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Iterator, Mapping

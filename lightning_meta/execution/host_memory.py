@@ -1,7 +1,5 @@
 """How the C library treats memory that a step on the CPU has freed."""
 
-from __future__ import annotations
-
 import functools
 
 import torch

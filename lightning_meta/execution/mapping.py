@@ -1,7 +1,5 @@
 """Applying per-task functions to a batch of tasks: vectorized, in pieces, one by one, captured or compiled."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """How a user wants batches of tasks to be computed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,9 +1,7 @@
 """How a batch of tasks is cut into pieces: of how many tasks, for how many threads, with padding kept or cut off."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +37,7 @@ class ModelSize(NamedTuple):
     convolves: bool
 
     @classmethod
-    def of(cls, model: nn.Module) -> ModelSize:
+    def of(cls, model: nn.Module) -> Self:
         """Measure a model."""
         convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
         return cls(sum(p.numel() for p in model.parameters()), convolves)

@@ -5,8 +5,6 @@ a loss to call ``backward`` on; this is that loss. Because it is an ordinary aut
 accumulation, loss scaling and DDP's hooks work as usual.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

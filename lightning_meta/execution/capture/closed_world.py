@@ -11,8 +11,6 @@ A replaced function is noticed if it is an attribute of these classes, of `torch
 not.
 """
 
-from __future__ import annotations
-
 import functools
 import types
 from collections.abc import Callable, Hashable, Iterator

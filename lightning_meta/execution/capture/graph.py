@@ -1,12 +1,10 @@
 """A captured function: the tensor operations of one call, with Python, autograd and vectorization resolved."""
 
-from __future__ import annotations
-
 import operator
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -42,7 +40,7 @@ class Autocast(NamedTuple):
     dtype: torch.dtype | None
 
     @classmethod
-    def now(cls, device_type: str) -> Autocast:
+    def now(cls, device_type: str) -> Self:
         """Return what is in force for a type of device."""
         enabled = torch.is_autocast_enabled(device_type)
         return cls(device_type, torch.get_autocast_dtype(device_type) if enabled else None)

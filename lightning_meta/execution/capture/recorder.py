@@ -1,7 +1,5 @@
 """When a function's calls are captured, and when a capture is replayed."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -69,7 +67,7 @@ class Progress(NamedTuple):
     lost: int  # recordings that were dropped before they had paid for themselves
     shares: bool  # as the recorder's
 
-    def of_another_phase(self) -> Progress:
+    def of_another_phase(self) -> "Progress":
         """Return what is left once calls are no longer alike."""
         return Progress([], self.lost + sum(_Kind(*numbers).unpaid for _, numbers in self.kinds), self.shares)
 

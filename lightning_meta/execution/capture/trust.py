@@ -1,7 +1,5 @@
 """Which code a captured step may depend on: that of torch and this library, as it was when first seen."""
 
-from __future__ import annotations
-
 import abc
 import contextlib
 import functools
