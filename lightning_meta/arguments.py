@@ -1,7 +1,5 @@
 """Checks of constructor arguments: each error names the argument, its value, and the cure."""
 
-from __future__ import annotations
-
 import math
 from numbers import Integral, Real
 from typing import Any, get_args

@@ -1,7 +1,5 @@
 """The command line: ``lightning-meta fit|validate|test|predict --config configs/NAME.yaml``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Search for an inner learning rate; Lightning's ``Tuner.lr_find(..., update_attr=False)`` finds an outer one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A reliability diagram of a classifier's test tasks."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import lightning as L

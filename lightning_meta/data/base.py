@@ -1,7 +1,5 @@
 """The base of all data modules of tasks."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Any, Self
 

@@ -1,7 +1,5 @@
 """Tasks as map-style data sets, and the loaders that serve them."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice

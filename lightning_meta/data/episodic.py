@@ -1,7 +1,5 @@
 """N-way K-shot tasks over labelled data sets."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any

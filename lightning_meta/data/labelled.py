@@ -1,7 +1,5 @@
 """N-way K-shot tasks over labelled examples."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -5,8 +5,6 @@ A generator object per episode would cost more than the episode, so numbers come
 Flood, OOPSLA 2014), a counter-based generator of three multiplications, one stream per index.
 """
 
-from __future__ import annotations
-
 import zlib
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Episodes: a task's support and query sets, or those of a batch of tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -56,7 +54,7 @@ class Episode(NamedTuple):
         """The support set: all that the inner loop may see."""
         return Support(self.support_x, self.support_y, self.support_mask)
 
-    def select(self, tasks: Any) -> Episode:
+    def select(self, tasks: Any) -> "Episode":
         """Index the task dimension: an int gives one task, a slice or an index tensor a smaller batch."""
         return map_leaves(lambda leaf: leaf[tasks], self)
 

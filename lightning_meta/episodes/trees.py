@@ -3,8 +3,6 @@
 As `torch.utils._pytree`, which handles all other kinds here and takes several times as long: too long for every step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 

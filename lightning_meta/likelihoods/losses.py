@@ -1,7 +1,5 @@
 """Properties of loss functions: the likelihood, the shapes compared, and the mean over the examples that count."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any

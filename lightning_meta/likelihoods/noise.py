@@ -1,7 +1,5 @@
 """The observation noise of a Gaussian likelihood, fixed or learned."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Predictive distributions of a query's target, and the parts of their uncertainty."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal, NamedTuple
 

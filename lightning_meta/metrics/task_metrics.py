@@ -1,7 +1,5 @@
 """Metrics whose unit is the task: means over tasks with 95 % intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

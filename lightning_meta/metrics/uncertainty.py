@@ -1,7 +1,5 @@
 """Metrics of predictive distributions, each with one value per task: likelihood, calibration, novelty detection."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

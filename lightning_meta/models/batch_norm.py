@@ -8,8 +8,6 @@ Here the normalized input x̂ and its inverse standard deviation r are outputs t
 is one fused operation of g, x̂ and s, and its own derivatives consist of the same operation.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The statistics that batch normalization uses, chosen without changing the model."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The four-block convolutional network of the few-shot literature."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Literal
 

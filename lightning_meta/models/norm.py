@@ -1,7 +1,5 @@
 """A batch normalization layer for models that adapt to tasks."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """A permutation-invariant encoder of sets."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Sinusoid regression (Finn, Abbeel, Levine, 2017, section 5.1); nothing to download."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Omniglot (Lake, Salakhutdinov, Tenenbaum, Science 2015): 1623 handwritten characters, 20 drawings of each."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import Any, Literal
