@@ -194,11 +194,13 @@ class TaskMapping:
         threads = torch.get_num_threads()
         shapes = [(leaf.shape, leaf.device.type) for leaf in leaves_of((batch.support_x, batch.query_x))]
         key = (traits.execution, traits.inner_steps, threads, shared_out, *shapes)
-        if key not in self._plans:
-            if len(self._plans) == _MOST_PLANS:
+        way = self._plans.get(key)  # other threads may clear them meanwhile
+        if way is None:
+            if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            self._plans[key] = plan(self._model_size, batch, traits.execution, threads, traits.inner_steps, shared_out)
-        return self._plans[key]
+            way = plan(self._model_size, batch, traits.execution, threads, traits.inner_steps, shared_out)
+            self._plans[key] = way
+        return way
 
     @contextmanager
     def _prepared(self, execution: Execution, way: Plan) -> Iterator[None]:
