@@ -47,7 +47,7 @@ def described(arguments: Mapping[str, Any]) -> dict[str, str]:
 
 
 class NotesArguments:
-    """Notes a class's arguments before constructors can change them; the last base, so that others' signature shows."""
+    """Notes a class's arguments before constructors can change them; as the last base, it hides no signature."""
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         """Note the arguments; copies and unpickled objects have none."""
@@ -56,7 +56,7 @@ class NotesArguments:
         return new
 
     def arguments_by_name(self, model: nn.Module) -> dict[str, Any]:
-        """Return the constructor's arguments, once, by their `stored_name`; the base constructor received the model."""
+        """Return the constructor's arguments by `stored_name`, once; the base constructor received ``model``."""
         args, options = self.__dict__.pop("_passed")
         own = constructor_parameters(type(self))
         if args and own[0].kind is own[0].VAR_POSITIONAL and own[-1].kind is own[-1].VAR_KEYWORD:

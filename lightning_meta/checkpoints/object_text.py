@@ -30,15 +30,15 @@ from lightning_meta.inner.meta_gradients import MetaGradient
 from lightning_meta.inner.update_rules import GradientTransform, UpdateRule
 
 TRAINING_ALONE = ("optimizer", "lr_scheduler")
-"""The arguments that decide nothing about a learner once it is trained."""
+"""The arguments that only training needs."""
 
 PARTS = (UpdateRule, GradientTransform, MetaGradient)
-"""The classes of this library's objects that learners take."""
+"""Bases of this library's objects that learners take as arguments."""
 
 _TRUSTED = ("torch.nn.modules.", "torch.optim.", "lightning_meta.")
 _PUBLIC = tuple(f"lightning_meta{package}" for package in ("", ".models", ".inner"))
 _PLACES = ("torch.", "lightning_meta", "lightning.pytorch.cli")  # where their names, and aliases, are looked up
-_FACTORIES = (Optimizer, LRScheduler)  # built when training starts, from what exists only then
+_FACTORIES = (Optimizer, LRScheduler)  # built when training starts, as their other arguments exist only then
 _KINDS: dict[str, type] = {
     "model": nn.Module,
     "loss_fn": nn.Module,

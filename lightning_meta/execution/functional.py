@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 _lock = threading.RLock()  # reentrant, as a module may call another learner
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined] # its holder is not there
+    os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined] # its holder did not fork
 
 
 @contextmanager
@@ -31,6 +31,6 @@ def exclusive() -> Iterator[None]:
 
 
 def call_with(module: nn.Module, parameters: Mapping[str, Tensor | None], *arguments: Any) -> Any:
-    """Call a module with other parameters and buffers, by name; it keeps its own, also for those left out."""
+    """Call a module as a pure function of parameters and buffers by name; those left out are its own."""
     with exclusive():
         return functional_call(module, dict(parameters), arguments)  # type: ignore[arg-type]

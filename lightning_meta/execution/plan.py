@@ -59,7 +59,7 @@ class Plan(NamedTuple):
 def plan(model: ModelSize, batch: Episode, execution: Execution, threads: int, steps: int, shared_out: bool) -> Plan:
     """Return the plan that was measured to be fastest for batches of this one's shape.
 
-    If pieces may be ``shared_out`` among threads: those of captured steps that draw no random numbers.
+    ``shared_out`` says whether threads may share the pieces: those of captured steps that draw no random numbers.
     """
     if execution.task_chunk_size is not None:
         return Plan(execution.task_chunk_size, 1, single_thread=False)

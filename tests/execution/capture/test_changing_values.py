@@ -164,6 +164,7 @@ class Model(nn.Linear):
 def test_tensors_that_torch_makes_numbers_of_are_read_anew(make, name, batch):
     slope = torch.tensor(0.3)
     model = nn.Sequential(nn.Linear(1, 4), make(slope), nn.Linear(4, 1))
+    model.note = slope[None]  # [1], which is compared as well
     learner, plain = (MAML(model, nn.MSELoss(), inner_lr=0.1, compile=choice) for choice in (None, False))
     for value in (0.3, 0.1, 0.05):
         slope.data.fill_(value)
