@@ -10,7 +10,7 @@ from torch import nn
 from lightning_meta import MAML
 from lightning_meta.cli import main
 from lightning_meta.execution.options import Execution
-from lightning_meta.inner import FirstOrder
+from lightning_meta.inner import Checkpointed, FirstOrder, Unrolled
 from tests.registry import every
 
 OPTIONS = {
@@ -82,3 +82,5 @@ def test_an_evaluation_of_more_steps_than_training_is_taken():
 def test_inner_loops_that_are_computed_again_are_not_recorded(checkpointed, expected):
     learner = MAML(nn.Linear(2, 1), nn.MSELoss(), checkpoint_inner_loop=checkpointed)
     assert learner._traits().execution.compile == expected
+    learner.meta_gradient = Unrolled() if checkpointed else Checkpointed()
+    assert learner._traits().execution.compile == (None if checkpointed else False)

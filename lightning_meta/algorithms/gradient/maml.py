@@ -119,7 +119,6 @@ class MAML(GradientLearner):
             raise TypeError(
                 f"checkpoint_inner_loop=True does not call {type(self).__name__}.inner_loop: leave it False"
             )
-        self.is_capturable = not self.meta_gradient.recomputes  # recomputation would draw other random numbers
         self.step_norms = StepNorms(model, inner_steps) if batch_norm_per_step else None
         self.adapted_names = adapted_names(model, adapt)
         if self.step_norms is not None:
@@ -131,6 +130,11 @@ class MAML(GradientLearner):
         parameters = dict(model.named_parameters())
         adapted = {name: parameters[name] for name in self.adapted_names}
         self.inner_rates = InnerRates(adapted, inner_lr, inner_steps, learned_rates)
+
+    @property
+    def is_capturable(self) -> bool:  # type: ignore[override]
+        """Whether training steps may be captured: not if they are recomputed, which would draw other numbers."""
+        return not self.meta_gradient.recomputes
 
     @property
     def first_order(self) -> bool:

@@ -125,9 +125,9 @@ def test_a_chain_is_a_rule_inside_a_chain():
 
 
 def test_what_is_no_chain_is_refused():
-    with pytest.raises(TypeError, match="no GradientTransform; the rule comes last"):
+    with pytest.raises(TypeError, match="not a GradientTransform: pass the update rule as rule"):
         Chain([SGD()], Adam())
-    with pytest.raises(TypeError, match="no UpdateRule: end the chain with one"):
+    with pytest.raises(TypeError, match="must be an UpdateRule, such as SGD"):
         Chain([ClipNorm(1.0)], WeightDecay(0.1))
     with pytest.raises(ValueError, match="max_norm=0.0 must be a positive number"):
         ClipNorm(0.0)
