@@ -88,3 +88,18 @@ def test_extension_points_are_documented():
     for name in EXTENSION_POINTS - {"__init__"}:
         assert f"def {name}(" in public
         assert inspect.getdoc(getattr(PerTaskFunctions, name))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_annotations_of_inner_functions_are_not_evaluated(path):
+    """They would be evaluated in every call of the outer function, and `torch.compile` cannot trace that."""
+    tree = ast.parse(path.read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inner = [
+        node
+        for outer in functions
+        for node in ast.walk(outer)
+        if isinstance(node, ast.FunctionDef) and node is not outer
+    ]
+    annotated = any(node.returns or any(argument.annotation for argument in node.args.args) for node in inner)
+    assert not annotated or "from __future__ import annotations" in path.read_text()

@@ -1,5 +1,7 @@
 """Learners and data modules from checkpoints, whose content is data and never decides what code runs."""
 
+from __future__ import annotations
+
 import ast
 import inspect
 import os

@@ -5,6 +5,8 @@ The form is the command line's, ``{"class_path": ..., "init_args": {...}}``; a t
 of torch or this package, of the kind that the argument takes.
 """
 
+from __future__ import annotations
+
 import copy
 import importlib
 import inspect

@@ -1,5 +1,7 @@
 """How a batch of tasks is cut into pieces: of how many tasks, for how many threads, with padding kept or cut off."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 

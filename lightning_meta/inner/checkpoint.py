@@ -4,6 +4,8 @@ Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016: K steps in p
 and, in the backward pass, the inside of one.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

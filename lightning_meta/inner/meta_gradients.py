@@ -1,5 +1,7 @@
 """Meta-gradients of an inner loop: unrolled, checkpointed, first-order, implicit."""
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -26,7 +28,7 @@ class MetaGradient(ABC):
     recomputes = False
     """Whether inner steps are recomputed for the derivative, which captured steps do not support."""
 
-    def at_epoch(self, epoch: int) -> "MetaGradient":
+    def at_epoch(self, epoch: int) -> MetaGradient:
         """Return the meta-gradient of an epoch, counted from 0."""
         return self
 

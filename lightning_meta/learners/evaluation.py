@@ -1,5 +1,7 @@
 """`Evaluation`: `adapt`, `evaluate`, and Lightning's validation, test and prediction steps."""
 
+from __future__ import annotations
+
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial

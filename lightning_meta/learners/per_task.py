@@ -1,5 +1,7 @@
 """`PerTaskFunctions`: what a learner computes for one task, as pure functions."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any

@@ -27,6 +27,8 @@ Differences from the paper:
   the linear system by 10. Here the solvers minimize the regularized loss, and damping is 0 unless asked for.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal

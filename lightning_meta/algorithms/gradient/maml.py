@@ -21,6 +21,8 @@ Differences from the papers:
   statistics of each step, but does not use them; they are left out.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from typing import Any
 

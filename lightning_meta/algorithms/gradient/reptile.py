@@ -21,6 +21,8 @@ Differences from the paper:
 - The authors' 15-shot training sets are an episode's support and query sets together.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any, Literal
 

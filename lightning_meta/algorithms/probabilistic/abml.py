@@ -21,6 +21,8 @@ Differences from the paper:
 - Steps can be normalized by noise and set size (``normalize_steps``).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from typing import Any

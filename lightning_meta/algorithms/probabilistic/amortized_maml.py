@@ -24,6 +24,8 @@ Differences from the papers:
 - Gradient steps on the support loss may follow (``inner_steps`` > 1).
 """
 
+from __future__ import annotations
+
 import copy
 import math
 from collections.abc import Iterator, Sequence

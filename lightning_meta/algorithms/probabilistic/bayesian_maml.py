@@ -25,6 +25,8 @@ Differences from the paper:
 - Steps can be normalized by noise and set size (``normalize_steps``).
 """
 
+from __future__ import annotations
+
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence

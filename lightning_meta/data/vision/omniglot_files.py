@@ -1,5 +1,7 @@
 """Reads Omniglot from the publisher's own archives or folders; decodes once into a compact cache."""
 
+from __future__ import annotations
+
 import hashlib
 import http.client
 import io

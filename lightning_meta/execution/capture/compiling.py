@@ -1,5 +1,7 @@
 """Compiled functions that continue uncompiled if the compiler fails, and comparing results with the function's own."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """A captured function: the tensor operations of one call, with Python, autograd and vectorization resolved."""
 
+from __future__ import annotations
+
 import operator
 import threading
 from collections.abc import Callable

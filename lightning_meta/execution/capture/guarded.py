@@ -8,6 +8,8 @@ untraced. The guards do not cover:
 - a helper's cache (`functools.lru_cache`), which is traced through: values that it would keep are computed each time.
 """
 
+from __future__ import annotations
+
 import os
 import types
 from collections.abc import Callable, Sequence

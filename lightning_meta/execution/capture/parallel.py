@@ -4,6 +4,8 @@ The threads of a tensor library wait for each other after every operation: with 
 lose much once another process delays one of them. These wait once.
 """
 
+from __future__ import annotations
+
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence

@@ -3,6 +3,8 @@
 Λ is diagonal with one value λ a tensor.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -4,6 +4,8 @@ Particles are dictionaries of tensors ``[particles, ...]``. Time and memory grow
 the kernel matrix ``[particles, particles]``.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
