@@ -11,16 +11,19 @@ from lightning_meta.learners.task_learner import TaskLearner
 class SupportClassLearner(TaskLearner):
     """Base of metric-based and closed-form classifiers: a task has the classes of its support set.
 
-    Per-task functions get the support labels as one-hot rows ``[support, ways]``; the rows of padding are 0. They
-    return scores ``[query, ways]``.
+    Per-task functions get the support labels as one-hot rows, see `one_hot`, and return scores ``[query, ways]``.
     """
 
     label_cure = "give the support set an example of every class of the query set"
 
     def prepare_support(self, support: Support) -> Support:
         """Return the support set with one-hot labels."""
-        one_hot = F.one_hot(support.y, self._ways(support.y))  # [..., support, ways]
-        return support._replace(y=one_hot if support.mask is None else one_hot * support.mask[..., None])
+        return support._replace(y=F.one_hot(support.y, self._ways(support.y)))  # [..., support, ways]
+
+    def one_hot(self, support: Support, dtype: torch.dtype) -> Tensor:
+        """Return one task's labels as one-hot rows, ``[support, ways]``; the rows of padding are 0."""
+        labels = support.y.to(dtype)
+        return labels if support.mask is None else labels * support.mask[:, None]
 
     def output_shape(self, support: Support) -> torch.Size:
         """Return ``[ways]``."""

@@ -15,9 +15,6 @@ from lightning_meta import collate_episodes
 from tests.reference import assert_same
 from tests.registry import LEARNERS, every
 
-# A masked example's labels are replaced by a real example's after they were made one-hot.
-COUNTS_PADDING = pytest.mark.xfail(reason="prototypes count padded support examples", strict=True)
-
 INNER = {"inner_lr": 0.05, "inner_steps": 2}
 TASK_SIZES = [(4, 6), (7, 3), (5, 5)]
 
@@ -66,9 +63,7 @@ def test_gradients_are_finite_and_the_same_however_tasks_are_mapped(entry):
 
 @pytest.mark.usefixtures("float64")
 @every()
-def test_ragged_tasks_train_and_evaluate_as_each_alone(entry, request):
-    if entry.classes_only:
-        request.applymarker(COUNTS_PADDING)
+def test_ragged_tasks_train_and_evaluate_as_each_alone(entry):
     learner = entry.learner(compile=False, **INNER, **entry.certain)
     tasks = [entry.task(*sizes) for sizes in TASK_SIZES]
     loss, together = gradient(learner, collate_episodes(tasks))

@@ -39,7 +39,7 @@ class ProtoNet(SupportClassLearner):
     def adapt_task(self, meta: MetaParameters, support: Support) -> tuple[Tensor, Tensor]:
         """Return the prototypes ``[ways, features]``, and the number of examples behind each, ``[ways]``."""
         features = self.call_model(self.model_parameters(meta), support.x)  # [support, features]
-        one_hot = support.y.to(features.dtype)  # [support, ways]
+        one_hot = self.one_hot(support, features.dtype)  # [support, ways]
         counts = one_hot.sum(0)  # [ways]
         return one_hot.mT @ features / counts.clamp(min=1)[:, None], counts
 
