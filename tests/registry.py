@@ -117,7 +117,7 @@ class Entry:
 LEARNERS = [
     Entry("MAML", MAML),
     # What detaches a tree of tensors cannot be traced.
-    Entry("FOMAML", MAML, {"first_order": True}, traceable=False),
+    Entry("FOMAML", MAML, {"first_order": True}),
     Entry("ANIL", ANIL),
     Entry("BOIL", BOIL),
     Entry("MetaSGD", MetaSGD),

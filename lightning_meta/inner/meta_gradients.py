@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from lightning_meta.arguments import check_count, check_nonnegative
+from lightning_meta.episodes.trees import map_leaves
 from lightning_meta.inner.checkpoint import checkpoint
 from lightning_meta.inner.solvers.conjugate_gradient import Solution, conjugate_gradient
 from lightning_meta.inner.solvers.proximal import ProximalProblem
@@ -99,11 +99,16 @@ class FirstOrder(MetaGradient):
 
     def at_epoch(self, epoch: int) -> MetaGradient:
         """Return the meta-gradient of an epoch, counted from 0."""
-        return FirstOrder() if self.epochs is None or epoch < self.epochs else self.then.at_epoch(epoch)
+        if self.epochs is None:
+            return self
+        return _FIRST_ORDER if epoch < self.epochs else self.then.at_epoch(epoch)
 
     def start_of_step(self, values: Any) -> Any:
         """Return the values detached, so that the gradient builds no second-order graph."""
-        return tree_map(Tensor.detach, values)
+        return map_leaves(lambda value: value.detach(), values)
+
+
+_FIRST_ORDER = FirstOrder()  # made once, because `torch.compile` cannot trace its constructor
 
 
 def meta_gradient_of(
