@@ -107,6 +107,19 @@ def check_learner_class(checkpoint: Mapping[str, Any], cls: type, allowed: Colle
         )
 
 
+def check_preparation(trained: Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> None:
+    """Raise a ValueError if data are prepared otherwise than those of the training."""
+    if trained is None or own is None:
+        return
+    for name in sorted(trained.keys() | own.keys()):
+        if trained.get(name) != own.get(name):
+            raise ValueError(
+                f"the checkpoint was trained on data prepared with {name}={shortened(trained.get(name))}, and the data "
+                f"module has {shortened(own.get(name))}: give the data module the arguments and training data of the "
+                "training"
+            )
+
+
 def check_callback_paths(checkpoint: Mapping[str, Any], trainer: L.Trainer) -> None:
     """Remove the paths of others' files, which `ModelCheckpoint` would delete as its own, from callbacks' states.
 

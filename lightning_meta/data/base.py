@@ -11,6 +11,7 @@ from lightning_meta import arguments
 from lightning_meta.checkpoints.checked_io import Source
 from lightning_meta.checkpoints.loading import Allowed, load_data_module
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeLoader, EpisodeSampler, Split
+from lightning_meta.data.preparation import Preparation
 from lightning_meta.episodes.episode import Episode, collate_episodes
 
 
@@ -36,6 +37,9 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
     keeps_arguments = False
     """Whether checkpoints and loggers keep the constructor's arguments, which must then be plain values."""
+
+    preparation: Preparation | None = None
+    """How files become tensors, set by `setup`; None: the data do not come from files, or cannot be added to."""
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """N-way K-shot tasks over labelled examples."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,45 @@ class ClassEpisodes(EpisodeDataset):
         return inputs_of(self.dataset, numbers.reshape(tasks, -1)), labels  # [tasks, classes * examples, ...]
 
 
+class Examples(Dataset[Any], ABC):
+    """Labelled examples of which any number is fetched at once.
+
+    Attributes:
+        labels: The integer label of each example, ``[examples]``.
+    """
+
+    labels: NDArray[np.int64]
+
+    @abstractmethod
+    def inputs(self, numbers: NDArray[np.int64]) -> Any:
+        """Return the inputs of examples ``[numbers]``, a pytree of tensors ``[numbers, ...]``."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """Return one example's input and label."""
+        return tree_map(lambda leaf: leaf[0], self.inputs(np.array([index]))), int(self.labels[index])
+
+
+class TensorExamples(Examples):
+    """Labelled examples in memory.
+
+    Args:
+        tensors: The inputs, a pytree of tensors ``[examples, ...]``.
+        labels: The integer label of each example, ``[examples]``.
+    """
+
+    def __init__(self, tensors: Any, labels: NDArray[np.int64]) -> None:
+        self.tensors = tensors
+        self.labels = labels
+
+    def inputs(self, numbers: NDArray[np.int64]) -> Any:
+        """Return the inputs of examples ``[numbers]``."""
+        rows = torch.from_numpy(numbers)
+        return tree_map(lambda leaf: leaf.index_select(0, rows), self.tensors)
+
+
 def labels_of(dataset: Dataset[Any]) -> NDArray[np.int64]:
     """Return the label of every example, ``[examples]``.
 
@@ -122,6 +162,9 @@ def labels_of(dataset: Dataset[Any]) -> NDArray[np.int64]:
 
 def inputs_of(dataset: Dataset[Any], numbers: NDArray[np.int64]) -> Any:
     """Return the inputs of examples ``[...]`` as ``[..., *input]``, batched as torch's default collation does."""
+    if isinstance(dataset, Examples):
+        inputs = dataset.inputs(numbers.reshape(-1))
+        return tree_map(lambda leaf: leaf.unflatten(0, numbers.shape), inputs)
     if type(dataset) is TensorDataset:  # a derived class may change its items
         return dataset.tensors[0].index_select(0, torch.from_numpy(numbers.reshape(-1))).unflatten(0, numbers.shape)
     batch = default_collate([dataset[int(i)][0] for i in numbers.reshape(-1)])

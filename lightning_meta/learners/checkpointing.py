@@ -12,7 +12,13 @@ from lightning_meta.checkpoints.accumulation import accumulated_gradients, check
 from lightning_meta.checkpoints.checked_io import CheckedCheckpointIO, Source
 from lightning_meta.checkpoints.content import shortened
 from lightning_meta.checkpoints.hyperparameters import NotesArguments, described, keep_hyperparameters
-from lightning_meta.checkpoints.loading import Allowed, check_callback_paths, check_learner_class, load_learner
+from lightning_meta.checkpoints.loading import (
+    Allowed,
+    check_callback_paths,
+    check_learner_class,
+    check_preparation,
+    load_learner,
+)
 from lightning_meta.checkpoints.object_text import class_path, has_structure, structure
 from lightning_meta.execution.mapping import TaskMapping
 
@@ -84,13 +90,14 @@ class Checkpointing(L.LightningModule, NotesArguments):
         return load_learner(cls, checkpoint_path, map_location, hparams_file, strict, weights_only, allow, kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the learner's class, arguments, random seed, accumulated gradients and captured steps."""
+        """Save the learner's class, arguments, preparation of data, random seed, gradients and captured steps."""
         checkpoint["meta_learner_class"] = class_path(type(self))
         checkpoint["meta_learner_left_out"] = dict(self._left_out_arguments)
         if self._structure is not None and not has_structure(self.model, self._structure):
             checkpoint["meta_learner_left_out"]["model"] = f"{type(self.model).__qualname__}, which was changed later"
             checkpoint.get("hyper_parameters", {}).pop("model", None)
         checkpoint["meta_learner_arguments"] = self._described_arguments
+        checkpoint["meta_learner_preparation"] = self._preparation()
         checkpoint["meta_learner_random_seed"] = self._random_seed
         checkpoint["meta_learner_gradients"] = accumulated_gradients(self._trainer, self)
         checkpoint["meta_learner_recordings"] = self._mapping.progress(self._steps_processed())
@@ -99,10 +106,12 @@ class Checkpointing(L.LightningModule, NotesArguments):
         """Restore what was saved.
 
         Raises:
-            ValueError: If another class saved the checkpoint, or the same class with another loss or inner optimizer.
+            ValueError: If another class saved the checkpoint, or the same class with another loss or inner optimizer,
+                or the data were prepared otherwise.
         """
         if self._trainer is not None:  # a resumed run
             check_learner_class(checkpoint, type(self))
+            check_preparation(checkpoint.get("meta_learner_preparation"), self._preparation())
             check_callback_paths(checkpoint, self._trainer)
             self._random_seed = checkpoint.get("meta_learner_random_seed")
             if self._trainer.state.fn == TrainerFn.FITTING:
@@ -116,6 +125,11 @@ class Checkpointing(L.LightningModule, NotesArguments):
                     f"the checkpoint was trained with {name}={shortened(trained)}, this learner has {shortened(own)}: "
                     f"pass {name}=..."
                 )
+
+    def _preparation(self) -> dict[str, Any] | None:
+        data = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+        preparation = getattr(data, "preparation", None)
+        return None if preparation is None else preparation.state()
 
     def _steps_processed(self) -> int:
         """The number of steps whose optimizer step is done."""

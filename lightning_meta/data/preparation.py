@@ -1,0 +1,128 @@
+"""`Preparation`: how examples in files become tensors, as a checkpoint keeps it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import polars as pl
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClassTargets:
+    """Class labels.
+
+    Attributes:
+        classes: The classes of all tasks, in the order of the model's outputs; None: a task has those of its support
+            set, in sorted order.
+    """
+
+    classes: tuple[str, ...] | None = None
+
+    def labels(self, values: pl.Series, classes: tuple[str, ...]) -> Tensor:
+        """Return the positions of values among classes, ``[rows]``; values that are no class raise a ValueError."""
+        position = {name: number for number, name in enumerate(classes)}
+        texts = values.cast(pl.String).to_list()
+        unknown = sorted({str(text) for text in texts if text not in position})
+        if unknown:
+            raise ValueError(
+                f"column {values.name!r} holds {unknown[0]!r}, which is none of the classes "
+                f"{', '.join(map(repr, classes))}"
+            )
+        return torch.tensor([position[text] for text in texts], dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class RealTargets:
+    """Real targets, standardized by the training tasks: ``(value - mean) / std``.
+
+    Attributes:
+        mean: The mean over all targets of the training tasks, in the target's units.
+        std: Their standard deviation.
+    """
+
+    mean: float
+    std: float
+
+    def standardized(self, values: pl.Series) -> Tensor:
+        """Return standardized targets, ``[rows, 1]``."""
+        numbers = torch.from_numpy(values.cast(pl.Float64).to_numpy(writable=True))
+        return ((numbers - self.mean) / self.std).to(torch.get_default_dtype())[:, None]
+
+
+class Preparation(ABC):
+    """How rows of a table, or pictures in folders, become inputs and targets.
+
+    What is learned from data (a vocabulary, scales, categories) is learned from training tasks alone. A data module
+    with a preparation sets its attribute ``preparation`` in `setup`; checkpoints keep it, so that ``lightning-meta
+    adapt`` prepares new examples in the same way.
+
+    Args:
+        target_column: The column of labels or targets.
+        task_column: The column that names a row's task; None: all rows are of one task.
+        targets: What the targets are.
+    """
+
+    kind: ClassVar[str]
+    """The name of this kind of data in checkpoints and messages."""
+
+    def __init__(self, target_column: str, task_column: str | None, targets: ClassTargets | RealTargets) -> None:
+        self.target_column = target_column
+        self.task_column = task_column
+        self.targets = targets
+
+    @abstractmethod
+    def read(self, source: str | Path, labelled: bool) -> pl.DataFrame:
+        """Read examples from a file or folder, one row each, and check what `inputs` needs.
+
+        Args:
+            source: A table; for pictures a folder: of one folder per class if labelled, otherwise of pictures.
+            labelled: Whether ``target_column`` must be there.
+
+        Returns:
+            All columns of the source, in its order; for pictures the columns ``file`` and, if labelled,
+            ``target_column``.
+
+        Raises:
+            FileNotFoundError: If there is no such file or folder.
+            ValueError: If the source is of another kind, or lacks a column; the message names it.
+        """
+
+    @abstractmethod
+    def inputs(self, rows: pl.DataFrame) -> Any:
+        """Return the model's inputs for rows that `read` returned, a pytree of tensors ``[rows, ...]``."""
+
+    @abstractmethod
+    def _own_state(self) -> dict[str, Any]:
+        """Return the further arguments of this class's constructor by name, as plain values."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what checkpoints keep: numbers, texts, and lists and dictionaries of these."""
+        return {
+            "kind": self.kind,
+            "target_column": self.target_column,
+            "task_column": self.task_column,
+            "targets": asdict(self.targets),
+            **self._own_state(),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """Build a preparation from what `state` returned.
+
+        Raises:
+            ValueError: If a value is missing or of another type.
+        """
+        own = dict(state)
+        try:
+            del own["kind"]
+            of_targets = own.pop("targets")
+            targets = RealTargets(**of_targets) if "mean" in of_targets else ClassTargets(**of_targets)
+            return cls(targets=targets, **own)
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"the checkpoint's preparation of {cls.kind} data cannot be used: {error}") from error

@@ -1,0 +1,65 @@
+"""Reading of tables from CSV, Parquet and JSON files."""
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+_SEPARATORS = {".csv": ",", ".data": ",", ".tsv": "\t"}
+_READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
+    ".parquet": pl.read_parquet,
+    ".json": pl.read_json,
+    ".jsonl": pl.read_ndjson,
+    ".ndjson": pl.read_ndjson,
+}
+
+
+def read_table(file: str | Path, missing: Sequence[str] = ("",)) -> pl.DataFrame:
+    """Read a table; the file's ending names its format.
+
+    Args:
+        file: A file that ends in .csv, .data (commas), .tsv, .parquet, .json (a list of records), .jsonl or .ndjson.
+        missing: The texts that stand for a missing value in a CSV file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the ending is another, the file cannot be read, or it has no rows.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    ending = path.suffix.lower()
+    if ending not in _SEPARATORS and ending not in _READERS:
+        raise ValueError(f"{str(path)!r} does not end in one of {', '.join([*_SEPARATORS, *_READERS])}")
+    try:
+        if ending in _SEPARATORS:
+            table = pl.read_csv(
+                path, separator=_SEPARATORS[ending], null_values=list(missing), infer_schema_length=None
+            )
+        else:
+            table = _READERS[ending](path)
+    except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a {ending} table: {error}") from error
+    if table.is_empty():
+        raise ValueError(f"{str(path)!r} has no rows")
+    return table
+
+
+def check_columns(table: pl.DataFrame, columns: Iterable[tuple[str, str]], source: Any) -> None:
+    """Raise a ValueError that names the first column that a table lacks.
+
+    Args:
+        table: The table.
+        columns: Pairs of an argument's name and the column that it names.
+        source: The file, for the message.
+    """
+    for argument, column in columns:
+        if column not in table.columns:
+            close = difflib.get_close_matches(column, table.columns, n=1, cutoff=0.5)
+            guess = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(
+                f"{argument}={column!r}, but {str(source)!r} has no such column: {guess}its columns are "
+                f"{', '.join(map(repr, table.columns))}"
+            )

@@ -1,0 +1,59 @@
+"""Reading tables."""
+
+import polars as pl
+import pytest
+
+from lightning_meta.data.tables import check_columns, read_table
+
+ROWS = pl.DataFrame({"name": ["a", "b"], "value": [1.5, None]})
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "data", "parquet", "json", "jsonl", "ndjson"])
+def test_every_format_gives_the_same_table(tmp_path, ending):
+    path = tmp_path / f"table.{ending}"
+    if ending in ("csv", "tsv", "data"):
+        ROWS.write_csv(path, separator="\t" if ending == "tsv" else ",")
+    else:
+        {"parquet": ROWS.write_parquet, "json": ROWS.write_json}.get(ending, ROWS.write_ndjson)(path)
+    assert read_table(path).equals(ROWS)
+
+
+def test_types_are_decided_by_all_rows(tmp_path):
+    path = tmp_path / "late.csv"
+    path.write_text("x\n" + "1\n" * 500 + "text\n")
+    assert read_table(path)["x"].dtype == pl.String
+
+
+def test_texts_for_missing_values(tmp_path):
+    path = tmp_path / "gaps.csv"
+    path.write_text("x,y\n1,2\nNA,3\n")
+    assert read_table(path)["x"].to_list() == ["1", "NA"]
+    assert read_table(path, missing=["", "NA"])["x"].to_list() == [1, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("table.xlsx", b"x\n1\n", "does not end in one of .csv"),
+        ("table.csv", b"", "cannot be read as a .csv table"),
+        ("table.csv", b"x,y\n", "has no rows"),
+        ("table.csv", b"x\n\xff\xfe\n", "cannot be read"),
+        ("table.csv", b"x\n1\n2,3,4\n", "cannot be read"),
+        ("table.parquet", b"no parquet", "cannot be read as a .parquet table"),
+        ("table.json", b"{", "cannot be read as a .json table"),
+    ],
+)
+def test_files_that_are_no_tables(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / name)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.csv"):
+        read_table(tmp_path / "nowhere.csv")
+
+
+def test_a_missing_column_is_named_with_the_closest():
+    with pytest.raises(ValueError, match="target_column='valeu'.*did you mean 'value'.*'name', 'value'"):
+        check_columns(ROWS, [("task_column", "name"), ("target_column", "valeu")], "table.csv")
