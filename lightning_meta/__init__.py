@@ -17,6 +17,7 @@ from lightning_meta.episodes import Episode, Support, TaskResult, collate_episod
 from lightning_meta.learners import AdaptedTask, BayesianLearner, GradientLearner, SupportClassLearner, TaskLearner
 from lightning_meta.likelihoods import Prediction, Samples
 from lightning_meta.models import MLP, Conv4
+from lightning_meta.prediction import FewShotPredictor
 from lightning_meta.version import __version__
 
 MetaLearner = GradientLearner
@@ -35,6 +36,7 @@ __all__ = [
     "Conv4",
     "Episode",
     "EpisodicDataModule",
+    "FewShotPredictor",
     "GradientLearner",
     "ImplicitMAML",
     "MetaLearner",

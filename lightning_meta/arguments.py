@@ -45,6 +45,12 @@ def check_fraction(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value} must lie in [0, 1)")
 
 
+def check_coverage(coverage: Any) -> None:
+    """Raise a ValueError unless the value is a probability between 0 and 1, both excluded."""
+    if isinstance(coverage, bool) or not isinstance(coverage, Real) or not 0 < float(coverage) < 1:
+        raise ValueError(f"coverage={coverage!r} must lie between 0 and 1, such as 0.9")
+
+
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise a ValueError unless the value is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 import wandb
@@ -202,3 +203,12 @@ def test_the_module_runs_as_a_program():
 
 def test_learners_are_meta_learners():
     assert all(issubclass(c, MetaLearner) for c in (MAML, ANIL, MetaSGD))
+
+
+def test_a_test_saves_the_metrics_of_each_task():
+    cli = main(["test", *small(ROOT / "configs/sinusoid_maml.yaml")])
+    (path,) = Path("lightning_logs").rglob("per_task.csv")
+    saved = pl.read_csv(path)
+    assert saved["task"].to_list() == [0, 1, 2, 3]
+    assert saved["mse"].mean() == pytest.approx(float(cli.trainer.callback_metrics["test/mse"]), rel=1e-5)
+    assert {"loss", "mse_pre", "mse_step_10"} <= set(saved.columns)

@@ -19,7 +19,18 @@ TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 # From the top down: a file may import from its own folder and from those further down.
 FOLDERS = (
-    *("__main__", "cli", "callbacks", "analysis", "algorithms", "learners", "execution", "data", "checkpoints"),
+    *(
+        "__main__",
+        "cli",
+        "callbacks",
+        "analysis",
+        "prediction",
+        "algorithms",
+        "learners",
+        "execution",
+        "data",
+        "checkpoints",
+    ),
     *("inner", "metrics", "models", "likelihoods", "episodes", "arguments", "version"),
 )
 

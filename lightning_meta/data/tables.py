@@ -1,6 +1,7 @@
-"""Reading of tables from CSV, Parquet and JSON files."""
+"""Reading and writing of tables: CSV, Parquet and JSON files."""
 
 import difflib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ _READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
     ".json": pl.read_json,
     ".jsonl": pl.read_ndjson,
     ".ndjson": pl.read_ndjson,
+}
+_WRITERS: dict[str, Callable[[pl.DataFrame, Path], Any]] = {
+    ".csv": pl.DataFrame.write_csv,
+    ".parquet": pl.DataFrame.write_parquet,
+    ".json": pl.DataFrame.write_json,
+    ".jsonl": pl.DataFrame.write_ndjson,
+    ".ndjson": pl.DataFrame.write_ndjson,
 }
 
 
@@ -45,6 +53,34 @@ def read_table(file: str | Path, missing: Sequence[str] = ("",)) -> pl.DataFrame
     if table.is_empty():
         raise ValueError(f"{str(path)!r} has no rows")
     return table
+
+
+def check_output(file: str | Path, overwrite: bool) -> Path:
+    """Return the path of a table to write.
+
+    Raises:
+        FileExistsError: If it exists and ``overwrite`` is False.
+        FileNotFoundError: If its folder does not exist.
+        ValueError: If its ending names no format that `write_table` writes.
+    """
+    path = Path(file)
+    if path.suffix.lower() not in _WRITERS:
+        raise ValueError(f"output={str(path)!r} does not end in one of {', '.join(_WRITERS)}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"output={str(path)!r}: there is no folder {str(path.parent)!r}")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise FileExistsError(f"output={str(path)!r} exists: name another file, or pass --overwrite")
+    return path
+
+
+def write_table(table: pl.DataFrame, path: Path) -> None:
+    """Write a table in the format that the file's ending names; an interrupted write leaves the old file."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        _WRITERS[path.suffix.lower()](table, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def check_columns(table: pl.DataFrame, columns: Iterable[tuple[str, str]], source: Any) -> None:

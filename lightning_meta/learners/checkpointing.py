@@ -21,6 +21,7 @@ from lightning_meta.checkpoints.loading import (
 )
 from lightning_meta.checkpoints.object_text import class_path, has_structure, structure
 from lightning_meta.execution.mapping import TaskMapping
+from lightning_meta.metrics.residuals import Residuals
 
 
 class Checkpointing(L.LightningModule, NotesArguments):
@@ -30,6 +31,7 @@ class Checkpointing(L.LightningModule, NotesArguments):
     _mapping: TaskMapping
     _random_seed: int | None
     _accumulated: dict[str, Any] | None
+    validation_residuals: Residuals | None
 
     def _note_arguments(self, model: nn.Module, loss_fn: Any) -> None:
         """Keep the constructor's arguments; called before anything changes the model."""
@@ -98,6 +100,8 @@ class Checkpointing(L.LightningModule, NotesArguments):
             checkpoint.get("hyper_parameters", {}).pop("model", None)
         checkpoint["meta_learner_arguments"] = self._described_arguments
         checkpoint["meta_learner_preparation"] = self._preparation()
+        residuals = self.validation_residuals
+        checkpoint["meta_learner_residuals"] = None if residuals is None else residuals._asdict()
         checkpoint["meta_learner_random_seed"] = self._random_seed
         checkpoint["meta_learner_gradients"] = accumulated_gradients(self._trainer, self)
         checkpoint["meta_learner_recordings"] = self._mapping.progress(self._steps_processed())
@@ -125,6 +129,8 @@ class Checkpointing(L.LightningModule, NotesArguments):
                     f"the checkpoint was trained with {name}={shortened(trained)}, this learner has {shortened(own)}: "
                     f"pass {name}=..."
                 )
+        residuals = checkpoint.get("meta_learner_residuals")
+        self.validation_residuals = None if residuals is None else Residuals.checked(residuals)
 
     def _preparation(self) -> dict[str, Any] | None:
         data = None if self._trainer is None else getattr(self._trainer, "datamodule", None)

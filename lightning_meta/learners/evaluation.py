@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,9 @@ from lightning_meta.learners.checks import Targets, check_batch, check_support
 from lightning_meta.learners.divergence import check_adapted, check_finite
 from lightning_meta.learners.per_task import PerTaskFunctions
 from lightning_meta.learners.randomness import reproducible_draws
-from lightning_meta.likelihoods.losses import likelihood_of
+from lightning_meta.likelihoods.losses import LossFunction, likelihood_of
 from lightning_meta.likelihoods.predictive import Samples, mean_output, predict
+from lightning_meta.metrics.residuals import Residuals
 from lightning_meta.metrics.task_metrics import TaskMetrics
 from lightning_meta.metrics.uncertainty import auroc, uncertainty_metrics
 
@@ -43,6 +44,8 @@ class Evaluation(PerTaskFunctions):
     _mapping: TaskMapping
     _metrics: dict[str, TaskMetrics]
     _random_seed: int | None
+    validation_residuals: Residuals | None
+    """The errors of a scalar regression on the last validation's tasks, if its learner has no noise model."""
 
     def adapt(
         self, support_x: Any, support_y: Any, steps: int | None = None, support_mask: Tensor | None = None
@@ -111,6 +114,10 @@ class Evaluation(PerTaskFunctions):
         check_finite(result, self.rates_in_errors, self.parameters(), batch=batch)
         return result
 
+    def per_task(self, stage: Literal["val", "test"] = "test") -> dict[str, Tensor]:
+        """Return the metrics of the last validation or test by name, ``[tasks]``; all processes must call this."""
+        return self._metrics[stage].by_task()
+
     # ---- Lightning's steps. ---------------------------------------------------------------------------------
 
     def validation_step(self, batch: Episode, batch_idx: int) -> dict[str, Any]:
@@ -135,8 +142,10 @@ class Evaluation(PerTaskFunctions):
         self._metrics["test"].reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics over all tasks, with their intervals."""
+        """Log the metrics over all tasks, with their intervals, and keep the errors of a regression."""
         self._log_evaluation("val")
+        if not self.trainer.sanity_checking:
+            self.validation_residuals = self._metrics["val"].residuals()
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics over all tasks, with their intervals."""
@@ -211,6 +220,9 @@ class Evaluation(PerTaskFunctions):
         values |= uncertainty_metrics(likelihood, samples, batch.query_y, batch.query_mask)
         values |= {f"ood_auroc_{kind}": auroc(*pair, batch.query_mask) for kind, pair in result.novelty.items()}
         self._metrics[stage].update(values)
+        output = result.outputs[:, -1]
+        if stage == "val" and samples.noise is None and is_scalar_regression(self.loss_fn, output, batch.query_y):
+            self._metrics[stage].update_errors(output, batch.query_y, batch.query_mask)
         return result._asdict()
 
     def _log_evaluation(self, stage: str) -> None:
@@ -225,6 +237,13 @@ class Evaluation(PerTaskFunctions):
             return nullcontext()
         seed = torch.initial_seed() if self._random_seed is None else self._random_seed
         return reproducible_draws(seed, self._trainer.global_rank, step, self.device)
+
+
+def is_scalar_regression(loss_fn: LossFunction, outputs: Tensor, targets: Any) -> bool:
+    """Whether outputs are one real number for each query, ``[tasks, query, 1]``, in the units of the targets."""
+    if not isinstance(targets, Tensor) or not targets.is_floating_point() or targets.shape != outputs.shape:
+        return False
+    return likelihood_of(loss_fn) in (None, "gaussian") and targets.ndim == 3 and targets.shape[2] == 1
 
 
 def query_size(batch: Episode) -> int:

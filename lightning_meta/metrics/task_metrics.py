@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_accuracy
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_meta.likelihoods.losses import LossFunction
+from lightning_meta.metrics.residuals import AbsoluteErrors, Residuals
 
 
 class MeanOverTasks(Metric):
@@ -35,6 +37,11 @@ class MeanOverTasks(Metric):
         """Add one value per task, ``[tasks]``."""
         self.values.append(values.detach().float())
 
+    def gathered(self) -> Tensor:
+        """Return the values of all processes, one process after the other."""
+        with self.sync_context():
+            return dim_zero_cat(self.values)
+
     def compute(self) -> tuple[Tensor, Tensor]:
         """Return the mean over tasks and the half-width of its 95 % interval."""
         values = dim_zero_cat(self.values)
@@ -47,11 +54,12 @@ class TaskMetrics:
     """A `MeanOverTasks` for each name, created when the name is first updated."""
 
     def __init__(self) -> None:
-        self._means: dict[str, MeanOverTasks] = {}
+        self.reset()
 
     def reset(self) -> None:
         """Remove all tasks and names."""
-        self._means = {}
+        self._means: dict[str, MeanOverTasks] = {}
+        self._errors: AbsoluteErrors | None = None
 
     def update(self, values: Mapping[str, Tensor]) -> None:
         """Add one value per task, ``[tasks]``, for each name."""
@@ -59,6 +67,26 @@ class TaskMetrics:
             if name not in self._means:
                 self._means[name] = MeanOverTasks().to(value.device)
             self._means[name].update(value)
+
+    def update_errors(self, outputs: Tensor, targets: Tensor, mask: Tensor | None) -> None:
+        """Add the absolute errors of a scalar regression, ``[tasks, query, 1]``."""
+        if self._errors is None:
+            self._errors = AbsoluteErrors().to(outputs.device)
+        self._errors.update(outputs, targets, mask)
+
+    def residuals(self) -> Residuals | None:
+        """Return the distribution of all errors that were added; None without errors."""
+        return None if self._errors is None else self._errors.compute()
+
+    def by_task(self) -> dict[str, Tensor]:
+        """Return the values of all tasks by name, ``[tasks]``, in the order of the tasks, from all processes."""
+        values = {name: mean.gathered() for name, mean in self._means.items()}
+        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if world == 1:
+            return values
+        count = next(iter(values.values())).numel()
+        order = torch.cat([torch.arange(rank, count, world) for rank in range(world)]).argsort()  # as EpisodeSampler
+        return {name: value[order.to(value.device)] for name, value in values.items()}
 
     def compute(self) -> dict[str, Tensor]:
         """Return the mean under each name and its interval under ``<name>_ci95``."""

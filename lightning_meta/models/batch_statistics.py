@@ -32,6 +32,11 @@ def check_normalization(model: nn.Module, choice: BatchStatistics) -> None:
             )
 
 
+def has_batch_statistics(model: nn.Module) -> bool:
+    """Whether a model has layers that normalize examples by statistics of the batch."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm | TaskBatchNorm2d) for module in model.modules())
+
+
 def dropped_buffers(model: nn.Module, choice: BatchStatistics) -> dict[str, Tensor | None]:
     """Return the buffers to replace by None in a functional call.
 

@@ -1,8 +1,9 @@
-"""The command line: ``lightning-meta fit|validate|test|predict --config configs/NAME.yaml``."""
+"""Lightning's part of the command line: ``lightning-meta fit|validate|test|predict --config configs/NAME.yaml``."""
 
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 import lightning_meta.algorithms
 import lightning_meta.models  # noqa: F401 (imported so that class names without a module path resolve)
 from lightning_meta.data import TaskDataModule
+from lightning_meta.data.tables import write_table
 from lightning_meta.learners.task_learner import TaskLearner
 
 
@@ -36,25 +38,30 @@ class MetaLearningCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Keep the arguments as given; Lightning would replace them by the checkpoint's without a message."""
 
+    def after_test(self) -> None:
+        """Save the metrics of each task as ``per_task.csv``."""
+        values = {name: value.cpu().numpy() for name, value in self.model.per_task("test").items()}
+        path = self._folder() / "per_task.csv"
+        if self.trainer.is_global_zero:
+            write_table(pl.DataFrame(values).with_row_index("task"), path)
+            rank_zero_info(f"The metrics of each task are saved in {path}")
+
     def after_predict(self) -> None:
         """Save the outputs as ``predictions.pt``, a list with a tensor ``[tasks, query, ...]`` for each batch."""
-        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self._folder()
         rank = f"_rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
         path = folder / f"predictions{rank}.pt"
         torch.save(self.trainer.predict_loop.predictions, path)
         rank_zero_info(f"The outputs are saved in {path}")
 
+    def _folder(self) -> Path:
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
-def main(args: ArgsType = None) -> LightningCLI:
-    """Run the command line.
 
-    Args:
-        args: Arguments as a list of strings, or a configuration as a dictionary; None: those of the process.
-
-    Returns:
-        The finished command line, with ``trainer``, ``model`` and ``datamodule``.
-    """
+def run(args: ArgsType = None) -> LightningCLI:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``; arguments as in `lightning_meta.cli.main`."""
     return MetaLearningCLI(
         TaskLearner,
         TaskDataModule,
@@ -67,8 +74,3 @@ def main(args: ArgsType = None) -> LightningCLI:
         trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "."}}},
         args=args,
     )
-
-
-def command() -> None:
-    """Run ``lightning-meta``; without a return value, which would become the exit status."""
-    main()

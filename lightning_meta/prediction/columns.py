@@ -1,0 +1,71 @@
+"""The columns of predictions."""
+
+from __future__ import annotations
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from lightning_meta.data.preparation import RealTargets
+from lightning_meta.learners import AdaptedTask
+from lightning_meta.likelihoods.predictive import Prediction, quantile
+from lightning_meta.metrics.residuals import Residuals
+
+
+def class_columns(task: AdaptedTask, x: object, classes: tuple[str, ...]) -> pl.DataFrame:
+    """Return ``prediction``, ``probability_<class>``, and the uncertainties of Bayesian learners.
+
+    Args:
+        task: The adapted model.
+        x: Inputs ``[query, ...]``.
+        classes: The classes by position in the output; a model with more outputs is limited to these.
+    """
+    prediction = task.predict(x)
+    probabilities = prediction.mean[:, : len(classes)].double()  # [query, classes]
+    probabilities = probabilities / probabilities.sum(1, keepdim=True)
+    chosen = probabilities.argmax(1).tolist()
+    columns = {"prediction": pl.Series([classes[i] for i in chosen], dtype=pl.String)}
+    columns |= {f"probability_{name}": _series(probabilities[:, i]) for i, name in enumerate(classes)}
+    return pl.DataFrame(columns | _uncertainties(prediction, 1.0))
+
+
+def real_columns(
+    task: AdaptedTask, x: object, targets: RealTargets, coverage: float, residuals: Residuals | None
+) -> pl.DataFrame:
+    """Return ``prediction``, ``mean``, ``std``, an interval, and the uncertainties of Bayesian learners.
+
+    Args:
+        task: The adapted model.
+        x: Inputs ``[query, ...]``.
+        targets: The scale of the targets.
+        coverage: The probability that the interval should contain the target.
+        residuals: The errors on validation tasks, from which learners without a noise model have their interval.
+    """
+    prediction = task.predict(x)
+    mean = prediction.mean[:, 0].double()  # [query]
+    lower = upper = std = torch.full_like(mean, torch.nan)
+    if prediction.total is not None:
+        samples = task.samples(x)
+        std = prediction.total[:, 0].double().sqrt()
+        lower, upper = (quantile(samples, level)[:, 0].double() for level in ((1 - coverage) / 2, (1 + coverage) / 2))
+    elif residuals is not None:
+        std = torch.full_like(mean, residuals.root_mean_square)
+        reach = residuals.quantile(coverage)
+        lower, upper = mean - reach, mean + reach
+    percent = f"{100 * coverage:g}"
+    in_units = {"prediction": mean, "mean": mean, f"lower_{percent}": lower, f"upper_{percent}": upper}
+    columns = {name: _series(value * targets.std + targets.mean) for name, value in in_units.items()}
+    columns["std"] = _series(std * targets.std)
+    order = ["prediction", "mean", "std", f"lower_{percent}", f"upper_{percent}"]
+    return pl.DataFrame({name: columns[name] for name in order} | _uncertainties(prediction, targets.std**2))
+
+
+def _uncertainties(prediction: Prediction, scale: float) -> dict[str, pl.Series]:
+    if prediction.epistemic is None or prediction.aleatoric is None:
+        return {}
+    parts = {"aleatoric": prediction.aleatoric, "epistemic": prediction.epistemic}
+    return {name: _series(scale * value.reshape(len(value))) for name, value in parts.items()}
+
+
+def _series(values: Tensor) -> pl.Series:
+    return pl.Series(values.double().numpy()).fill_nan(None)
