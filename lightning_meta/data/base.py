@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import lightning as L
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_meta import arguments
@@ -37,6 +38,9 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
     keeps_arguments = False
     """Whether checkpoints and loggers keep the constructor's arguments, which must then be plain values."""
+
+    in_time_order = False
+    """Whether the examples of support sets are in the order of time, and precede those of query sets."""
 
     preparation: Preparation | None = None
     """How files become tensors, set by `setup`; None: the data do not come from files, or cannot be added to."""
@@ -84,6 +88,13 @@ class TaskDataModule(L.LightningDataModule, ABC):
     @abstractmethod
     def episodes(self, split: Split) -> EpisodeDataset:
         """Return the tasks of a split."""
+
+    def raw_features(self) -> nn.Module:
+        """Return a module without parameters that turns inputs into vectors ``[examples, features]``, for baselines.
+
+        The default flattens them.
+        """
+        return nn.Flatten()
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """Batches of training tasks, fresh ones each epoch."""
