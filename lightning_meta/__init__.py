@@ -9,6 +9,7 @@ from lightning_meta.algorithms import (
     BayesianMAML,
     ImplicitMAML,
     MetaSGD,
+    ProtoMAML,
     ProtoNet,
     Reptile,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "MetaSGD",
     "OmniglotDataModule",
     "Prediction",
+    "ProtoMAML",
     "ProtoNet",
     "Reptile",
     "Samples",

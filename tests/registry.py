@@ -25,6 +25,7 @@ from lightning_meta import (
     GradientLearner,
     ImplicitMAML,
     MetaSGD,
+    ProtoMAML,
     ProtoNet,
     Reptile,
     SinusoidDataModule,
@@ -133,6 +134,7 @@ LEARNERS = [
     ),
     # A hook on the head cannot be traced.
     Entry("AmortizedMAML", AmortizedMAML, draws=True, certain={"initial_log_std": -40.0}, traceable=False),
+    Entry("ProtoMAML", ProtoMAML, classes_only=True),
     Entry("ProtoNet", ProtoNet, classes_only=True),
 ]
 BY_NAME = {entry.name: entry for entry in LEARNERS}

@@ -21,6 +21,7 @@ from lightning_meta import (
     Episode,
     ImplicitMAML,
     MetaSGD,
+    ProtoMAML,
     Reptile,
     collate_episodes,
 )
@@ -61,6 +62,7 @@ OWN_ARGUMENTS = {
     ANIL: {"first_order": st.booleans()},
     BOIL: {"first_order": st.booleans()},
     MetaSGD: {"first_order": st.booleans()},
+    ProtoMAML: {"adapt": st.sampled_from(["all", "head", "body", ["*bias"]]), "first_order": st.booleans()},
     Reptile: {"inner_batch_size": COUNTS, "inner_state": st.sampled_from(["kept", "reset", "lost"])},
     ImplicitMAML: {"prox_lambda": RATES, "cg_steps": COUNTS, "cg_damping": RATES},
     BayesianMAML: {"num_particles": COUNTS, "prior_precision": RATES, "meta_loss": st.sampled_from(["chaser", "nll"])},

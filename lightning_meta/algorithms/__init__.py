@@ -4,6 +4,7 @@ from lightning_meta.algorithms.gradient.anil import ANIL, BOIL
 from lightning_meta.algorithms.gradient.implicit_maml import ImplicitMAML
 from lightning_meta.algorithms.gradient.maml import MAML
 from lightning_meta.algorithms.gradient.meta_sgd import MetaSGD
+from lightning_meta.algorithms.gradient.proto_maml import ProtoMAML
 from lightning_meta.algorithms.gradient.reptile import Reptile
 from lightning_meta.algorithms.metric.proto_net import ProtoNet
 from lightning_meta.algorithms.probabilistic.abml import ABML
@@ -19,6 +20,7 @@ __all__ = [
     "BayesianMAML",
     "ImplicitMAML",
     "MetaSGD",
+    "ProtoMAML",
     "ProtoNet",
     "Reptile",
 ]

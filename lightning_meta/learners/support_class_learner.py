@@ -9,9 +9,11 @@ from lightning_meta.learners.task_learner import TaskLearner
 
 
 class SupportClassLearner(TaskLearner):
-    """Base of metric-based and closed-form classifiers: a task has the classes of its support set.
+    """Base of classifiers for any number of ways: a task has the classes of its support set.
 
-    Per-task functions get the support labels as one-hot rows, see `one_hot`, and return scores ``[query, ways]``.
+    Per-task functions get the support labels as one-hot rows, see `one_hot`, and return scores ``[query, ways]``. A
+    classifier with inner steps derives from `GradientLearner` too: ``class ProtoMAML(GradientLearner,
+    SupportClassLearner)``.
     """
 
     label_cure = "give the support set an example of every class of the query set"
@@ -25,6 +27,25 @@ class SupportClassLearner(TaskLearner):
         labels = support.y.to(dtype)
         return labels if support.mask is None else labels * support.mask[:, None]
 
+    def prototypes(self, features: Tensor, support: Support) -> tuple[Tensor, Tensor]:
+        """Return the mean of each class's features, ``[ways, features]``, and its number of examples, ``[ways]``.
+
+        Args:
+            features: The support set's features, ``[support, features]``.
+            support: The task's support set, as per-task functions get it.
+
+        Raises:
+            ValueError: If the features have another number of dimensions.
+        """
+        if features.ndim != 2:
+            raise ValueError(
+                f"model gives features of shape {tuple(features.shape)} for a support set: {type(self).__name__} needs "
+                "[examples, features]; add a Flatten to the model"
+            )
+        one_hot = self.one_hot(support, features.dtype)  # [support, ways]
+        counts = one_hot.sum(0)  # [ways]
+        return one_hot.mT @ features / counts.clamp(min=1)[:, None], counts
+
     def output_shape(self, support: Support) -> torch.Size:
         """Return ``[ways]``."""
         return torch.Size([self._ways(support.y)])
@@ -36,3 +57,8 @@ class SupportClassLearner(TaskLearner):
                 "class labels 0, 1, ... of dtype torch.int64"
             )
         return int(labels.max()) + 1
+
+
+def without_absent(scores: Tensor, counts: Tensor) -> Tensor:
+    """Return scores ``[query, ways]`` with -inf for classes without examples; ``counts`` are ``[ways]``."""
+    return torch.where(counts > 0, scores, -torch.inf)

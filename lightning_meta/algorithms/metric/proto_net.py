@@ -14,11 +14,11 @@ Differences from the paper: none. To train with more ways than in tests, as the 
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_meta.episodes import MetaParameters, Support
 from lightning_meta.learners import SupportClassLearner
+from lightning_meta.learners.support_class_learner import without_absent
 
 
 class ProtoNet(SupportClassLearner):
@@ -39,13 +39,11 @@ class ProtoNet(SupportClassLearner):
     def adapt_task(self, meta: MetaParameters, support: Support) -> tuple[Tensor, Tensor]:
         """Return the prototypes ``[ways, features]``, and the number of examples behind each, ``[ways]``."""
         features = self.call_model(self.model_parameters(meta), support.x)  # [support, features]
-        one_hot = self.one_hot(support, features.dtype)  # [support, ways]
-        counts = one_hot.sum(0)  # [ways]
-        return one_hot.mT @ features / counts.clamp(min=1)[:, None], counts
+        return self.prototypes(features, support)
 
     def query_output(self, meta: MetaParameters, state: tuple[Tensor, Tensor], x: Any) -> Tensor:
         """Return negative squared distances to the prototypes, ``[query, ways]``; -inf for classes without examples."""
         prototypes, counts = state
         features = self.call_model(self.model_parameters(meta), x)  # [query, features]
         squared = (features[:, None] - prototypes).square().sum(2)  # [query, ways]
-        return torch.where(counts > 0, -squared, -torch.inf)
+        return without_absent(-squared, counts)
