@@ -74,6 +74,26 @@ def test_every_configuration_fits_tests_predicts_and_loads(config):
         torch.testing.assert_close(loaded.state_dict()[name], tensor)
 
 
+@pytest.mark.usefixtures("random_omniglot")
+def test_a_model_of_five_outputs_takes_up_to_five_ways():
+    arguments = small(ROOT / "configs/omniglot_anil.yaml")
+    main(["test", *arguments, "--data.ways=3"])
+    with pytest.raises(
+        ValueError, match="label 19 and the model has 5 outputs.* as many outputs as .* or use ProtoMAML"
+    ):
+        main(["test", *arguments, "--data.ways=20", "--data.test_tasks=4000"])
+
+
+@pytest.mark.usefixtures("random_omniglot")
+@pytest.mark.parametrize("learner", ["proto_maml", "protonet"])
+def test_learners_of_any_number_of_ways_are_tested_with_others(learner):
+    arguments = small(ROOT / f"configs/omniglot_{learner}.yaml")
+    checkpoint = main(["fit", *arguments]).trainer.checkpoint_callback.best_model_path
+    for ways in (3, 20):
+        cli = main(["test", *arguments, f"--data.ways={ways}", "--ckpt_path", checkpoint])
+        assert 0 <= float(cli.trainer.callback_metrics["test/acc"]) <= 1
+
+
 def test_configurations_promised_are_there():
     promised = {
         "sinusoid_maml",

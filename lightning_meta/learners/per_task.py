@@ -55,7 +55,10 @@ class PerTaskFunctions(L.LightningModule, ABC):
     draws_together = 1
     """How many consecutive draws of `query_samples` share random parameters, such as the heads of one drawn body."""
 
-    label_cure = "give the model as many outputs as the episodes have ways"
+    label_cure = (
+        "give the model as many outputs as the episodes have ways, or use ProtoMAML or ProtoNet, which take any number "
+        "of ways"
+    )
     """The advice in errors about labels without an output."""
 
     # ---- Extension points. ----------------------------------------------------------------------------------
