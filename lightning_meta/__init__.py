@@ -13,7 +13,13 @@ from lightning_meta.algorithms import (
     ProtoNet,
     Reptile,
 )
-from lightning_meta.data import EpisodicDataModule, OmniglotDataModule, SinusoidDataModule
+from lightning_meta.data import (
+    CLINC150DataModule,
+    EpisodicDataModule,
+    OmniglotDataModule,
+    SinusoidDataModule,
+    TextDataModule,
+)
 from lightning_meta.episodes import Episode, Support, TaskResult, collate_episodes
 from lightning_meta.learners import AdaptedTask, BayesianLearner, GradientLearner, SupportClassLearner, TaskLearner
 from lightning_meta.likelihoods import Prediction, Samples
@@ -34,6 +40,7 @@ __all__ = [
     "AmortizedMAML",
     "BayesianLearner",
     "BayesianMAML",
+    "CLINC150DataModule",
     "Conv4",
     "Episode",
     "EpisodicDataModule",
@@ -53,6 +60,7 @@ __all__ = [
     "SupportClassLearner",
     "TaskLearner",
     "TaskResult",
+    "TextDataModule",
     "__version__",
     "collate_episodes",
 ]
