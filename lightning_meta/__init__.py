@@ -25,6 +25,7 @@ from lightning_meta.learners import AdaptedTask, BayesianLearner, GradientLearne
 from lightning_meta.likelihoods import Prediction, Samples
 from lightning_meta.models import MLP, Conv4
 from lightning_meta.prediction import FewShotPredictor
+from lightning_meta.models import MLP, BagOfWords, Conv4, TextEncoder
 from lightning_meta.version import __version__
 
 MetaLearner = GradientLearner
@@ -38,6 +39,7 @@ __all__ = [
     "MLP",
     "AdaptedTask",
     "AmortizedMAML",
+    "BagOfWords",
     "BayesianLearner",
     "BayesianMAML",
     "CLINC150DataModule",
@@ -61,6 +63,7 @@ __all__ = [
     "TaskLearner",
     "TaskResult",
     "TextDataModule",
+    "TextEncoder",
     "__version__",
     "collate_episodes",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_meta.likelihoods.losses import LossFunction, splits_by_example
 from lightning_meta.models.batch_statistics import BatchStatistics
 from lightning_meta.models.mlp import MLP
+from lightning_meta.models.text_encoder import BagOfWords, TextEncoder
 
 # Element by element, or within an example, whatever the number of dimensions.
 _ANY_DIMS = (
@@ -37,7 +38,8 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 def are_independent(model: nn.Module, loss_fn: LossFunction, choice: BatchStatistics, *sets: Any) -> bool:
     """Whether no example's output and loss depend on other examples in its set; sets are ``[tasks, examples, ...]``."""
     return splits_by_example(loss_fn) and all(
-        isinstance(x, Tensor) and dims_after(model, x.ndim - 1, choice) is not None for x in sets
+        dims_after(model, x.ndim - 1, choice) is not None if isinstance(x, Tensor) else takes_texts_apart(model, choice)
+        for x in sets
     )
 
 
@@ -48,8 +50,7 @@ def dims_after(module: nn.Module, dims: int, choice: BatchStatistics) -> int | N
     """
     kind = type(module)
     of_torch = kind.__module__.startswith("torch.nn.modules.")  # a class derived from torch's may do anything
-    hooked = any(getattr(module, name) for name in _HOOKS)
-    if not (of_torch or kind is MLP) or hooked or "forward" in vars(module) or not is_of_library(kind.forward):
+    if not (of_torch or kind is MLP) or not _is_as_defined(module):
         return None
     if isinstance(module, nn.Embedding) and dims >= 1:
         return dims + 1
@@ -72,6 +73,19 @@ def dims_after(module: nn.Module, dims: int, choice: BatchStatistics) -> int | N
     else:
         kept = kind in _ANY_DIMS or _SPATIAL.get(kind) == dims
     return dims if kept else None
+
+
+def takes_texts_apart(model: nn.Module, choice: BatchStatistics) -> bool:
+    """Whether a model is one of this package's for texts, which takes each example by itself."""
+    if type(model) not in (TextEncoder, BagOfWords) or not _is_as_defined(model):
+        return False
+    return all(dims_after(part, 2, choice) is not None for part in model.children())
+
+
+def _is_as_defined(module: nn.Module) -> bool:
+    """Whether a module has no hooks, and the method ``forward`` that torch or this package defines."""
+    hooked = any(getattr(module, name) for name in _HOOKS)
+    return not hooked and "forward" not in vars(module) and is_of_library(type(module).forward)
 
 
 def is_of_library(function: object) -> bool:
