@@ -23,9 +23,8 @@ from lightning_meta.data import (
 from lightning_meta.episodes import Episode, Support, TaskResult, collate_episodes
 from lightning_meta.learners import AdaptedTask, BayesianLearner, GradientLearner, SupportClassLearner, TaskLearner
 from lightning_meta.likelihoods import Prediction, Samples
-from lightning_meta.models import MLP, Conv4
-from lightning_meta.prediction import FewShotPredictor
 from lightning_meta.models import MLP, BagOfWords, Conv4, TextEncoder
+from lightning_meta.prediction import FewShotPredictor
 from lightning_meta.version import __version__
 
 MetaLearner = GradientLearner

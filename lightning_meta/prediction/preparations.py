@@ -3,8 +3,9 @@
 from lightning_meta.checkpoints.checked_io import Source, read_checkpoint
 from lightning_meta.checkpoints.content import shortened
 from lightning_meta.data.preparation import Preparation
+from lightning_meta.data.text.preparation import TextPreparation
 
-KINDS: dict[str, type[Preparation]] = {}
+KINDS: dict[str, type[Preparation]] = {cls.kind: cls for cls in (TextPreparation,)}
 
 
 def preparation_of(ckpt_path: Source) -> Preparation:

@@ -17,6 +17,7 @@ from lightning_meta.data.preparation import ClassTargets
 from lightning_meta.data.text.preparation import TextPreparation
 from lightning_meta.data.text.tokenizer import Tokenizer
 from lightning_meta.data.text.vocabulary import Vocabulary, check_sizes
+from lightning_meta.models import BagOfWords
 
 _LONGEST = 512
 _NAMED_CLASSES = 5
@@ -111,6 +112,12 @@ class ClassifiedTextDataModule(NWayDataModule):
             labels = np.unique(rows[self.label_column].to_numpy().astype(str), return_inverse=True)[1]
             datasets[split] = TensorExamples(self.preparation.inputs(rows), labels.astype(np.int64))
         return datasets
+
+    def raw_features(self) -> BagOfWords:
+        """Return what turns texts into word counts, ``[examples, ids]``."""
+        self.setup("fit")
+        assert isinstance(self.preparation, TextPreparation)
+        return BagOfWords(self.preparation.vocabulary_size)
 
     def share_out(self, table: pl.DataFrame, groups: str) -> dict[Split, pl.DataFrame | None]:
         """Return the rows of each split if a column's values are shared out at random, always in the same way."""
