@@ -20,6 +20,7 @@ from lightning_meta.data import (
     SinusoidDataModule,
     TextDataModule,
 )
+from lightning_meta.data import EpisodicDataModule, OmniglotDataModule, SinusoidDataModule, TabularTasksDataModule
 from lightning_meta.episodes import Episode, Support, TaskResult, collate_episodes
 from lightning_meta.learners import AdaptedTask, BayesianLearner, GradientLearner, SupportClassLearner, TaskLearner
 from lightning_meta.likelihoods import Prediction, Samples
@@ -59,6 +60,7 @@ __all__ = [
     "SinusoidDataModule",
     "Support",
     "SupportClassLearner",
+    "TabularTasksDataModule",
     "TaskLearner",
     "TaskResult",
     "TextDataModule",

@@ -6,6 +6,8 @@ from lightning_meta.data.episodic import EpisodicDataModule, NWayDataModule
 from lightning_meta.data.synthetic.sinusoid import SinusoidDataModule
 from lightning_meta.data.text.clinc150 import CLINC150DataModule
 from lightning_meta.data.text.table import TextDataModule
+from lightning_meta.data.tabular.table_module import TableDataModule
+from lightning_meta.data.tabular.tabular_tasks import TabularTasksDataModule
 from lightning_meta.data.vision.omniglot import OmniglotDataModule
 
 __all__ = [
@@ -15,6 +17,8 @@ __all__ = [
     "NWayDataModule",
     "OmniglotDataModule",
     "SinusoidDataModule",
+    "TableDataModule",
+    "TabularTasksDataModule",
     "TaskDataModule",
     "TextDataModule",
 ]

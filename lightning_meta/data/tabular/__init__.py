@@ -1,0 +1,1 @@
+"""Tasks that are groups of a table's rows."""
