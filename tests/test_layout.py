@@ -76,8 +76,16 @@ def test_files_are_short(path):
 
 
 EXTENSION_POINTS = frozenset(
-    {"adapt_task", "query_output", "query_samples", "task_loss", "task_gradient", "adaptation", "prepare_support"}
-    | {"output_shape", "task_metrics", "after_batch", "training_phase", "rates_in_errors", "__init__"}
+    {"adapt_task", "query_output", "query_samples", "adapted_parameters", "task_loss", "task_gradient", "adaptation"}
+    | {
+        "prepare_support",
+        "output_shape",
+        "task_metrics",
+        "after_batch",
+        "training_phase",
+        "rates_in_errors",
+        "__init__",
+    }
 )
 
 

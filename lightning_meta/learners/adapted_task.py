@@ -1,42 +1,49 @@
 """A model adapted to one task."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
-from lightning_meta.likelihoods.losses import LossFunction, likelihood_of
+from lightning_meta.episodes import MetaParameters, Support
+from lightning_meta.execution.attention import differentiable_attention
+from lightning_meta.learners.export import export_predictor
+from lightning_meta.learners.per_task import PerTaskFunctions
+from lightning_meta.likelihoods.losses import likelihood_of
 from lightning_meta.likelihoods.predictive import Likelihood, Prediction, Samples, mean_output, predict
 
 
 class AdaptedTask:
     """What `TaskLearner.adapt` returns: call it on inputs.
 
+    It has copies of what training changes, so that training may continue while it is in use. Frozen parameters are the
+    learner's own.
+
     Attributes:
         state: The adapted state, in the algorithm's own form; for MAML a dictionary of parameters.
-        samples: Returns draws from the posterior over models, as their outputs on inputs ``[query, ...]``.
 
     Args:
+        learner: Whose task it is.
+        meta: The learner's parameters, and the model's frozen ones and buffers, named as in the learner.
         state: See above.
-        samples: See above.
-        loss_fn: The learner's loss.
+        support: The support set, as per-task functions get it.
         support_y: The support set's targets.
-        draws_together: As `TaskLearner.draws_together`.
     """
 
     def __init__(
-        self,
-        state: Any,
-        samples: Callable[[Any], Samples],
-        loss_fn: LossFunction,
-        support_y: Any,
-        draws_together: int = 1,
+        self, learner: PerTaskFunctions, meta: MetaParameters, state: Any, support: Support, support_y: Any
     ) -> None:
         self.state = state
-        self.samples = samples
-        self._loss_fn = loss_fn
+        self._learner = learner
+        self._meta = meta
+        self._support = support
         self._support_y = support_y
-        self._draws_together = draws_together
+        self._loss_fn = learner.loss_fn
 
     def __call__(self, x: Any) -> Tensor:
         """Return logits or regression outputs ``[query, ...]`` for inputs ``[query, ...]``.
@@ -45,13 +52,71 @@ class AdaptedTask:
         """
         return mean_output(likelihood_of(self._loss_fn), self.samples(x))
 
+    def samples(self, x: Any) -> Samples:
+        """Return draws from the posterior over models, as their outputs on inputs ``[query, ...]``."""
+        with torch.no_grad(), differentiable_attention():
+            return self._learner.evaluation_samples(self._meta, self.state, self._support, x)
+
     def predict(self, x: Any) -> Prediction:
         """Return the predictive mean and its uncertainty for inputs ``[query, ...]``."""
         samples = self.samples(x)
         likelihood: Likelihood | None = likelihood_of(self._loss_fn)
         if likelihood is None and _are_labels(self._support_y, samples.outputs[0]):
             likelihood = "categorical"
-        return predict(likelihood, samples, self._draws_together)
+        return predict(likelihood, samples, self._learner.draws_together)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the adapted model's parameters and buffers, for ``load_state_dict`` of a plain copy of the model.
+
+        The copy computes what the task does in ``eval()`` with ``batch_statistics="running"``, or without batch
+        normalization. With ``"batch"`` its batch normalization must be in ``train()``, and everything else in
+        ``eval()``. No plain model normalizes as ``"support"`` does; use `export`.
+
+        Returns:
+            Tensors by their names in the model's ``state_dict()``.
+
+        Raises:
+            TypeError: If a task is not the model with other parameters, as those of Bayesian learners and of
+                classifiers for any number of ways.
+        """
+        adapted = self._learner.adapted_parameters(self._meta, self.state)
+        if adapted is None:
+            raise TypeError(
+                f"a task of {type(self._learner).__name__} is not the model with other parameters, so that it has no "
+                "state_dict(): use export(example_x), which returns the adapted model as a program, or the attribute "
+                "state"
+            )
+        model = self._learner.model
+        values = {**self._learner.model_parameters(self._meta), **adapted}
+        # Shared tensors have several names, and the values have the first.
+        first = {id(own): name for name, own in (*model.named_parameters(), *model.named_buffers())}
+        own_values = model.state_dict(keep_vars=True)
+        return {name: values[first[id(own)]] if id(own) in first else own for name, own in own_values.items()}
+
+    def export(self, example_x: Any) -> ExportedProgram:
+        """Return a program that computes what calling the task does, and needs neither model nor learner.
+
+        Call it as ``program.module()(x)``, with any number of queries. ``torch.export.save`` writes it to a file, which
+        ``torch.export.load`` reads without this package. Random draws, as of some Bayesian learners, are part of the
+        program. With ``batch_statistics="support"`` it takes queries one by one.
+
+        Args:
+            example_x: Inputs ``[query, ...]``, a tensor or a pytree, for shapes and dtypes. Call ``eval()`` of the
+                learner before ``adapt`` if the model has dropout, which is part of the program otherwise.
+
+        Raises:
+            ValueError: If the model's operations depend on values of tensors or on the number of queries.
+        """
+        learner = copy.copy(self._learner)  # which takes no `vmap`, whose sizes could not change
+        learner.execution = replace(learner.execution, task_chunk_size=1)
+        likelihood = likelihood_of(self._loss_fn)
+
+        def predictor(values: Any, x: Any) -> Tensor:
+            meta, state, support = values
+            return mean_output(likelihood, learner.evaluation_samples(meta, state, support, x))
+
+        values = dict(self._meta), self.state, self._support
+        return export_predictor(predictor, values, example_x, learner.batch_statistics == "support")
 
 
 def _are_labels(targets: Any, output: Tensor) -> bool:

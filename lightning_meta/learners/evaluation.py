@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -80,14 +79,15 @@ class Evaluation(PerTaskFunctions):
         support = self.prepare_support(support)
         # Copies, because training may continue while the adapted task is in use.
         meta = {name: p.detach().clone() for name, p in self._meta_parameters().items()}
+        with exclusive():
+            fixed = {f"model.{n}": p.detach() for n, p in self.model.named_parameters() if f"model.{n}" not in meta}
+            fixed |= {f"model.{n}": buffer.detach().clone() for n, buffer in self.model.named_buffers()}
         with differentiable_attention(), torch.no_grad():
             state, losses = run_through(self.adaptation(meta, support, steps))
         if len(losses):
             check_finite(TaskResult(losses[-1:], losses[:0], losses[None]), self.rates_in_errors, self.parameters())
         check_adapted(state, steps, self.rates_in_errors)
-
-        samples = partial(self._samples, meta, state, support)
-        return AdaptedTask(state, samples, self.loss_fn, support_y, self.draws_together)
+        return AdaptedTask(self, meta | fixed, state, support, support_y)
 
     def evaluate(self, batch: Episode, steps: int | None = None, record: tuple[int, ...] | None = None) -> TaskResult:
         """Adapt to each task of a batch, without a meta-gradient.
@@ -173,10 +173,6 @@ class Evaluation(PerTaskFunctions):
             return False
         sets = batch.support_x, batch.query_x
         return are_independent(self.model, self.loss_fn, self.batch_statistics, *sets)
-
-    def _samples(self, meta: MetaParameters, state: Any, support: Support, x: Any) -> Samples:
-        with torch.no_grad(), differentiable_attention():
-            return self.evaluation_samples(meta, state, support, x)
 
     def _prepared(self, batch: Episode) -> Episode:
         x, y, mask = self.prepare_support(batch.support)

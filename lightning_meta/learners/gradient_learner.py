@@ -83,6 +83,13 @@ class GradientLearner(TaskLearner):
         """
         return self.call_model({**self.model_parameters(meta), **state}, x)
 
+    def adapted_parameters(self, meta: MetaParameters, state: Any) -> Mapping[str, Tensor] | None:
+        """Return the adapted parameters; None where `query_output` or `query_samples` is overridden."""
+        own = type(self)
+        overridden = own.query_output is not GradientLearner.query_output
+        overridden |= own.query_samples is not TaskLearner.query_samples
+        return None if overridden else state
+
     def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
         """Return the query loss after the last inner step, and the report."""
         state, support_losses = run_through(self.inner_loop(meta, task.support, self.inner_steps))

@@ -92,6 +92,13 @@ class PerTaskFunctions(L.LightningModule, ABC):
         """
         return Samples(self.query_output(meta, state, x)[None])  # [1, query, ...]
 
+    def adapted_parameters(self, meta: MetaParameters, state: Any) -> Mapping[str, Tensor] | None:
+        """Return parameters, named as in the model, with which the model alone gives `query_output`.
+
+        None, the default, if a task has more than the model, or several models.
+        """
+        return None
+
     def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
         """Return one task's meta-loss, a differentiable function of ``meta``, and its report.
 
@@ -192,7 +199,9 @@ class PerTaskFunctions(L.LightningModule, ABC):
         if not self.execution.vectorizes:
             each = [beside_support(tree_map(lambda leaf, i=i: leaf[i], x)) for i in range(tree_leaves(x)[0].shape[0])]
             return Samples(**tree_map(lambda *leaves: torch.stack(leaves, dim=1), *each))
-        return Samples(**vmap(beside_support, out_dims=1, randomness="different")(x))
+        # Not by out_dims, which cannot place a dimension inside of what all queries share, such as noise.
+        by_query = vmap(beside_support, randomness="different")(x)  # [query, samples, ...]
+        return Samples(**{name: leaf.movedim(0, 1) for name, leaf in by_query.items()})
 
 
 def module_part(meta: MetaParameters, name: str) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Ridge regression in closed form, as a layer and as Bayesian linear regression."""
 
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class RidgeSolution(NamedTuple):
 
     def variance(self, features: Tensor) -> Tensor:
         """Return ``xᵀ (XᵀX + λI)⁻¹ x``, ``[query]``, for features ``[query, features]``, in units of noise variance."""
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features.device):
             return self._variance(features)
 
     def _variance(self, features: Tensor) -> Tensor:
@@ -50,8 +51,16 @@ def ridge(features: Tensor, targets: Tensor, penalty: Tensor, prior: Tensor) -> 
     Returns:
         The solution, which is NaN if the features or the penalty are not finite.
     """
-    with torch.autocast(features.device.type, enabled=False):  # half precision cannot be solved in
+    with full_precision(features.device):
         return _solve(features, targets, penalty, prior)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Switch off autocast inside the block, as half precision cannot be solved in.
+
+    Where it is off the block does nothing, because an exported program would have a part of its own for it.
+    """
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 def _solve(features: Tensor, targets: Tensor, penalty: Tensor, prior: Tensor) -> RidgeSolution:
