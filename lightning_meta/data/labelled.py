@@ -1,6 +1,7 @@
 """N-way K-shot tasks over labelled examples."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +48,11 @@ class ClassEpisodes(EpisodeDataset):
         needed = self.shots + self.query_shots
         small = np.flatnonzero(self._sizes < needed)
         if len(small):
+            names = getattr(self.dataset, "class_names", None)
+            first = classes[small[0]] if names is None else repr(names[classes[small[0]]])
             raise ValueError(
                 f"shots={self.shots} and query_shots={self.query_shots} need {needed} examples per class, but in the "
-                f"{self.split} split {len(small)} classes have fewer (class {classes[small[0]]} has "
+                f"{self.split} split {len(small)} classes have fewer (class {first} has "
                 f"{self._sizes[small[0]]}): lower shots or query_shots, or remove those classes"
             )
         self._by_class = np.argsort(labels, kind="stable")  # example numbers, sorted by class
@@ -65,10 +68,13 @@ class ClassEpisodes(EpisodeDataset):
             if self._block is None or self._block[0] != block:
                 self._block = block, self.example_numbers(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
             numbers = self._block[1][indices % _BLOCK]
-        own, ood = numbers[:, : self.ways], numbers[:, self.ways :, self.shots :]  # [tasks, classes, examples]
-        support_x, support_y = self._labelled(own[..., : self.shots])
-        query_x, query_y = self._labelled(own[..., self.shots :])
-        return Episode(support_x, support_y, query_x, query_y, ood_x=self._labelled(ood)[0] if self.ood_ways else None)
+        seeds = self._seeds(indices, numbers.shape)
+        own, shots = slice(self.ways), slice(self.shots)  # of dimensions 1 and 2: [tasks, classes, examples]
+        ood, queries = slice(self.ways, None), slice(self.shots, None)
+        support_x, support_y = self._labelled(numbers[:, own, shots], seeds[:, own, shots])
+        query_x, query_y = self._labelled(numbers[:, own, queries], seeds[:, own, queries])
+        ood_x = self._labelled(numbers[:, ood, queries], seeds[:, ood, queries])[0] if self.ood_ways else None
+        return Episode(support_x, support_y, query_x, query_y, ood_x=ood_x)
 
     def example_numbers(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return which examples make up the tasks, ``[indices, ways + ood_ways, shots + query_shots]``."""
@@ -92,11 +98,19 @@ class ClassEpisodes(EpisodeDataset):
         within = sample_without_replacement(self._sizes[classes], draws)  # [tasks, classes, examples]
         return self._by_class[self._starts[classes][..., None] + within]
 
-    def _labelled(self, numbers: NDArray[np.int64]) -> tuple[Any, Tensor]:
+    def _seeds(self, indices: NDArray[np.integer], shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """Return a seed for the augmentation of each example, ``[tasks, classes, examples]``; 0 where there is none."""
+        if not isinstance(self.dataset, AugmentedExamples):
+            return np.broadcast_to(np.int64(0), shape)
+        draws = uniforms(self.seed, f"{self.split} augmentation", indices, shape[1] * shape[2])
+        return (draws * 2.0**53).astype(np.int64).reshape(shape)
+
+    def _labelled(self, numbers: NDArray[np.int64], seeds: NDArray[np.int64]) -> tuple[Any, Tensor]:
         """Return the inputs of examples ``[tasks, classes, examples]``, and their labels in the task."""
         tasks, classes, examples = numbers.shape
         labels = torch.arange(classes)[:, None].expand(tasks, classes, examples).flatten(1)
-        return inputs_of(self.dataset, numbers.reshape(tasks, -1)), labels  # [tasks, classes * examples, ...]
+        inputs = inputs_of(self.dataset, numbers.reshape(tasks, -1), seeds.reshape(tasks, -1))
+        return inputs, labels  # [tasks, classes * examples, ...]
 
 
 class Examples(Dataset[Any], ABC):
@@ -104,9 +118,11 @@ class Examples(Dataset[Any], ABC):
 
     Attributes:
         labels: The integer label of each example, ``[examples]``.
+        class_names: The name of each label, for messages; None: labels have no names.
     """
 
     labels: NDArray[np.int64]
+    class_names: Sequence[str] | None = None
 
     @abstractmethod
     def inputs(self, numbers: NDArray[np.int64]) -> Any:
@@ -118,6 +134,17 @@ class Examples(Dataset[Any], ABC):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         """Return one example's input and label."""
         return tree_map(lambda leaf: leaf[0], self.inputs(np.array([index]))), int(self.labels[index])
+
+
+class AugmentedExamples(Examples):
+    """Labelled examples that tasks contain with random changes."""
+
+    @abstractmethod
+    def augmented(self, numbers: NDArray[np.int64], seeds: NDArray[np.int64]) -> Any:
+        """Return the inputs of examples ``[numbers]`` as `inputs` does, each changed as its seed ``[numbers]`` says.
+
+        Tasks are functions of (seed, split, index), and hand down the seeds, integers from 0 to 2**53 - 1.
+        """
 
 
 class TensorExamples(Examples):
@@ -160,8 +187,14 @@ def labels_of(dataset: Dataset[Any]) -> NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
-def inputs_of(dataset: Dataset[Any], numbers: NDArray[np.int64]) -> Any:
-    """Return the inputs of examples ``[...]`` as ``[..., *input]``, batched as torch's default collation does."""
+def inputs_of(dataset: Dataset[Any], numbers: NDArray[np.int64], seeds: NDArray[np.int64]) -> Any:
+    """Return the inputs of examples ``[...]`` as ``[..., *input]``, batched as torch's default collation does.
+
+    Seeds ``[...]`` determine the changes of augmented examples.
+    """
+    if isinstance(dataset, AugmentedExamples):
+        inputs = dataset.augmented(numbers.reshape(-1), seeds.reshape(-1))
+        return tree_map(lambda leaf: leaf.unflatten(0, numbers.shape), inputs)
     if isinstance(dataset, Examples):
         inputs = dataset.inputs(numbers.reshape(-1))
         return tree_map(lambda leaf: leaf.unflatten(0, numbers.shape), inputs)

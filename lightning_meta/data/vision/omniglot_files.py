@@ -6,19 +6,16 @@ import hashlib
 import http.client
 import io
 import json
-import os
 import re
 import stat
 import urllib.request
-import uuid
 import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,11 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
+from lightning_meta.data.vision.atomic_files import remove_leftovers, replacing
 
 _URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 # The address and the published MD5, which only downloads are compared with: mirrors zip the same images differently.
@@ -86,7 +79,7 @@ def load_omniglot(root: str | Path, cache_dir: str | Path | None = None, downloa
         raise FileNotFoundError(f"root='{root}' does not exist: name the folder of the archives, or pass download=True")
     cache = (root if cache_dir is None else Path(cache_dir)) / _CACHE_NAME
     for target in (cache, *(root / f"{part}.zip" for part in _ARCHIVES)):
-        _remove_leftovers(target)
+        remove_leftovers(target)
     sources = [_source(root, part, download) for part in _CHARACTERS]
     # Taken before decoding: if the files change meanwhile, the cache does not match them and is made again.
     fingerprint = "\n".join(_fingerprint(source) for source in sources)
@@ -126,7 +119,7 @@ def _download(url: str, md5: str, target: Path) -> None:
     cure = f"try again, or put {target.name} into '{target.parent}' yourself"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(target) as file, urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
+        with replacing(target) as file, urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
             while block := response.read(1 << 20):
                 digest.update(block)
                 file.write(block)
@@ -260,7 +253,7 @@ def _read_cache(path: Path, fingerprint: str) -> OmniglotImages | None:
 def _write_cache(path: Path, decoded: OmniglotImages, fingerprint: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = json.dumps(decoded.names).encode() + b"\n" + decoded.images.numpy().tobytes()
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(_seal(fingerprint, content) + b"\n" + content)
 
 
@@ -269,42 +262,3 @@ def _seal(fingerprint: str, content: bytes | bytearray) -> bytes:
     digest = hashlib.blake2b(f"{_CACHE_FORMAT}\n{fingerprint}\n".encode())
     digest.update(content)
     return digest.hexdigest().encode()
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """Open a new file beside ``target`` that takes its place only if the block ends without an exception."""
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with _in_use(partial):
-            with partial.open("wb") as file:
-                yield file
-            os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def _in_use(partial: Path) -> Iterator[None]:
-    """Create a file and lock it, by which `_remove_leftovers` tells it from one whose process was killed."""
-    while True:
-        with partial.open("xb") as lock:
-            if fcntl is None:
-                lock.close()  # Windows does not replace open files
-            else:
-                with suppress(OSError):  # a file system without locks; there leftovers stay
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-            if partial.exists():  # else another process took it for a leftover before it was locked
-                yield
-                return
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Remove the partial files beside ``target`` of processes that were killed while they wrote it."""
-    if fcntl is None:
-        return
-    with suppress(OSError):
-        for partial in target.parent.glob(f".{target.name}.{'[0-9a-f]' * 32}"):
-            with suppress(OSError), partial.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a process writes it
-                partial.unlink()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_meta.data.vision import omniglot_files
+from lightning_meta.data.vision import atomic_files, omniglot_files
 from lightning_meta.data.vision.omniglot_files import load_omniglot
 from tests.data.vision.look_alikes import (
     BACKGROUND,
@@ -168,7 +168,7 @@ class TestInterruptedWrite:
             raise fault
 
         with monkeypatch.context() as patch:
-            patch.setattr(omniglot_files.os, "replace", interrupted)
+            patch.setattr(atomic_files.os, "replace", interrupted)
             with pytest.raises(fault):
                 load_omniglot(root)
         assert contents(root) == zip_names()
@@ -193,7 +193,7 @@ class TestInterruptedWrite:
         def interrupted(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(omniglot_files.os, "replace", interrupted)
+        monkeypatch.setattr(atomic_files.os, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load_omniglot(root)
         assert (root / CACHE).read_bytes() == older
@@ -220,7 +220,7 @@ class TestInterruptedWrite:
         others = [cache_dir / f".{CACHE}.mine", cache_dir / f"{CACHE}.{'0' * 32}", root / f".other.zip.{'0' * 32}"]
         for path in [*stale, *others]:
             path.write_bytes(b"part")
-        with omniglot_files._replacing(cache_dir / CACHE) as file:
+        with atomic_files.replacing(cache_dir / CACHE) as file:
             file.write(b"part")
             load_omniglot(root, cache_dir)
             load_omniglot(root, cache_dir)
@@ -232,22 +232,22 @@ class TestInterruptedWrite:
 
     @pytest.mark.skipif(sys.platform == "win32", reason="no locks by which leftovers are known")
     def test_file_taken_for_a_leftover_before_it_is_locked(self, root, files, monkeypatch):
-        lock, calls = omniglot_files.fcntl.flock, []
+        lock, calls = atomic_files.fcntl.flock, []
 
         def late(handle, operation):
             if not calls:
                 calls.append(handle)
-                omniglot_files._remove_leftovers(root / CACHE)
+                atomic_files.remove_leftovers(root / CACHE)
             return lock(handle, operation)
 
         with monkeypatch.context() as patch:
-            patch.setattr(omniglot_files.fcntl, "flock", late)
+            patch.setattr(atomic_files.fcntl, "flock", late)
             load_omniglot(root)
         assert calls
         assert contents(root) == zip_names(CACHE)
 
     def test_without_locks(self, root, files, monkeypatch):
-        monkeypatch.setattr(omniglot_files, "fcntl", None)
+        monkeypatch.setattr(atomic_files, "fcntl", None)
         assert torch.equal(load_omniglot(root).images, expected_images(files))
         assert contents(root) == zip_names(CACHE)
 
