@@ -16,11 +16,12 @@ from lightning_meta.algorithms import (
 from lightning_meta.data import (
     CLINC150DataModule,
     EpisodicDataModule,
+    ImageFolderDataModule,
     OmniglotDataModule,
     SinusoidDataModule,
+    TabularTasksDataModule,
     TextDataModule,
 )
-from lightning_meta.data import EpisodicDataModule, OmniglotDataModule, SinusoidDataModule, TabularTasksDataModule
 from lightning_meta.episodes import Episode, Support, TaskResult, collate_episodes
 from lightning_meta.learners import AdaptedTask, BayesianLearner, GradientLearner, SupportClassLearner, TaskLearner
 from lightning_meta.likelihoods import Prediction, Samples
@@ -48,6 +49,7 @@ __all__ = [
     "EpisodicDataModule",
     "FewShotPredictor",
     "GradientLearner",
+    "ImageFolderDataModule",
     "ImplicitMAML",
     "MetaLearner",
     "MetaSGD",

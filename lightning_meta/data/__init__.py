@@ -4,16 +4,18 @@ from lightning_meta.data.base import TaskDataModule
 from lightning_meta.data.episodes import EpisodeDataset
 from lightning_meta.data.episodic import EpisodicDataModule, NWayDataModule
 from lightning_meta.data.synthetic.sinusoid import SinusoidDataModule
-from lightning_meta.data.text.clinc150 import CLINC150DataModule
-from lightning_meta.data.text.table import TextDataModule
 from lightning_meta.data.tabular.table_module import TableDataModule
 from lightning_meta.data.tabular.tabular_tasks import TabularTasksDataModule
+from lightning_meta.data.text.clinc150 import CLINC150DataModule
+from lightning_meta.data.text.table import TextDataModule
+from lightning_meta.data.vision.image_folder import ImageFolderDataModule
 from lightning_meta.data.vision.omniglot import OmniglotDataModule
 
 __all__ = [
     "CLINC150DataModule",
     "EpisodeDataset",
     "EpisodicDataModule",
+    "ImageFolderDataModule",
     "NWayDataModule",
     "OmniglotDataModule",
     "SinusoidDataModule",

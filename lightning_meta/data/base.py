@@ -1,7 +1,7 @@
 """The base of all data modules of tasks."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import lightning as L
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
@@ -42,6 +42,9 @@ class TaskDataModule(L.LightningDataModule, ABC):
     in_time_order = False
     """Whether the examples of support sets are in the order of time, and precede those of query sets."""
 
+    arguments_not_kept: ClassVar[tuple[str, ...]] = ()
+    """Those of the arguments that may be no plain values."""
+
     preparation: Preparation | None = None
     """How files become tensors, set by `setup`; None: the data do not come from files, or cannot be added to."""
 
@@ -67,7 +70,8 @@ class TaskDataModule(L.LightningDataModule, ABC):
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         if self.keeps_arguments:
-            self.save_hyperparameters()  # those of derived classes too: Lightning looks through all constructors
+            # Those of derived classes too: Lightning looks through all constructors.
+            self.save_hyperparameters(ignore=list(self.arguments_not_kept))
 
     @_restricted_classmethod
     def load_from_checkpoint(

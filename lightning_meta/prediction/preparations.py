@@ -3,9 +3,11 @@
 from lightning_meta.checkpoints.checked_io import Source, read_checkpoint
 from lightning_meta.checkpoints.content import shortened
 from lightning_meta.data.preparation import Preparation
+from lightning_meta.data.tabular.table_preparation import TablePreparation
 from lightning_meta.data.text.preparation import TextPreparation
+from lightning_meta.data.vision.image_preparation import ImagePreparation
 
-KINDS: dict[str, type[Preparation]] = {cls.kind: cls for cls in (TextPreparation,)}
+KINDS: dict[str, type[Preparation]] = {cls.kind: cls for cls in (TablePreparation, TextPreparation, ImagePreparation)}
 
 
 def preparation_of(ckpt_path: Source) -> Preparation:

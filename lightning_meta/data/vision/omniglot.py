@@ -12,7 +12,8 @@ from torch.utils.data import TensorDataset
 from lightning_meta import arguments
 from lightning_meta.data.episodes import Split
 from lightning_meta.data.episodic import NWayDataModule
-from lightning_meta.data.vision.omniglot_files import OmniglotImages, load_omniglot
+from lightning_meta.data.vision.image_preparation import ImagePreparation
+from lightning_meta.data.vision.omniglot_files import IMAGE_SIZE, OmniglotImages, load_omniglot
 
 CharacterSplit = Literal["vinyals", "lake"]
 
@@ -76,6 +77,8 @@ class OmniglotDataModule(NWayDataModule):
     def datasets(self) -> dict[Split, TensorDataset]:
         """Return the drawings of each split's characters, labelled by the character's position in the split."""
         loaded = load_omniglot(self.root, self.cache_dir)
+        # As the drawings are read: paper 0 and ink 1, from 0 to 1.
+        self.preparation = ImagePreparation(IMAGE_SIZE, "grayscale", mean=[0.0], std=[1.0], invert=True)
         datasets: dict[Split, TensorDataset] = {}
         for split, characters in split_characters(loaded, self.character_split).items():
             images = loaded.images[torch.from_numpy(characters)]  # [characters, drawings, 28, 28]

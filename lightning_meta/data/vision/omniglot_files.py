@@ -25,6 +25,9 @@ from torch import Tensor
 
 from lightning_meta.data.vision.atomic_files import remove_leftovers, replacing
 
+IMAGE_SIZE = 28
+"""Height and width of the images in pixels."""
+
 _URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 # The address and the published MD5, which only downloads are compared with: mirrors zip the same images differently.
 _ARCHIVES = {
@@ -34,7 +37,6 @@ _ARCHIVES = {
 _CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 _DRAWINGS = 20
 _ORIGINAL_SIZE = (105, 105)
-_SIZE = 28
 _LARGEST_FILE = 1 << 16  # bytes; a drawing has about 200, and 44,100 without compression and with four channels
 _TIMEOUT_SECONDS = 60.0
 _CACHE_NAME = "omniglot_28x28.cache"
@@ -216,7 +218,7 @@ def _decode(source: Path, name: str, content: bytes) -> NDArray[np.uint8]:
         gray = image.convert("L") if size == _ORIGINAL_SIZE else None  # nothing larger is decoded
     if gray is None:
         raise _broken(source, f"{name} in '{source}' has {size} pixels instead of Omniglot's {_ORIGINAL_SIZE}")
-    return 255 - np.asarray(gray.resize((_SIZE, _SIZE), Image.Resampling.LANCZOS), dtype=np.uint8)
+    return 255 - np.asarray(gray.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS), dtype=np.uint8)
 
 
 @contextmanager
@@ -246,7 +248,7 @@ def _read_cache(path: Path, fingerprint: str) -> OmniglotImages | None:
     # The seal covers every byte, so what follows reads only what _write_cache wrote.
     names, _, pixels = content.partition(b"\n")
     characters = tuple(json.loads(names))
-    images = torch.frombuffer(pixels, dtype=torch.uint8).reshape(len(characters), _DRAWINGS, _SIZE, _SIZE)
+    images = torch.frombuffer(pixels, dtype=torch.uint8).reshape(len(characters), _DRAWINGS, IMAGE_SIZE, IMAGE_SIZE)
     return OmniglotImages(images, characters)
 
 
