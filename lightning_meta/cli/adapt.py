@@ -57,8 +57,13 @@ def adapt(
 
 def adapt_command(args: Sequence[str]) -> pl.DataFrame:
     """Run ``lightning-meta adapt``; bad input ends it with status 2 and one message, and nothing is written."""
-    parser = ArgumentParser(prog="lightning-meta adapt", description=adapt.__doc__.partition("\n")[0])  # type: ignore[union-attr]
-    parser.add_function_arguments(adapt, as_group=False, fail_untyped=False)
+    parser = ArgumentParser(
+        allow_abbrev=False,
+        prog="lightning-meta adapt",
+        description="Adapt a trained learner to labelled examples, and write its predictions for others.",
+    )
+    parser.add_function_arguments(adapt, as_group=False, skip={"overwrite"})
+    parser.add_argument("--overwrite", action="store_true", help="Replace the output file if it exists.")
     config = parser.parse_args(list(args))
     try:
         predictions = adapt(**vars(config))

@@ -1,6 +1,7 @@
 """The base of all data modules of tasks."""
 
 from abc import ABC, abstractmethod
+from pathlib import PurePath
 from typing import Any, ClassVar, Self
 
 import lightning as L
@@ -37,7 +38,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
     """
 
     keeps_arguments = False
-    """Whether checkpoints and loggers keep the constructor's arguments, which must then be plain values."""
+    """Whether checkpoints and loggers keep the constructor's arguments, which must then be plain values or paths."""
 
     in_time_order = False
     """Whether the examples of support sets are in the order of time, and precede those of query sets."""
@@ -72,6 +73,9 @@ class TaskDataModule(L.LightningDataModule, ABC):
         if self.keeps_arguments:
             # Those of derived classes too: Lightning looks through all constructors.
             self.save_hyperparameters(ignore=list(self.arguments_not_kept))
+            self.hparams.update(
+                {name: str(value) for name, value in self.hparams.items() if isinstance(value, PurePath)}
+            )
 
     @_restricted_classmethod
     def load_from_checkpoint(

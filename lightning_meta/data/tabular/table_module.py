@@ -107,6 +107,7 @@ class TableDataModule(TaskDataModule):
             )
         _check_roles(task_column, target_column, time_column, split_column, feature_columns)
         _check_split_time(split_time, random_split_time, time_column, query_shots)
+        self.in_time_order = time_column is not None
         self.source = source
         self.task_column = task_column
         self.target_column = target_column

@@ -113,8 +113,12 @@ class ImagePreparation(Preparation):
         return pl.DataFrame({_FILE: files})
 
     def _read_files(self, table: pl.DataFrame, path: Path, labelled: bool) -> pl.DataFrame:
-        columns = [("the picture's column", _FILE)]
-        columns += [("target_column", self.target_column)] if labelled else []
+        if _FILE not in table.columns:
+            raise ValueError(
+                f"{str(path)!r} has no column {_FILE!r}: the checkpoint was trained on pictures, so give a folder of "
+                f"pictures, or a table whose column {_FILE!r} names them"
+            )
+        columns = [("target_column", self.target_column)] if labelled else []
         columns += [] if self.task_column is None else [("task_column", self.task_column)]
         check_columns(table, columns, path)
         names = table[_FILE].cast(pl.String).to_list()

@@ -102,7 +102,7 @@ class TestTables:
             ("file,class\n/etc/passwd,x", {}, True, ValueError, "leads out of the folder"),
             ("file,class\nnowhere.png,x", {}, True, FileNotFoundError, "nowhere.png', which does not exist"),
             ("file,class\n,x", {}, True, ValueError, "row without a file"),
-            ("image,class\na.png,x", {}, True, ValueError, "'file', but .* no such column"),
+            ("image,class\na.png,x", {}, True, ValueError, "no column 'file': the checkpoint was trained on pictures"),
             ("file,klass\na.png,x", {}, True, ValueError, "target_column='class'.*did you mean 'klass'"),
             ("file\na.png", {"task_column": "user"}, False, ValueError, "task_column='user'"),
         ],
