@@ -21,6 +21,12 @@ from lightning_meta.data import (
     SinusoidDataModule,
     TabularTasksDataModule,
     TextDataModule,
+    EpisodicDataModule,
+    OmniglotDataModule,
+    PhysioNet2012DataModule,
+    SinusoidDataModule,
+    SP500DataModule,
+    TabularTasksDataModule,
 )
 from lightning_meta.episodes import Episode, Support, TaskResult, collate_episodes
 from lightning_meta.learners import AdaptedTask, BayesianLearner, GradientLearner, SupportClassLearner, TaskLearner
@@ -54,10 +60,12 @@ __all__ = [
     "MetaLearner",
     "MetaSGD",
     "OmniglotDataModule",
+    "PhysioNet2012DataModule",
     "Prediction",
     "ProtoMAML",
     "ProtoNet",
     "Reptile",
+    "SP500DataModule",
     "Samples",
     "SinusoidDataModule",
     "Support",

@@ -4,6 +4,8 @@ from lightning_meta.data.base import TaskDataModule
 from lightning_meta.data.episodes import EpisodeDataset
 from lightning_meta.data.episodic import EpisodicDataModule, NWayDataModule
 from lightning_meta.data.synthetic.sinusoid import SinusoidDataModule
+from lightning_meta.data.tabular.physionet2012 import PhysioNet2012DataModule
+from lightning_meta.data.tabular.sp500 import SP500DataModule
 from lightning_meta.data.tabular.table_module import TableDataModule
 from lightning_meta.data.tabular.tabular_tasks import TabularTasksDataModule
 from lightning_meta.data.text.clinc150 import CLINC150DataModule
@@ -18,6 +20,8 @@ __all__ = [
     "ImageFolderDataModule",
     "NWayDataModule",
     "OmniglotDataModule",
+    "PhysioNet2012DataModule",
+    "SP500DataModule",
     "SinusoidDataModule",
     "TableDataModule",
     "TabularTasksDataModule",
