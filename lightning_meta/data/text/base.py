@@ -61,7 +61,7 @@ class ClassifiedTextDataModule(NWayDataModule):
         val_classes: float = 0.2,
         test_classes: float = 0.2,
         max_length: int | None = None,
-        vocabulary_size: int = 8192,
+        vocabulary_size: int = 4096,
         min_count: int = 2,
         hash_buckets: int = 1024,
         tokenizer: str | None = None,
