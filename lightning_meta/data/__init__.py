@@ -10,14 +10,21 @@ from lightning_meta.data.tabular.table_module import TableDataModule
 from lightning_meta.data.tabular.tabular_tasks import TabularTasksDataModule
 from lightning_meta.data.text.clinc150 import CLINC150DataModule
 from lightning_meta.data.text.table import TextDataModule
+from lightning_meta.data.vision.archives.cifar_fs import CIFARFSDataModule
+from lightning_meta.data.vision.archives.fc100 import FC100DataModule
+from lightning_meta.data.vision.archives.mini_imagenet import MiniImagenetDataModule
+from lightning_meta.data.vision.archives.tiered_imagenet import TieredImagenetDataModule
 from lightning_meta.data.vision.image_folder import ImageFolderDataModule
 from lightning_meta.data.vision.omniglot import OmniglotDataModule
 
 __all__ = [
     "CLINC150DataModule",
+    "CIFARFSDataModule",
     "EpisodeDataset",
     "EpisodicDataModule",
+    "FC100DataModule",
     "ImageFolderDataModule",
+    "MiniImagenetDataModule",
     "NWayDataModule",
     "OmniglotDataModule",
     "PhysioNet2012DataModule",
@@ -27,4 +34,5 @@ __all__ = [
     "TabularTasksDataModule",
     "TaskDataModule",
     "TextDataModule",
+    "TieredImagenetDataModule",
 ]

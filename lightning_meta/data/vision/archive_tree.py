@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 from lightning_meta.data.vision.file_tree import (
-    LARGEST_FILE,
     FileTree,
     FolderTree,
     JoinedTree,
     checked_size,
     is_hidden,
+    read_bounded,
 )
 
 _ZIP_ENDINGS = (".zip",)
@@ -82,7 +82,7 @@ class ArchiveTree(FileTree):
     def read(self, name: str) -> bytes:
         """Return a file's content."""
         with self._explained(), self._opened(self._members[name]) as file:
-            content = file.read(LARGEST_FILE + 1)  # whatever size the archive claims
+            content = read_bounded(file)
         return checked_size(content, self.shown(name))
 
     def stamp(self, name: str) -> str:

@@ -7,7 +7,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 LARGEST_FILE = 1 << 26
 """Bytes; no larger file is read, whatever size an archive claims for it."""
@@ -99,7 +99,7 @@ class FolderTree(FileTree):
             if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for a writer
                 raise OSError("it is no file")
             with path.open("rb") as file:
-                content = file.read(LARGEST_FILE + 1)
+                content = read_bounded(file)
         except OSError as error:
             raise ValueError(
                 f"'{path}' cannot be read ({error.strerror or error}): replace it, or leave it out"
@@ -187,8 +187,13 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def read_bounded(file: IO[bytes]) -> bytes:
+    """Read a file, whatever size it claims, but hardly more than `LARGEST_FILE`."""
+    return file.read(LARGEST_FILE + 1)
+
+
 def checked_size(content: bytes, shown: str) -> bytes:
-    """Return a file's content unless it is too large."""
+    """Return what `read_bounded` returned unless the file is too large."""
     if len(content) > LARGEST_FILE:
         raise ValueError(f"{shown} has more than {LARGEST_FILE} bytes, too many for a picture: leave it out")
     return content

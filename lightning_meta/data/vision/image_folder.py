@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from lightning_meta.data.episodes import Split
-from lightning_meta.data.vision.augmentation import Augmentation
-from lightning_meta.data.vision.decoding import Channels
 from lightning_meta.data.vision.file_tree import FileTree
 from lightning_meta.data.vision.image_data_module import ImageDataModule
 from lightning_meta.data.vision.layouts import Classes, split_folders, table_splits
@@ -28,13 +24,7 @@ class ImageFolderDataModule(ImageDataModule):
             for ``root`` itself; the columns are ``filename`` and ``label``, as in those of Ravi and Larochelle
             (ICLR 2017) for miniImageNet.
         images_dir: The folder to which ``filename`` is relative, itself relative to ``root``.
-        image_size: Height and width to which pictures are resized, regardless of their proportions, in pixels.
-        channels: As in `ImageDataModule`.
-        mean: As in `ImageDataModule`.
-        std: As in `ImageDataModule`.
-        cache_dir: As in `ImageDataModule`.
-        augment: As in `ImageDataModule`.
-        **options: As in `NWayDataModule` and `TaskDataModule`.
+        **options: As in `ImageDataModule`, `NWayDataModule` and `TaskDataModule`.
 
     Raises:
         ValueError: If an argument is out of its range, or a picture or table is broken.
@@ -50,15 +40,9 @@ class ImageFolderDataModule(ImageDataModule):
         root: str | Path,
         splits_dir: str | None = None,
         images_dir: str = "images",
-        image_size: int = 84,
-        channels: Channels = "rgb",
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        cache_dir: str | Path | None = None,
-        augment: Augmentation | Callable[[Tensor], Tensor] = "none",
         **options: Any,
     ) -> None:
-        super().__init__(root, image_size, channels, mean, std, cache_dir, augment, **options)
+        super().__init__(root, **options)
         self.splits_dir = splits_dir
         self.images_dir = images_dir
 

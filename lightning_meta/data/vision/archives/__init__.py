@@ -1,0 +1,1 @@
+"""Published data sets of pictures, in the files that their publishers made."""
