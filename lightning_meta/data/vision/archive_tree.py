@@ -114,7 +114,8 @@ class ArchiveTree(FileTree):
         try:
             yield
         except Exception as error:  # zipfile and tarfile raise many kinds for damaged files
-            raise ValueError(f"'{self.path}' is no intact archive ({error}): download it again") from error
+            reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(":")
+            raise ValueError(f"'{self.path}' is no intact archive ({reason}): download it again") from error
 
 
 class ZipTree(ArchiveTree):
@@ -158,6 +159,10 @@ class TarTree(ArchiveTree):
     def _listed(self) -> Iterator[tuple[str, Any, bool | None]]:
         for member in self._archive:
             yield member.name, member, True if member.isreg() else False if member.isdir() else None
+        file: Any = self._archive.fileobj
+        file.seek(self._archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a cut inside a header for the end
+            raise EOFError("its end is missing")
 
     def _opened(self, member: Any) -> IO[bytes]:
         file = self._archive.extractfile(member)

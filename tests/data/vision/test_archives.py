@@ -149,13 +149,13 @@ class TestLayouts:
         archive = write_zip(tmp_path / "a.zip", {**made, **dict.fromkeys(junk, b"junk")})
         check_same(FC100DataModule(archive, **SMALL), expected)
 
-    @pytest.mark.parametrize(("cls", "size"), zip(MODULES, (32, 32, 84, 84), strict=True))
+    @pytest.mark.parametrize(("cls", "size"), list(zip(MODULES, (32, 32, 84, 84), strict=True)))
     def test_sizes(self, cls, size):
         assert cls("anywhere").picture_format.image_size == size
 
 
 @pytest.mark.parametrize(
-    ("cls", "counts"), zip(MODULES, [(64, 16, 20), (60, 20, 20), (64, 16, 20), (351, 97, 160)], strict=True)
+    ("cls", "counts"), list(zip(MODULES, [(64, 16, 20), (60, 20, 20), (64, 16, 20), (351, 97, 160)], strict=True))
 )
 def test_published_numbers_of_classes(cls, counts, monkeypatch):
     monkeypatch.undo()
