@@ -48,7 +48,7 @@ class ClassEpisodes(EpisodeDataset):
         needed = self.shots + self.query_shots
         small = np.flatnonzero(self._sizes < needed)
         if len(small):
-            names = getattr(self.dataset, "class_names", None)
+            names = self.dataset.class_names if isinstance(self.dataset, Examples) else None
             first = classes[small[0]] if names is None else repr(names[classes[small[0]]])
             raise ValueError(
                 f"shots={self.shots} and query_shots={self.query_shots} need {needed} examples per class, but in the "

@@ -130,7 +130,7 @@ class FolderTree(FileTree):
         if not path.is_dir():
             return []
         with os.scandir(path) as entries:
-            return sorted(e.name for e in entries if not is_hidden(e.name) and e.is_dir() is folders)
+            return sorted(e.name for e in entries if not is_hidden(e.name) and _is_folder(e) is folders)
 
 
 class JoinedTree(FileTree):
@@ -180,6 +180,13 @@ class JoinedTree(FileTree):
     def _of(self, name: str) -> tuple[int, FileTree]:
         numbered = list(enumerate(self.trees))
         return next((item for item in reversed(numbered) if item[1].has_file(name)), numbered[0])
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, which `read` refuses as a file
+        return False
 
 
 def is_hidden(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,16 @@ class PictureExamples(Examples):
     def inputs(self, numbers: NDArray[np.int64]) -> Tensor:
         """Return pictures ``[numbers]``, ``[numbers, channels, height, width]``."""
         return self.normalize(self.pixels.take(numbers, axis=0))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the name of a mapped file in the place of its content, which workers map, too."""
+        mapped = isinstance(self.pixels, np.memmap)
+        return vars(self) | ({"pixels": str(self.pixels.filename)} if mapped else {})  # type: ignore[attr-defined]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if not isinstance(self.pixels, np.ndarray):
+            self.pixels = np.load(self.pixels, mmap_mode="r", allow_pickle=False)
 
 
 class AugmentedPictures(AugmentedExamples):

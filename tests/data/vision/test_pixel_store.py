@@ -58,6 +58,22 @@ def test_the_second_run_decodes_nothing_and_equals_memory(root, cache, decoded):
     ]
 
 
+@pytest.mark.parametrize("augment", ["none", "crop_flip"])
+def test_workers_get_the_name_of_the_file(root, cache, augment):
+    episodes = module(root, cache_dir=cache, augment=augment).episodes("train")
+    (path,) = cache.glob("root_train_*")
+    pickled = pickle.dumps(episodes)
+    assert str(path).encode() in pickled
+    pixels = path.read_bytes()[-200:]
+    assert pixels not in pickled
+    again = pickle.loads(pickled)
+    examples = again.dataset if augment == "none" else again.dataset.examples
+    assert isinstance(examples.pixels, np.memmap)
+    assert torch.equal(again[3].query_x, episodes[3].query_x)
+    in_memory = pickle.loads(pickle.dumps(module(root, augment=augment).episodes("train")))
+    assert torch.equal(in_memory[3].query_x, episodes[3].query_x)
+
+
 def test_a_changed_picture_makes_a_new_file(root, cache):
     before = tasks(root, cache)
     path = root / "train/train_0/0.png"
