@@ -69,11 +69,10 @@ class ClassEpisodes(EpisodeDataset):
                 self._block = block, self.example_numbers(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
             numbers = self._block[1][indices % _BLOCK]
         seeds = self._seeds(indices, numbers.shape)
-        own, shots = slice(self.ways), slice(self.shots)  # of dimensions 1 and 2: [tasks, classes, examples]
-        ood, queries = slice(self.ways, None), slice(self.shots, None)
-        support_x, support_y = self._labelled(numbers[:, own, shots], seeds[:, own, shots])
-        query_x, query_y = self._labelled(numbers[:, own, queries], seeds[:, own, queries])
-        ood_x = self._labelled(numbers[:, ood, queries], seeds[:, ood, queries])[0] if self.ood_ways else None
+        own, ood = slice(self.ways), slice(self.ways, None)  # of the classes
+        support_x, support_y = self._labelled(numbers, seeds, own, slice(self.shots))
+        query_x, query_y = self._labelled(numbers, seeds, own, slice(self.shots, None))
+        ood_x = self._labelled(numbers, seeds, ood, slice(self.shots, None))[0] if self.ood_ways else None
         return Episode(support_x, support_y, query_x, query_y, ood_x=ood_x)
 
     def example_numbers(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -98,19 +97,23 @@ class ClassEpisodes(EpisodeDataset):
         within = sample_without_replacement(self._sizes[classes], draws)  # [tasks, classes, examples]
         return self._by_class[self._starts[classes][..., None] + within]
 
-    def _seeds(self, indices: NDArray[np.integer], shape: tuple[int, ...]) -> NDArray[np.int64]:
-        """Return a seed for the augmentation of each example, ``[tasks, classes, examples]``; 0 where there is none."""
+    def _seeds(self, indices: NDArray[np.integer], shape: tuple[int, ...]) -> NDArray[np.int64] | None:
+        """Return a seed for the augmentation of each example, ``[tasks, classes, examples]``; None: there is none."""
         if not isinstance(self.dataset, AugmentedExamples):
-            return np.broadcast_to(np.int64(0), shape)
+            return None
         draws = uniforms(self.seed, f"{self.split} augmentation", indices, shape[1] * shape[2])
         return (draws * 2.0**53).astype(np.int64).reshape(shape)
 
-    def _labelled(self, numbers: NDArray[np.int64], seeds: NDArray[np.int64]) -> tuple[Any, Tensor]:
-        """Return the inputs of examples ``[tasks, classes, examples]``, and their labels in the task."""
-        tasks, classes, examples = numbers.shape
-        labels = torch.arange(classes)[:, None].expand(tasks, classes, examples).flatten(1)
-        inputs = inputs_of(self.dataset, numbers.reshape(tasks, -1), seeds.reshape(tasks, -1))
-        return inputs, labels  # [tasks, classes * examples, ...]
+    def _labelled(
+        self, numbers: NDArray[np.int64], seeds: NDArray[np.int64] | None, classes: slice, examples: slice
+    ) -> tuple[Any, Tensor]:
+        """Return the inputs of some of the examples ``[tasks, classes, examples]``, and their labels in the task."""
+        chosen = numbers[:, classes, examples]
+        flat = chosen.reshape(len(chosen), -1)  # [tasks, classes * examples]
+        labels = torch.arange(chosen.shape[1])[:, None].expand(chosen.shape).flatten(1)
+        if seeds is None:
+            return inputs_of(self.dataset, flat), labels
+        return inputs_of(self.dataset, flat, seeds[:, classes, examples].reshape(flat.shape)), labels
 
 
 class Examples(Dataset[Any], ABC):
@@ -187,12 +190,12 @@ def labels_of(dataset: Dataset[Any]) -> NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
-def inputs_of(dataset: Dataset[Any], numbers: NDArray[np.int64], seeds: NDArray[np.int64]) -> Any:
+def inputs_of(dataset: Dataset[Any], numbers: NDArray[np.int64], seeds: NDArray[np.int64] | None = None) -> Any:
     """Return the inputs of examples ``[...]`` as ``[..., *input]``, batched as torch's default collation does.
 
-    Seeds ``[...]`` determine the changes of augmented examples.
+    Seeds ``[...]`` determine the changes of `AugmentedExamples`; None: they are not changed.
     """
-    if isinstance(dataset, AugmentedExamples):
+    if isinstance(dataset, AugmentedExamples) and seeds is not None:
         inputs = dataset.augmented(numbers.reshape(-1), seeds.reshape(-1))
         return tree_map(lambda leaf: leaf.unflatten(0, numbers.shape), inputs)
     if isinstance(dataset, Examples):

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lightning_meta import arguments
 from lightning_meta.data.episodes import Split
@@ -67,7 +66,7 @@ class ImageDataModule(NWayDataModule):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         cache_dir: str | Path | None = None,
-        augment: Augmentation | Callable[[Tensor], Tensor] = "none",
+        augment: Augmentation | Callable[[Any], Any] = "none",
         **options: Any,
     ) -> None:
         super().__init__(**options)
