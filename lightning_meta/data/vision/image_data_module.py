@@ -53,7 +53,7 @@ class ImageDataModule(NWayDataModule):
 
     keeps_arguments = True
 
-    arguments_not_kept = ("root", "cache_dir", "augment")
+    arguments_not_kept = ("augment",)
 
     with_archives: ClassVar[bool] = False
     """Whether archives in the root count as if they were extracted there."""
@@ -78,10 +78,9 @@ class ImageDataModule(NWayDataModule):
         self.mean, self.std = mean, std
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.augment = augment
-        kept = {"root": str(root), "cache_dir": None if cache_dir is None else str(cache_dir), "augment": augment}
-        if callable(augment):  # a text in its place, which the check refuses where the checkpoint's arguments are used
-            kept["augment"] = f"a function that the checkpoint does not keep, {augment!r}: pass it again"
-        self.save_hyperparameters(kept)
+        # In the place of a function a text, which the check refuses where the checkpoint's arguments are used.
+        lost = f"a function that the checkpoint does not keep, {augment!r}: pass it again"
+        self.save_hyperparameters({"augment": lost if callable(augment) else augment})
 
     @abstractmethod
     def find(self, tree: FileTree) -> Mapping[Split, Classes]:
