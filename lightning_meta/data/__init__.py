@@ -18,8 +18,8 @@ from lightning_meta.data.vision.image_folder import ImageFolderDataModule
 from lightning_meta.data.vision.omniglot import OmniglotDataModule
 
 __all__ = [
-    "CLINC150DataModule",
     "CIFARFSDataModule",
+    "CLINC150DataModule",
     "EpisodeDataset",
     "EpisodicDataModule",
     "FC100DataModule",
