@@ -11,6 +11,7 @@ import pytest
 
 import lightning_meta
 from lightning_meta import algorithms
+from lightning_meta.algorithms import baselines
 from lightning_meta.learners.per_task import PerTaskFunctions
 
 PACKAGE = Path(lightning_meta.__file__).parent
@@ -89,7 +90,7 @@ EXTENSION_POINTS = frozenset(
 )
 
 
-@pytest.mark.parametrize("learner", [getattr(algorithms, name) for name in algorithms.__all__])
+@pytest.mark.parametrize("learner", [getattr(m, name) for m in (algorithms, baselines) for name in m.__all__])
 def test_only_extension_points_are_overridden(learner):
     """A method of the package with a body is overridden only if it is named as an extension point."""
     own = [cls for cls in learner.__mro__ if cls.__module__.startswith("lightning_meta.")]

@@ -9,7 +9,7 @@ from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-import lightning_meta.algorithms
+import lightning_meta.algorithms.baselines
 import lightning_meta.models  # noqa: F401 (imported so that class names without a module path resolve)
 from lightning_meta.data import TaskDataModule
 from lightning_meta.data.tables import write_table

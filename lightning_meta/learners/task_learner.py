@@ -30,6 +30,11 @@ from lightning_meta.models.batch_statistics import (
 
 SchedulerInterval = Literal["epoch", "step"]
 
+_NOTHING_TO_LEARN = (
+    "model has no parameter with requires_grad=True: there is nothing to meta-learn. Leave out the training: validate, "
+    "test and predict without it"
+)
+
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
     """The default outer optimizer: Adam with a rate of 1e-3, as in the MAML paper."""
@@ -140,7 +145,7 @@ class TaskLearner(Evaluation, Checkpointing):
         self._accumulated = None
         trainable = self._meta_parameters()
         if not trainable:
-            raise ValueError("model has no parameter with requires_grad=True: there is nothing to meta-learn")
+            raise ValueError(_NOTHING_TO_LEARN)
         if not all(p.requires_grad for p in trainable.values()):
             names = [name for name, p in trainable.items() if not p.requires_grad]
             raise ValueError(f"{names} were frozen after {type(self).__name__} was made: freeze the model before")
@@ -172,7 +177,10 @@ class TaskLearner(Evaluation, Checkpointing):
 
     def configure_optimizers(self) -> Any:
         """The outer optimizer and its schedule."""
-        optimizer = self.optimizer_factory(p for p in self.parameters() if p.requires_grad)
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError(_NOTHING_TO_LEARN)
+        optimizer = self.optimizer_factory(parameters)
         if self.lr_scheduler_factory is None:
             return optimizer
         scheduler = self.lr_scheduler_factory(optimizer)
