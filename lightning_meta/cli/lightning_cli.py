@@ -60,9 +60,15 @@ class MetaLearningCLI(LightningCLI):
         return folder
 
 
-def run(args: ArgsType = None) -> LightningCLI:
-    """Run ``fit``, ``validate``, ``test`` or ``predict``; arguments as in `lightning_meta.cli.main`."""
-    return MetaLearningCLI(
+def run(args: ArgsType = None, cls: type[MetaLearningCLI] = MetaLearningCLI, run: bool = True) -> MetaLearningCLI:
+    """Build learner, data and trainer from arguments as in `lightning_meta.cli.main`.
+
+    Args:
+        args: The arguments.
+        cls: The class of the command line.
+        run: Whether the first argument is ``fit``, ``validate``, ``test`` or ``predict``, to be run.
+    """
+    return cls(
         TaskLearner,
         TaskDataModule,
         subclass_mode_model=True,
@@ -73,4 +79,5 @@ def run(args: ArgsType = None) -> LightningCLI:
         seed_everything_default=0,
         trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "."}}},
         args=args,
+        run=run,
     )

@@ -1,0 +1,140 @@
+"""A learner beside baselines, on the same test tasks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+import polars as pl
+from torch import nn
+
+from lightning_meta.algorithms import ProtoNet
+from lightning_meta.algorithms.baselines import (
+    LastTarget,
+    LogisticRegression,
+    MeanTarget,
+    PooledModel,
+    PooledRidge,
+    RidgeClassifier,
+    RidgeRegression,
+)
+from lightning_meta.data import TaskDataModule
+from lightning_meta.data.preparation import RealTargets
+from lightning_meta.episodes import Episode
+from lightning_meta.learners import TaskLearner
+from lightning_meta.metrics.task_metrics import MeanOverTasks
+
+PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+"""The penalties of ridge and logistic regression from which validation tasks choose."""
+
+
+def compare_with_baselines(
+    data: TaskDataModule,
+    learner: TaskLearner | None = None,
+    pooled_epochs: int = 0,
+    trainer: L.Trainer | None = None,
+) -> pl.DataFrame:
+    """Test a learner and the baselines that suit its tasks.
+
+    Regressions: the mean of the support's targets, its last target (of tasks in time order), ridge regression on the
+    task alone, and one ridge regression on the examples of all training tasks. Classification: nearest prototype, ridge
+    and logistic regression on the task alone. All take the data module's ``raw_features``. Penalties are chosen on
+    validation tasks.
+
+    Args:
+        data: The tasks.
+        learner: A trained learner; it is also tested without adaptation, if it takes inner steps.
+        pooled_epochs: Epochs in which to train a copy of the learner's model on the examples of all training tasks,
+            without adaptation, with the learner's optimizer; 0: leave this baseline out. Regressions only.
+        trainer: Runs the tests; None: a new one.
+
+    Returns:
+        A row for each learner: ``learner``, ``metric`` ("acc", "rmse"), its ``mean`` over test tasks, the half-width
+        ``ci95`` of its 95 % interval, ``tasks``, and the chosen ``penalty``. An "rmse" is the mean of the tasks' root
+        mean squared errors, in the targets' units.
+    """
+    trainer = quiet_trainer() if trainer is None else trainer
+    data.setup("fit")
+    is_regression = _is_regression(data)
+    scale = data.preparation.targets.std if _has_real_targets(data) else 1.0  # type: ignore[union-attr]
+    rows = []
+
+    def add(name: str, tested: TaskLearner, suffix: str = "", penalty: float | None = None) -> None:
+        values = tested.per_task("test")[("mse" if is_regression else "acc") + suffix]
+        mean = MeanOverTasks().to(values.device)
+        mean.update(values.sqrt() * scale if is_regression else values)
+        center, half = mean.compute()
+        rows.append(
+            {
+                "learner": name,
+                "metric": "rmse" if is_regression else "acc",
+                "mean": float(center),
+                "ci95": float(half),
+                "tasks": values.numel(),
+                "penalty": penalty,
+            }
+        )
+
+    if learner is not None:
+        trainer.test(learner, data, verbose=False)
+        add(type(learner).__name__, learner)
+        if learner.eval_inner_steps:
+            add(f"{type(learner).__name__}, no adaptation", learner, "_pre")
+        if pooled_epochs and is_regression:
+            pooled = PooledModel(copy.deepcopy(learner.model), learner.loss_fn, optimizer=learner.optimizer_factory)
+            quiet_trainer(max_epochs=pooled_epochs).fit(pooled, data)
+            trainer.test(pooled, data, verbose=False)
+            add("pooled model", pooled)
+    for name, make, penalties in _baselines(data, is_regression):
+        best = min(penalties, key=lambda penalty: _validation_loss(trainer, make(penalty), data, is_regression))
+        tested = make(best)
+        trainer.test(tested, data, verbose=False)
+        add(name, tested, penalty=best)
+    return pl.DataFrame(rows, schema_overrides={"penalty": pl.Float64})
+
+
+Make = Callable[[Any], TaskLearner]
+
+
+def _baselines(data: TaskDataModule, is_regression: bool) -> Iterable[tuple[str, Make, tuple[float | None, ...]]]:
+    features = data.raw_features()
+    if not is_regression:
+        yield "nearest prototype", lambda _: ProtoNet(features), (None,)
+        yield "ridge regression per task", lambda penalty: RidgeClassifier(features, penalty=penalty), PENALTIES
+        yield "logistic regression per task", lambda penalty: LogisticRegression(features, penalty=penalty), PENALTIES
+        return
+    loss = nn.MSELoss()
+    yield "mean of the support", lambda _: MeanTarget(loss), (None,)
+    if data.in_time_order:
+        yield "last value", lambda _: LastTarget(loss), (None,)
+    yield "ridge regression per task", lambda penalty: RidgeRegression(features, loss, penalty=penalty), PENALTIES
+    pooled = {}
+    for penalty in PENALTIES:
+        pooled[penalty] = PooledRidge(features, loss, penalty=penalty)
+    batches = list(data.train_dataloader())
+    for each in pooled.values():
+        each.fit_tasks(batches)
+    yield "ridge regression on all training tasks", lambda penalty: pooled[penalty], PENALTIES
+
+
+def _validation_loss(trainer: L.Trainer, learner: TaskLearner, data: TaskDataModule, is_regression: bool) -> float:
+    trainer.validate(learner, data, verbose=False)
+    values = learner.per_task("val")
+    return float(values["mse"].sqrt().mean() if is_regression else -values["acc"].mean())
+
+
+def _is_regression(data: TaskDataModule) -> bool:
+    batch: Episode = next(iter(data.test_dataloader()))
+    return batch.query_y.is_floating_point()
+
+
+def _has_real_targets(data: TaskDataModule) -> bool:
+    return data.preparation is not None and isinstance(data.preparation.targets, RealTargets)
+
+
+def quiet_trainer(**options: Any) -> L.Trainer:
+    """Return a trainer on one CPU or GPU that shows and saves nothing."""
+    silent: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return L.Trainer(accelerator="auto", devices=1, enable_checkpointing=False, **silent, **options)
