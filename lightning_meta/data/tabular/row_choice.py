@@ -30,6 +30,10 @@ class RowChoice(ABC):
         """Return which groups have enough rows for a task, ``[groups]``."""
 
     @abstractmethod
+    def most_rows(self) -> tuple[int, int]:
+        """Return the sizes of the largest support set and the largest query set, if all groups have enough rows."""
+
+    @abstractmethod
     def rows(self, tasks: NDArray[np.int64], draws: Draws) -> tuple[Rows, Rows]:
         """Return the support and query rows of tasks, whose groups are given by number, ``[tasks]``."""
 
@@ -53,6 +57,10 @@ class RandomRows(RowChoice):
     def enough(self) -> NDArray[np.bool_]:
         """Return which groups have enough rows, ``[groups]``."""
         return self.groups.sizes >= self.shots + (self.query_shots or 1)
+
+    def most_rows(self) -> tuple[int, int]:
+        """Return the largest sizes of support and query set."""
+        return self.shots, self.query_shots or int(self.groups.sizes.max()) - self.shots
 
     def rows(self, tasks: NDArray[np.int64], draws: Draws) -> tuple[Rows, Rows]:
         """Return support and query rows."""
@@ -140,6 +148,11 @@ class TimeWindows(OrderedRows):
         """Return which groups have enough rows, ``[groups]``."""
         return self._windows > 0
 
+    def most_rows(self) -> tuple[int, int]:
+        """Return the largest sizes of support and query set."""
+        left = self.groups.ends - self.after[self.groups.starts + self.shots - 1]
+        return self.shots, self.query_shots or int(left.max())
+
     def rows(self, tasks: NDArray[np.int64], draws: Draws) -> tuple[Rows, Rows]:
         """Return support and query rows."""
         starts = self.groups.starts[tasks]
@@ -171,6 +184,10 @@ class TimeSplit(OrderedRows):
         """Return which groups have enough rows, ``[groups]``."""
         return (self._before >= self.least) & (self._before < self.groups.sizes)
 
+    def most_rows(self) -> tuple[int, int]:
+        """Return the largest sizes of support and query set."""
+        return int(self._before.max()), int((self.groups.sizes - self._before).max())
+
     def rows(self, tasks: NDArray[np.int64], draws: Draws) -> tuple[Rows, Rows]:
         """Return support and query rows."""
         return self.cut(self.groups.starts[tasks], self._before[tasks], None, self.groups.ends[tasks])
@@ -194,6 +211,10 @@ class RandomTimeSplit(OrderedRows):
     def enough(self) -> NDArray[np.bool_]:
         """Return which groups have enough rows, ``[groups]``."""
         return (self.groups.sizes >= self.least) & (self._cuts > 0)
+
+    def most_rows(self) -> tuple[int, int]:
+        """Return the largest sizes of support and query set."""
+        return int(self._cuts.max()), int((self.groups.ends - self.after[self.groups.starts]).max())
 
     def rows(self, tasks: NDArray[np.int64], draws: Draws) -> tuple[Rows, Rows]:
         """Return support and query rows."""

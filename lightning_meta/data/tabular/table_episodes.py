@@ -15,6 +15,8 @@ from lightning_meta.data.random_streams import uniforms
 from lightning_meta.data.tabular.row_choice import RowChoice, Rows
 from lightning_meta.episodes.episode import Episode
 
+_LEAST_WIDTH = 64  # rows that cost no more than the overhead of a step
+
 
 @dataclass(eq=False)
 class TableEpisodes(EpisodeDataset):
@@ -51,8 +53,15 @@ class TableEpisodes(EpisodeDataset):
         return self.choice.rows(self.group_numbers(indices), draws)
 
     def make(self, indices: NDArray[np.integer]) -> Episode:
-        """Return tasks ``[indices, rows, ...]``, with masks only if they differ in size."""
+        """Return tasks ``[indices, rows, ...]``, with masks only if there is padding.
+
+        Batches of training tasks of different sizes are padded to few sizes, since a new one slows training down:
+        steps are captured anew.
+        """
         support, query = self.row_numbers(indices)
+        if self.split == "train" and len(indices) > 1:
+            most_support, most_query = self.choice.most_rows()
+            support, query = _widened(support, most_support), _widened(query, most_query)
         support_x, support_y, support_mask = self._set(support)
         query_x, query_y, query_mask = self._set(query)
         return Episode(support_x, support_y, query_x, query_y, support_mask, query_mask)
@@ -69,3 +78,9 @@ class TableEpisodes(EpisodeDataset):
         x, y = self.inputs[numbers], self.targets[numbers]
         padding = ~mask[..., None]
         return x.masked_fill(padding, 0), y.masked_fill(padding if y.ndim > 2 else ~mask, 0), mask
+
+
+def _widened(rows: Rows, most: int) -> Rows:
+    """Pad rows to ``most``, or to the next power of two if that is less and more than ``_LEAST_WIDTH``."""
+    width = min(most, max(_LEAST_WIDTH, 1 << (rows.shape[1] - 1).bit_length()))
+    return np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=-1)

@@ -30,6 +30,9 @@ def sets(choice, seed):
     choice.__dict__ = {name: value for name, value in choice.__dict__.items() if name in choice.__dataclass_fields__}
     tasks = np.arange(12) % len(groups.names)
     support, query = choice.rows(tasks, lambda count: uniforms(seed, "train", np.arange(12), count))
+    most_support, most_query = choice.most_rows()
+    assert support.shape[1] <= most_support
+    assert query.shape[1] <= most_query
     for task, *both in zip(tasks, support, query, strict=True):
         first, second = (rows[rows >= 0] for rows in both)
         together = np.concatenate([first, second])

@@ -84,6 +84,16 @@ def test_padding_is_zero_and_marked(module):
     assert (batch.query_y[~batch.query_mask] == 0).all()
 
 
+def test_training_batches_have_few_shapes(module):
+    large = patients(groups=12, least=5, most=200)
+    for split_options in ({}, {"time_column": "day"}, {"time_column": "day", "split_time": 5.0}):
+        options = {"query_shots": None, "shots": 2, "feature_columns": ["dose"]} | split_options
+        episodes = module(large, **options).episodes("train")
+        shapes = {episodes.make(np.arange(i, i + 3)).query_x.shape[1] for i in range(0, 300, 3)}
+        assert shapes <= {64, 128, episodes.choice.most_rows()[1]}
+        assert len(episodes[0].query_y) == int(episodes.make(np.arange(3)).query_mask[0].sum())
+
+
 def test_a_task_depends_on_seed_split_and_index_alone(module):
     episodes = module(query_shots=None).episodes("train")
     batch = episodes.make(np.array([3, 900, 17]))
