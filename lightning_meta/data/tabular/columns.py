@@ -136,8 +136,9 @@ class CategoryColumn:
 
     def features(self, values: pl.Series) -> NDArray[np.float64]:
         """Return features ``[rows, features]``."""
-        texts = np.array(texts_of(values).to_list(), dtype=object)
-        return (texts[:, None] == np.array(self.categories, dtype=object)).astype(np.float64)
+        codes = texts_of(values).cast(pl.Enum(self.categories), strict=False).to_physical()
+        numbers = codes.cast(pl.Int64).fill_null(-1).to_numpy()  # [rows]
+        return (numbers[:, None] == np.arange(len(self.categories))).astype(np.float64)
 
 
 Column = NumberColumn | CategoryColumn

@@ -68,8 +68,9 @@ class PhysioNet2012DataModule(TableDataModule):
         random_split_time: bool = True,
         **options: Any,
     ) -> None:
+        root = str(root)  # checkpoints keep this argument, and hold no paths
         super().__init__(
-            source=str(root),
+            source=root,
             task_column="patient",
             target_column=parameter,
             feature_columns=("hour",),

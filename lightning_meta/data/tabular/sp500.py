@@ -74,8 +74,9 @@ class SP500DataModule(TableDataModule):
         **options: Any,
     ) -> None:
         arguments.check_choice("target", target, DailyTarget)
+        root = str(root)  # checkpoints keep this argument, and hold no paths
         super().__init__(
-            source=str(root),
+            source=root,
             task_column="share",
             target_column=target,
             feature_columns=None,

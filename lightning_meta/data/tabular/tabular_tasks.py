@@ -47,8 +47,9 @@ class TabularTasksDataModule(TableDataModule):
         task: TaskKind = "regression",
         **options: Any,
     ) -> None:
+        file = str(file)  # checkpoints keep this argument, and hold no paths
         super().__init__(
-            source=str(file),
+            source=file,
             task_column=task_column,
             target_column=target_column,
             feature_columns=feature_columns,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import lightning as L
 import polars as pl
 import pytest
 import torch
+from torch import nn
 
-from lightning_meta import TabularTasksDataModule
+from lightning_meta import MAML, MLP, TabularTasksDataModule
 from lightning_meta.cli import main
 from lightning_meta.data.tabular.table_preparation import TablePreparation
 from tests.data.tabular.made import patients
@@ -54,6 +56,14 @@ def test_classification():
     tested = main(["test", *given, "--ckpt_path", checkpoint])
     assert 0 <= tested.trainer.callback_metrics["test/acc"] <= 1
     assert tested.datamodule.preparation.targets.classes == ("false", "true")
+
+
+def test_a_path_may_be_given():
+    data = TabularTasksDataModule(Path("visits.csv"), task_column="patient", target_column="level", train_tasks=8)
+    trainer = L.Trainer(max_epochs=1, logger=False, enable_progress_bar=False, accelerator="cpu")
+    trainer.fit(MAML(MLP(data.num_features), nn.MSELoss()), data)
+    checkpoint = trainer.checkpoint_callback.best_model_path
+    assert TabularTasksDataModule.load_from_checkpoint(checkpoint).file == Path("visits.csv")
 
 
 @pytest.mark.parametrize(
