@@ -33,6 +33,15 @@ from lightning_meta.learners import AdaptedTask, BayesianLearner, GradientLearne
 from lightning_meta.likelihoods import Prediction, Samples
 from lightning_meta.models import MLP, BagOfWords, Conv4, TextEncoder
 from lightning_meta.prediction import FewShotPredictor
+from lightning_meta.models import (
+    MLP,
+    BagOfWords,
+    Conv4,
+    HuggingFaceEncoder,
+    TextEncoder,
+    add_low_rank_adapters,
+    pretrained_encoder,
+)
 from lightning_meta.version import __version__
 
 MetaLearner = GradientLearner
@@ -58,6 +67,7 @@ __all__ = [
     "FewShotPredictor",
     "GradientLearner",
     "ImageFolderDataModule",
+    "HuggingFaceEncoder",
     "ImplicitMAML",
     "MetaLearner",
     "MetaSGD",
@@ -80,5 +90,7 @@ __all__ = [
     "TextEncoder",
     "TieredImagenetDataModule",
     "__version__",
+    "add_low_rank_adapters",
     "collate_episodes",
+    "pretrained_encoder",
 ]

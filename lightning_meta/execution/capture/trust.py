@@ -35,7 +35,8 @@ _TRUSTED_FOLDERS = (
 TRUSTED_BASES = (object, abc.ABC, typing.Generic)
 
 # These may change in a class without a change of what its code does; `training_phase` covers what depends on the epoch.
-_IGNORED_IN_CLASSES = frozenset({"_abc_impl", "current_epoch"})
+# Hugging Face's transformers adds the last to `nn.Module`, and alone calls it.
+_IGNORED_IN_CLASSES = frozenset({"_abc_impl", "current_epoch", "smart_apply"})
 # What `dataclasses` generates, in no file.
 _GENERATED = frozenset(
     {"__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__replace__", "__match_args__"}
