@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 
 import lightning as L
 import pytest
@@ -23,6 +24,7 @@ from lightning_meta import (
     collate_episodes,
     pretrained_encoder,
 )
+from lightning_meta.cli import main
 from tests.data.text.look_alikes import OPTIONS, write_requests
 from tests.reference import assert_same, loop_meta_gradient, meta_gradient
 
@@ -179,3 +181,28 @@ def test_other_learners_steps_are_still_captured():
     assert learner._mapping._world.state() == before
     another = MAML(TextEncoder(3, 50, 4), nn.CrossEntropyLoss())
     assert another._mapping._world.state()
+
+
+def test_a_trained_model_through_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    transformers.BertModel(transformers.BertConfig(**SIZES)).save_pretrained("bert")
+    file = write_requests(tmp_path / "r.csv")
+    learner = ["--model=ANIL", "--model.loss_fn=torch.nn.CrossEntropyLoss"]
+    model = ["--model.model=lightning_meta.models.pretrained_encoder", "--model.model.name=bert"]
+    data = ["--data=TextDataModule", f"--data.file={file}", "--data.vocabulary_size=50", "--data.hash_buckets=10"]
+    few = [f"--data.{name}={value}" for name, value in OPTIONS.items()]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+    cli = main(["fit", *learner, *model, "--model.model.num_classes=2", *data, *few, "--trainer.max_epochs=1", *quiet])
+    assert isinstance(cli.model.model, HuggingFaceEncoder)
+    checkpoint = cli.trainer.checkpoint_callback.best_model_path
+    with pytest.raises(ValueError, match="pass model=..."):  # files may have changed: nothing is read unless asked
+        ANIL.load_from_checkpoint(checkpoint)
+    loaded, x = ANIL.load_from_checkpoint(checkpoint, model=HuggingFaceEncoder(cli.model.model.config, 2)), texts(3)
+    torch.testing.assert_close(loaded.model.eval()(x), cli.model.model.eval()(x))
+
+
+def test_without_the_package_the_cure_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for make in (encoder, lambda: pretrained_encoder("some/model")):
+        with pytest.raises(ImportError, match=r"pip install 'lightning-meta\[text\]'"):
+            make()

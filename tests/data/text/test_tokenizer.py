@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,28 @@ def test_code_beside_a_tokenizer_is_not_run(folder, tmp_path):
     with contextlib.suppress(ValueError, FileNotFoundError):
         Tokenizer.load(folder)
     assert not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_only_preparation_of_data_downloads(tmp_path, monkeypatch, download):
+    calls = []
+
+    def load(name, **options):
+        calls.append((name, options["local_files_only"], options["trust_remote_code"]))
+        raise OSError
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", load)
+    data = TextDataModule(write_requests(tmp_path / "r.csv"), tokenizer="some/model", download=download, **OPTIONS)
+    for stage in (data.prepare_data, lambda: data.setup("fit")):
+        with contextlib.suppress(FileNotFoundError):
+            stage()
+    assert calls == [("some/model", False, False)] * download + [("some/model", True, False)]
+
+
+def test_without_the_packages_the_cure_is_named(monkeypatch):
+    for package in ("tokenizers", "transformers"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=r"pip install 'lightning-meta\[text\]'"):
+        Tokenizer.load("some/model")
+    with pytest.raises(ImportError, match=r"pip install 'lightning-meta\[text\]'"):
+        Tokenizer("{}")
