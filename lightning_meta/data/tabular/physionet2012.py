@@ -31,8 +31,9 @@ class PhysioNet2012DataModule(TableDataModule):
     training; those for test come from the end, those for validation before them. Results are root mean squared errors
     in the measurement's units, averaged over test patients. Inputs and targets are standardized.
 
-    Difference: in training, the authors' MAML adapts to the first half of a patient's values and is evaluated on the
-    rest; here the support set ends after a value drawn at random for each task.
+    Differences: in training, the authors' MAML adapts to the first half of a patient's values and is evaluated on the
+    rest; here the support set ends after a value drawn at random for each task. Validation and test have 500 patients
+    each, as in one version of their code; another has 30.
 
     Args:
         root: The folder with ``set-a.zip``, or the folder ``set-a`` extracted from it.
@@ -43,7 +44,8 @@ class PhysioNet2012DataModule(TableDataModule):
         test_patients: Test patients.
         shots: The least number of support values, and of values of a training patient in all.
         split_hour: The first hour of the query set.
-        random_split_time: Whether in training the support set ends at a random value, not before ``split_hour``.
+        random_split_time: Whether in training the support set ends at a random value instead of at ``split_hour``. If
+            not, training patients with too few values on one side of it are left out, with a warning.
         **options: As in `TableDataModule` and `TaskDataModule`.
 
     Raises:
