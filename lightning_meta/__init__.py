@@ -31,8 +31,6 @@ from lightning_meta.data import (
 from lightning_meta.episodes import Episode, Support, TaskResult, collate_episodes
 from lightning_meta.learners import AdaptedTask, BayesianLearner, GradientLearner, SupportClassLearner, TaskLearner
 from lightning_meta.likelihoods import Prediction, Samples
-from lightning_meta.models import MLP, BagOfWords, Conv4, TextEncoder
-from lightning_meta.prediction import FewShotPredictor
 from lightning_meta.models import (
     MLP,
     BagOfWords,
@@ -42,6 +40,7 @@ from lightning_meta.models import (
     add_low_rank_adapters,
     pretrained_encoder,
 )
+from lightning_meta.prediction import FewShotPredictor
 from lightning_meta.version import __version__
 
 MetaLearner = GradientLearner
@@ -66,8 +65,8 @@ __all__ = [
     "FC100DataModule",
     "FewShotPredictor",
     "GradientLearner",
-    "ImageFolderDataModule",
     "HuggingFaceEncoder",
+    "ImageFolderDataModule",
     "ImplicitMAML",
     "MetaLearner",
     "MetaSGD",

@@ -15,6 +15,7 @@ from lightning_meta import ANIL, MAML, MetaLearner, MetaSGD
 from lightning_meta.cli import main
 from lightning_meta.data.vision import omniglot
 from lightning_meta.data.vision.omniglot_files import OmniglotImages
+from tests.domains import WRITERS
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -36,7 +37,15 @@ def random_omniglot(monkeypatch):
 def small(config: Path) -> list[str]:
     """Arguments that make a configuration's run take seconds."""
     few = ["--data.tasks_per_batch=2", "--data.train_tasks=4", "--data.val_tasks=4", "--data.test_tasks=4"]
-    lean = ["--model.model.init_args.filters=4"] if "omniglot" in config.name else []
+    domain = config.stem.split("_")[0]
+    lean = ["--model.model.init_args.filters=4"] if domain == "omniglot" else []
+    if domain in WRITERS:
+        root = Path(domain)
+        if not root.exists():
+            root.mkdir()
+            WRITERS[domain](root)
+        lean += [f"--data.file={root}/parkinsons_updrs.data"] if domain == "parkinsons" else [f"--data.root={root}"]
+        lean += ["--data.val_patients=4", "--data.test_patients=4"] if domain == "physionet" else []
     lean += ["--model.eval_inner_steps=3"] if "omniglot_reptile" in config.name else []
     return [
         "--config",
@@ -54,7 +63,7 @@ def small(config: Path) -> list[str]:
 def test_every_configuration_fits_tests_predicts_and_loads(config):
     cli = main(["fit", *small(config)])
     assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
-    metric = "acc" if "omniglot" in config.name else "mse"
+    metric = "acc" if config.stem.startswith(("omniglot", "clinc150")) else "mse"
     assert {
         f"val/{metric}",
         f"val/{metric}_ci95",
