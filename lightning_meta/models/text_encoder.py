@@ -10,15 +10,18 @@ from torch import Tensor, nn
 
 from lightning_meta.arguments import check_count
 
+_SMALL = 1e-6  # added to squared lengths, which are 0 for texts without words
+
 
 class TextEncoder(nn.Module):
-    """A weighted mean of word embeddings, linear layers with ReLU between them, and a linear head.
+    """A weighted mean of word embeddings scaled to length 1, linear layers with ReLU between them, and a linear head.
 
     The weight of a word is the softmax, over the words of a text, of a number learned for each word. At first all are
-    equal. Learned weights take the place of inverse document frequencies: common words get small ones.
+    equal. Learned weights take the place of inverse document frequencies: common words get small ones. The
+    scaling makes short and long texts comparable, whose means differ in length.
 
     Texts are dictionaries of ``input_ids`` and ``attention_mask``, ``[examples, length]``, as text data modules give
-    them; the mask is 1 for words and 0 for padding. A text without words has the mean 0.
+    them; the mask is 1 for words and 0 for padding. A text without words has the vector 0.
 
     Args:
         num_classes: Outputs; the ways of the episodes, or for metric learners the size of the embedding.
@@ -75,7 +78,8 @@ class TextEncoder(nn.Module):
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = scores.softmax(dim=1) * mask  # [examples, length]; 0 for padding, in texts without words too
         mean = (weights[:, None] @ embedded)[:, 0]  # [examples, embedding_size]
-        return self.head(self.layers(mean))
+        unit = mean * (mean.square().sum(1, keepdim=True) + _SMALL).rsqrt()
+        return self.head(self.layers(unit))
 
 
 class BagOfWords(nn.Module):

@@ -35,14 +35,15 @@ def task(support, query):
     return Episode(texts(support), labels[0], texts(query), labels[1])
 
 
-def test_encoder_is_a_weighted_mean_of_words():
+def test_encoder_takes_a_weighted_mean_of_words_in_its_direction():
     model, x = encoder(), texts(4)
     for output, ids, mask in zip(model(x), x["input_ids"].tolist(), x["attention_mask"].tolist(), strict=True):
         mean, total = torch.zeros(5), 0.0
         for word in (i for i, real in zip(ids, mask, strict=True) if real):
             weight = math.exp(model.weights.weight[word].item())
             mean, total = mean + weight * model.embedding.weight[word], total + weight
-        hidden = torch.relu(model.layers[0](mean / total if total else mean))
+        mean = mean / total if total else mean
+        hidden = torch.relu(model.layers[0](mean / math.sqrt(mean.norm().item() ** 2 + 1e-6)))
         torch.testing.assert_close(output, model.head(hidden))
 
 
@@ -50,7 +51,7 @@ def test_all_words_weigh_the_same_at_first():
     model = TextEncoder(3, WORDS, 5)
     x = {"input_ids": torch.tensor([[2, 3, 3, 0]]), "attention_mask": torch.tensor([[1, 1, 1, 0]])}
     mean = (model.embedding.weight[2] + 2 * model.embedding.weight[3]) / 3
-    torch.testing.assert_close(model(x), model.head(mean)[None])
+    torch.testing.assert_close(model(x), model.head(mean / (mean.norm() ** 2 + 1e-6).sqrt())[None])
 
 
 def test_padding_does_not_count_whatever_it_is():
