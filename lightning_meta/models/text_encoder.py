@@ -23,6 +23,9 @@ class TextEncoder(nn.Module):
     Texts are dictionaries of ``input_ids`` and ``attention_mask``, ``[examples, length]``, as text data modules give
     them; the mask is 1 for words and 0 for padding. A text without words has the vector 0.
 
+    A learner computes a gradient of the whole table of embeddings for each task: with much more than 32 MiB in all
+    (tasks × ``vocabulary_size`` × ``embedding_size`` numbers), fewer tasks at once are faster.
+
     Args:
         num_classes: Outputs; the ways of the episodes, or for metric learners the size of the embedding.
         vocabulary_size: The number of ids, as in the data module.
