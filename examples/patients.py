@@ -42,9 +42,7 @@ def main(root: str, steps: int = 800) -> None:
     data = PhysioNet2012DataModule(
         root, parameter="HCT", random_split_time=False, tasks_per_batch=4, train_tasks=4 * steps
     )
-    learner = AmortizedMAML(
-        MLP(), nn.MSELoss(), kl_weight=0.1, optimizer=lambda p: torch.optim.Adam(p, lr=2e-3)
-    )
+    learner = AmortizedMAML(MLP(), nn.MSELoss(), kl_weight=0.1, optimizer=lambda p: torch.optim.Adam(p, lr=2e-3))
     trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.fit(learner, data)
     print(compare_with_baselines(data, learner))

@@ -12,6 +12,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from lightning_meta.data.tables import texts_of
+
 
 @dataclass(frozen=True)
 class ClassTargets:
@@ -27,7 +29,7 @@ class ClassTargets:
     def labels(self, values: pl.Series, classes: tuple[str, ...]) -> Tensor:
         """Return the positions of values among classes, ``[rows]``; values that are no class raise a ValueError."""
         position = {name: number for number, name in enumerate(classes)}
-        texts = values.cast(pl.String).to_list()
+        texts = texts_of(values).to_list()
         unknown = sorted({str(text) for text in texts if text not in position})
         if unknown:
             raise ValueError(

@@ -55,6 +55,15 @@ def read_table(file: str | Path, missing: Sequence[str] = ("",)) -> pl.DataFrame
     return table
 
 
+def texts_of(values: pl.Series) -> pl.Series:
+    """Return a column as texts; whole numbers have no decimal point, whatever the type of the column."""
+    if values.dtype.is_float():
+        values = values.fill_nan(None)
+        if (values.drop_nulls() % 1 == 0).all():
+            values = values.cast(pl.Int64)
+    return values.cast(pl.String)
+
+
 def check_output(file: str | Path, overwrite: bool) -> Path:
     """Return the path of a table to write.
 

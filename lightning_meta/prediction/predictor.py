@@ -14,7 +14,7 @@ from lightning_meta import arguments
 from lightning_meta.checkpoints.checked_io import Source
 from lightning_meta.checkpoints.loading import Allowed
 from lightning_meta.data.preparation import ClassTargets, Preparation
-from lightning_meta.data.tables import check_columns
+from lightning_meta.data.tables import check_columns, texts_of
 from lightning_meta.learners import AdaptedTask, TaskLearner
 from lightning_meta.metrics.residuals import Residuals
 from lightning_meta.models.batch_statistics import has_batch_statistics
@@ -95,7 +95,7 @@ class FewShotPredictor:
     def _adapt_one(self, rows: pl.DataFrame, steps: int | None) -> _Task:
         values, targets = rows[self.preparation.target_column], self.preparation.targets
         if isinstance(targets, ClassTargets):
-            classes = targets.classes or tuple(sorted(values.cast(pl.String).unique()))
+            classes = targets.classes or tuple(sorted(texts_of(values).unique()))
             if len(classes) < 2:
                 raise ValueError(f"all labels are {classes[0]!r}: give examples of at least two classes")
             y = targets.labels(values, classes)
@@ -220,7 +220,7 @@ def _groups(rows: pl.DataFrame, column: str | None) -> dict[Any, pl.DataFrame]:
     if rows[column].null_count():
         row = int(rows[column].is_null().arg_true()[0]) + 1
         raise ValueError(f"column {column!r} names no task in row {row}: fill it in or remove the row")
-    names = rows[column].cast(pl.String)
+    names = texts_of(rows[column])
     return {name: rows.filter(names == name) for name in names.unique(maintain_order=True)}
 
 

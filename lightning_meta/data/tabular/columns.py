@@ -11,6 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from lightning_meta.data.tables import texts_of
+
 _DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$"
 _MICROSECONDS_PER_DAY = 86_400e6
 _MOST_CATEGORIES = 256
@@ -42,15 +44,6 @@ def numbers_of(values: pl.Series) -> NDArray[np.float64]:
             "number, or leave it empty"
         )
     return numbers
-
-
-def texts_of(values: pl.Series) -> pl.Series:
-    """Return a column as texts; whole numbers have no decimal point, whatever the type of the column."""
-    if values.dtype.is_float():
-        values = values.fill_nan(None)
-        if (values.drop_nulls() % 1 == 0).all():
-            values = values.cast(pl.Int64)
-    return values.cast(pl.String)
 
 
 def _parsed(values: pl.Series) -> pl.Series:

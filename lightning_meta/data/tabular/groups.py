@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from lightning_meta.data.episodes import Split
-from lightning_meta.data.tabular.columns import texts_of
+from lightning_meta.data.tables import texts_of
 
 
 @dataclass(frozen=True, eq=False)

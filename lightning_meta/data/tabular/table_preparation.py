@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from lightning_meta.data.preparation import ClassTargets, Preparation, RealTargets
-from lightning_meta.data.tables import check_columns, read_table
+from lightning_meta.data.tables import check_columns, read_table, texts_of
 from lightning_meta.data.tabular.columns import (
     Column,
     check_unique,
     column_of,
     fitted_column,
     numbers_of,
-    texts_of,
 )
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?")

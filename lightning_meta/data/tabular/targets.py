@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 
 from lightning_meta.data.preparation import ClassTargets, RealTargets
-from lightning_meta.data.tabular.columns import numbers_of, texts_of
+from lightning_meta.data.tables import texts_of
+from lightning_meta.data.tabular.columns import numbers_of
 
 TaskKind = Literal["regression", "classification"]
 
