@@ -45,7 +45,8 @@ def small(config: Path) -> list[str]:
             root.mkdir()
             WRITERS[domain](root)
         lean += [f"--data.file={root}/parkinsons_updrs.data"] if domain == "parkinsons" else [f"--data.root={root}"]
-        lean += ["--data.val_patients=4", "--data.test_patients=4"] if domain == "physionet" else []
+        counts = ["--data.train_patients=20", "--data.val_patients=4", "--data.test_patients=4"]
+        lean += counts if domain == "physionet" else []
     lean += ["--model.eval_inner_steps=3"] if "omniglot_reptile" in config.name else []
     return [
         "--config",
