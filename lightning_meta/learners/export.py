@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._higher_order_ops.map import map as mapped
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -64,6 +63,8 @@ class _OneByOne(nn.Module):
         self.single = single
 
     def forward(self, x: Any) -> Tensor:
+        from torch._higher_order_ops.map import map as mapped  # here, since it may move between versions of torch
+
         def call(one: Any) -> Tensor:
             return self.single(one)
 
