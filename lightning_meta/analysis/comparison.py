@@ -46,17 +46,24 @@ def compare_with_baselines(
     Args:
         data: The tasks.
         learner: A trained learner; it is also tested without adaptation, if it takes inner steps.
-        pooled_epochs: Epochs in which to train a copy of the learner's model on the examples of all training tasks,
-            without adaptation, with the learner's optimizer; 0: leave this baseline out. Regressions only.
+        pooled_epochs: Epochs in which to train a copy of the learner's model, from new random values, on the examples
+            of all training tasks, without adaptation, with the learner's optimizer; 0: leave this baseline out.
+            Regressions only.
         trainer: Runs the tests; None: a new one.
 
     Returns:
         A row for each learner: ``learner``, ``metric`` ("acc", "rmse"), its ``mean`` over test tasks, the half-width
         ``ci95`` of its 95 % interval, ``tasks``, and the chosen ``penalty``. An "rmse" is the mean of the tasks' root
         mean squared errors, in the targets' units.
+
+    Raises:
+        ValueError: If there are no validation tasks, or a layer of the model cannot be given new random values.
     """
     trainer = quiet_trainer() if trainer is None else trainer
+    data.prepare_data()
     data.setup("fit")
+    if not data.num_tasks["val"]:
+        raise ValueError("there are no validation tasks, on which penalties are chosen: give the data module some")
     is_regression = _is_regression(data)
     scale = data.preparation.targets.std if _has_real_targets(data) else 1.0  # type: ignore[union-attr]
     rows = []
@@ -83,7 +90,7 @@ def compare_with_baselines(
         if learner.eval_inner_steps:
             add(f"{type(learner).__name__}, no adaptation", learner, "_pre")
         if pooled_epochs and is_regression:
-            pooled = PooledModel(copy.deepcopy(learner.model), learner.loss_fn, optimizer=learner.optimizer_factory)
+            pooled = PooledModel(_untrained(learner.model), learner.loss_fn, optimizer=learner.optimizer_factory)
             quiet_trainer(max_epochs=pooled_epochs).fit(pooled, data)
             trainer.test(pooled, data, verbose=False)
             add("pooled model", pooled)
@@ -117,6 +124,21 @@ def _baselines(data: TaskDataModule, is_regression: bool) -> Iterable[tuple[str,
     for each in pooled.values():
         each.fit_tasks(batches)
     yield "ridge regression on all training tasks", lambda penalty: pooled[penalty], PENALTIES
+
+
+def _untrained(model: nn.Module) -> nn.Module:
+    """Return a copy of a model with new random values."""
+    copied = copy.deepcopy(model)
+    for name, module in copied.named_modules():
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
+        elif any(True for _ in module.parameters(recurse=False)):
+            raise ValueError(
+                f"pooled_epochs needs new random values for model.{name}, a {type(module).__name__} without "
+                "reset_parameters: set pooled_epochs=0"
+            )
+    return copied
 
 
 def _validation_loss(trainer: L.Trainer, learner: TaskLearner, data: TaskDataModule, is_regression: bool) -> float:

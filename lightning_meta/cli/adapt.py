@@ -6,9 +6,9 @@ from pathlib import Path
 
 import polars as pl
 from jsonargparse import ArgumentParser
-from lightning import seed_everything
 
 from lightning_meta import arguments
+from lightning_meta.cli.bad_input import BAD_INPUT
 from lightning_meta.data.tables import check_output, write_table
 from lightning_meta.prediction import FewShotPredictor
 
@@ -48,8 +48,7 @@ def adapt(
     for source in (support, query):
         if path.exists() and path.samefile(source):
             raise ValueError(f"output={output!r} is also an input: name another file")
-    seed_everything(seed, verbose=False)
-    predictor = FewShotPredictor.from_checkpoint(ckpt_path, allow=allow or ())
+    predictor = FewShotPredictor.from_checkpoint(ckpt_path, allow or (), seed)
     predictions = predictor.adapt(support, task_column, steps).predict(query, coverage)
     write_table(predictions, path)
     return predictions
@@ -67,7 +66,7 @@ def adapt_command(args: Sequence[str]) -> pl.DataFrame:
     config = parser.parse_args(list(args))
     try:
         predictions = adapt(**vars(config))
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except BAD_INPUT as error:
         parser.exit(2, f"lightning-meta adapt: error: {error}\n")
     print(f"{len(predictions)} predictions are saved in {Path(config.output)}", file=sys.stderr)
     return predictions

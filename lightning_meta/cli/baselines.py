@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import polars as pl
 from rich.console import Console
@@ -10,6 +10,8 @@ from rich.table import Table
 
 from lightning_meta.analysis.comparison import compare_with_baselines
 from lightning_meta.checkpoints.checked_io import read_checkpoint
+from lightning_meta.checkpoints.loading import check_learner_class, check_preparation
+from lightning_meta.cli.bad_input import BAD_INPUT
 from lightning_meta.cli.lightning_cli import MetaLearningCLI, run
 from lightning_meta.data.tables import check_output, write_table
 
@@ -17,33 +19,52 @@ from lightning_meta.data.tables import check_output, write_table
 class BaselinesCLI(MetaLearningCLI):
     """Lightning's command line with the arguments of the comparison."""
 
-    def add_arguments_to_parser(self, parser: object) -> None:
+    def add_arguments_to_parser(self, parser: Any) -> None:
         """Add the checkpoint, the baseline that is trained, and the output."""
-        add = parser.add_argument  # type: ignore[attr-defined]
+        add = parser.add_argument
         add("--ckpt_path", type=str | None, default=None, help="The trained learner; without it, baselines alone.")
         add("--pooled_epochs", type=int, default=0, help="Epochs in which to train the model without adaptation.")
         add("--output", type=str | None, default=None, help="A CSV, Parquet or JSON file for the table.")
         add("--overwrite", action="store_true", help="Replace the output file if it exists.")
+        for argument in _OF_FIT:
+            add(f"--{argument}", default=None, help="In configurations that `fit` saved; without effect.")
+
+
+_OF_FIT = ("weights_only", "verbose")
 
 
 def baselines_command(args: Sequence[str]) -> pl.DataFrame:
-    """Run ``lightning-meta baselines``: print the table, and return it."""
+    """Run ``lightning-meta baselines``: print the table, and return it; bad input ends it with status 2."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # which come from the command line here
         cli = run(list(args), cls=BaselinesCLI, run=False)
-    path = None if cli.config.output is None else check_output(cli.config.output, cli.config.overwrite)
-    learner = None
-    if cli.config.ckpt_path is not None:
-        learner = cli.model
-        checkpoint = read_checkpoint(Path(cli.config.ckpt_path), "cpu")
-        learner.on_load_checkpoint(checkpoint)
-        learner.load_state_dict(checkpoint["state_dict"])
-    found = compare_with_baselines(cli.datamodule, learner, cli.config.pooled_epochs)
+    try:
+        found = _compared(cli)
+    except BAD_INPUT as error:
+        cli.parser.exit(2, f"lightning-meta baselines: error: {error}\n")
     table = Table("learner", f"test {found['metric'][0]}", "95 % interval", "tasks", "penalty")
     for row in found.iter_rows(named=True):
         chosen = "" if row["penalty"] is None else f"{row['penalty']:g}"
         table.add_row(row["learner"], f"{row['mean']:.4f}", f"± {row['ci95']:.4f}", str(row["tasks"]), chosen)
     Console().print(table)
+    return found
+
+
+def _compared(cli: MetaLearningCLI) -> pl.DataFrame:
+    config, data = cli.config, cli.datamodule
+    path = None if config.output is None else check_output(config.output, config.overwrite)
+    learner = None
+    if config.ckpt_path is not None:
+        checkpoint = read_checkpoint(config.ckpt_path, "cpu")
+        data.prepare_data()
+        data.setup("fit")
+        check_learner_class(checkpoint, type(cli.model))
+        own = None if data.preparation is None else data.preparation.state()
+        check_preparation(checkpoint.get("meta_learner_preparation"), own)
+        learner = cli.model
+        learner.on_load_checkpoint(checkpoint)
+        learner.load_state_dict(checkpoint["state_dict"])
+    found = compare_with_baselines(data, learner, config.pooled_epochs)
     if path is not None:
         write_table(found, path)
     return found

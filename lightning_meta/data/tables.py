@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-_SEPARATORS = {".csv": ",", ".data": ",", ".tsv": "\t"}
+SEPARATORS = {".csv": ",", ".data": ",", ".tsv": "\t"}
 _READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
     ".parquet": pl.read_parquet,
     ".json": pl.read_json,
@@ -39,13 +39,11 @@ def read_table(file: str | Path, missing: Sequence[str] = ("",)) -> pl.DataFrame
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
     ending = path.suffix.lower()
-    if ending not in _SEPARATORS and ending not in _READERS:
-        raise ValueError(f"{str(path)!r} does not end in one of {', '.join([*_SEPARATORS, *_READERS])}")
+    if ending not in SEPARATORS and ending not in _READERS:
+        raise ValueError(f"{str(path)!r} does not end in one of {', '.join([*SEPARATORS, *_READERS])}")
     try:
-        if ending in _SEPARATORS:
-            table = pl.read_csv(
-                path, separator=_SEPARATORS[ending], null_values=list(missing), infer_schema_length=None
-            )
+        if ending in SEPARATORS:
+            table = pl.read_csv(path, separator=SEPARATORS[ending], null_values=list(missing), infer_schema_length=None)
         else:
             table = _READERS[ending](path)
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:

@@ -59,7 +59,10 @@ class AdaptedTask:
 
     def predict(self, x: Any) -> Prediction:
         """Return the predictive mean and its uncertainty for inputs ``[query, ...]``."""
-        samples = self.samples(x)
+        return self.prediction_of(self.samples(x))
+
+    def prediction_of(self, samples: Samples) -> Prediction:
+        """Return the predictive mean and its uncertainty from draws that `samples` returned."""
         likelihood: Likelihood | None = likelihood_of(self._loss_fn)
         if likelihood is None and _are_labels(self._support_y, samples.outputs[0]):
             likelihood = "categorical"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -17,7 +19,9 @@ class Residuals(NamedTuple):
     """The distribution of absolute errors ``|output - target|`` over queries of validation tasks.
 
     Attributes:
-        quantiles: The quantiles of levels 0, 1/1000, ..., 1, in the units of the model's output.
+        quantiles: The quantiles of levels 0, 1/1000, ..., 1, in the units of the model's output. That of level p among
+            n errors is the one of rank ``ceil(p (n + 1))``, below which a further error falls with probability p or
+            more if errors are exchangeable (the rank of split conformal prediction), and at most the largest.
         root_mean_square: The root of the mean squared error.
     """
 
@@ -29,15 +33,17 @@ class Residuals(NamedTuple):
         """Build from a checkpoint's fields; raises a ValueError if they are no such distribution."""
         try:
             residuals = cls([float(value) for value in fields["quantiles"]], float(fields["root_mean_square"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"the checkpoint's residuals are no quantiles of errors: {error!r}") from error
-        if len(residuals.quantiles) != _LEVELS + 1:
-            raise ValueError(f"the checkpoint's residuals have {len(residuals.quantiles)} quantiles, not {_LEVELS + 1}")
+        numbers = (0.0, *residuals.quantiles)
+        rises = all(low <= high < math.inf for low, high in itertools.pairwise(numbers))  # nothing rises to or from NaN
+        if len(numbers) != _LEVELS + 2 or not rises or not 0 <= residuals.root_mean_square < math.inf:
+            raise ValueError(f"the checkpoint's residuals must be {_LEVELS + 1} rising quantiles of errors")
         return residuals
 
     def quantile(self, level: float) -> float:
         """Return the smallest kept quantile whose level is at least this one."""
-        return self.quantiles[min(_LEVELS, -int(-level * _LEVELS // 1))]
+        return self.quantiles[min(_LEVELS, math.ceil(round(level * _LEVELS, 6)))]
 
 
 class AbsoluteErrors(Metric):
@@ -58,7 +64,6 @@ class AbsoluteErrors(Metric):
     def compute(self) -> Residuals:
         """Return the distribution of the errors."""
         errors = dim_zero_cat(self.values).double().sort().values
-        # The k-th smallest of n errors has the level k / n; a level between two takes the larger error.
-        levels = torch.arange(_LEVELS + 1, dtype=torch.float64) / _LEVELS
-        ranks = (levels * len(errors)).ceil().long().clamp(min=1) - 1
-        return Residuals(errors[ranks].tolist(), float(errors.square().mean().sqrt()))
+        levels = torch.arange(_LEVELS + 1)
+        ranks = ((levels * (len(errors) + 1) + _LEVELS - 1) // _LEVELS).clamp(1, len(errors))  # whole numbers: exact
+        return Residuals(errors[ranks - 1].tolist(), float(errors.square().mean().sqrt()))

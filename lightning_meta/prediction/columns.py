@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_meta.data.preparation import RealTargets
@@ -18,11 +19,13 @@ def class_columns(task: AdaptedTask, x: object, classes: tuple[str, ...]) -> pl.
     Args:
         task: The adapted model.
         x: Inputs ``[query, ...]``.
-        classes: The classes by position in the output; a model with more outputs is limited to these.
+        classes: The classes by position in the output. Further outputs of the model are left out. Classes after its
+            last output, of which the support had no example, have probability 0.
     """
-    prediction = task.predict(x)
-    probabilities = prediction.mean[:, : len(classes)].double()  # [query, classes]
-    probabilities = probabilities / probabilities.sum(1, keepdim=True)
+    samples = task.samples(x)
+    limited = samples._replace(outputs=samples.outputs[..., : len(classes)])  # [samples, query, classes]
+    prediction = task.prediction_of(limited)
+    probabilities = F.pad(prediction.mean.double(), (0, len(classes) - prediction.mean.shape[1]))  # [query, classes]
     chosen = probabilities.argmax(1).tolist()
     columns = {"prediction": pl.Series([classes[i] for i in chosen], dtype=pl.String)}
     columns |= {f"probability_{name}": _series(probabilities[:, i]) for i, name in enumerate(classes)}
@@ -41,11 +44,11 @@ def real_columns(
         coverage: The probability that the interval should contain the target.
         residuals: The errors on validation tasks, from which learners without a noise model have their interval.
     """
-    prediction = task.predict(x)
+    samples = task.samples(x)
+    prediction = task.prediction_of(samples)
     mean = prediction.mean[:, 0].double()  # [query]
     lower = upper = std = torch.full_like(mean, torch.nan)
     if prediction.total is not None:
-        samples = task.samples(x)
         std = prediction.total[:, 0].double().sqrt()
         lower, upper = (quantile(samples, level)[:, 0].double() for level in ((1 - coverage) / 2, (1 + coverage) / 2))
     elif residuals is not None:
@@ -53,11 +56,13 @@ def real_columns(
         reach = residuals.quantile(coverage)
         lower, upper = mean - reach, mean + reach
     percent = f"{100 * coverage:g}"
-    in_units = {"prediction": mean, "mean": mean, f"lower_{percent}": lower, f"upper_{percent}": upper}
-    columns = {name: _series(value * targets.std + targets.mean) for name, value in in_units.items()}
+    columns = {
+        name: _series(value * targets.std + targets.mean) for name, value in (("prediction", mean), ("mean", mean))
+    }
     columns["std"] = _series(std * targets.std)
-    order = ["prediction", "mean", "std", f"lower_{percent}", f"upper_{percent}"]
-    return pl.DataFrame({name: columns[name] for name in order} | _uncertainties(prediction, targets.std**2))
+    columns[f"lower_{percent}"] = _series(lower * targets.std + targets.mean)
+    columns[f"upper_{percent}"] = _series(upper * targets.std + targets.mean)
+    return pl.DataFrame(columns | _uncertainties(prediction, targets.std**2))
 
 
 def _uncertainties(prediction: Prediction, scale: float) -> dict[str, pl.Series]:

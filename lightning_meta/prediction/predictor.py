@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import polars as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_meta import arguments
 from lightning_meta.checkpoints.checked_io import Source
@@ -16,12 +18,15 @@ from lightning_meta.checkpoints.loading import Allowed
 from lightning_meta.data.preparation import ClassTargets, Preparation
 from lightning_meta.data.tables import check_columns, texts_of
 from lightning_meta.learners import AdaptedTask, TaskLearner
+from lightning_meta.learners.randomness import reproducible_draws
 from lightning_meta.metrics.residuals import Residuals
 from lightning_meta.models.batch_statistics import has_batch_statistics
 from lightning_meta.prediction.columns import class_columns, real_columns
 from lightning_meta.prediction.preparations import preparation_of
+from lightning_meta.prediction.written import as_written
 
 _ROWS_AT_ONCE = 1024
+_TASK = "name of the task"
 
 
 class FewShotPredictor:
@@ -30,6 +35,7 @@ class FewShotPredictor:
     Args:
         learner: The trained learner.
         preparation: How files become tensors.
+        seed: The seed of random draws. A task's draws do not depend on the other tasks.
 
     Example:
         >>> from lightning_meta import FewShotPredictor
@@ -38,24 +44,28 @@ class FewShotPredictor:
         ...     return predictor.adapt(labelled).predict(unlabelled)
     """
 
-    def __init__(self, learner: TaskLearner, preparation: Preparation) -> None:
+    def __init__(self, learner: TaskLearner, preparation: Preparation, seed: int = 0) -> None:
+        arguments.check_seed(seed)
         self.learner = learner.eval()
         self.preparation = preparation
+        self.seed = seed
 
     @classmethod
-    def from_checkpoint(cls, ckpt_path: Source, allow: Allowed = (), **options: Any) -> Self:
+    def from_checkpoint(cls, ckpt_path: Source, allow: Allowed = (), seed: int = 0, **options: Any) -> Self:
         """Load a learner and the preparation of its data; the checkpoint cannot run code.
 
         Args:
             ckpt_path: A checkpoint of a training whose data module had a `Preparation`.
             allow: As in `TaskLearner.load_from_checkpoint`.
+            seed: The seed of random draws.
             **options: Arguments of the learner that replace those of the checkpoint.
 
         Raises:
             ValueError: If the checkpoint has no preparation, or names a class that is not allowed.
         """
         preparation = preparation_of(ckpt_path)
-        return cls(TaskLearner.load_from_checkpoint(ckpt_path, map_location="cpu", allow=allow, **options), preparation)
+        learner = TaskLearner.load_from_checkpoint(ckpt_path, map_location="cpu", allow=allow, **options)
+        return cls(learner, preparation, seed)
 
     def adapt(self, support: str | Path, task_column: str | None = None, steps: int | None = None) -> AdaptedTasks:
         """Adapt to the labelled examples of a file, or of a folder of pictures.
@@ -64,7 +74,8 @@ class FewShotPredictor:
             support: A CSV, Parquet or JSON file; for pictures a folder with a folder of each class.
             task_column: The column that names a row's task; None: the one of the training, if the file has it,
                 otherwise all rows are one task.
-            steps: Inner steps; None: the learner's ``eval_inner_steps``.
+            steps: Inner steps; None: the learner's ``eval_inner_steps``. With other steps, the errors on validation
+                tasks say nothing, so that learners without a noise model have no interval.
 
         Raises:
             ValueError: If the file lacks a column, labels or targets are missing, or the learner cannot take them.
@@ -78,10 +89,13 @@ class FewShotPredictor:
         tasks = {}
         for name, own in _groups(rows, column).items():
             try:
-                tasks[name] = self._adapt_one(own, steps)
+                with _draws_of(self.seed, name):
+                    tasks[name] = self._adapt_one(own, steps)
             except ValueError as error:
                 raise ValueError(f"{_said(column, name)}{error}") from error
-        return AdaptedTasks(self.preparation, tasks, column, self._rows_at_once(), self.learner.validation_residuals)
+        is_validated = steps in (None, self.learner.eval_inner_steps)
+        residuals = self.learner.validation_residuals if is_validated else None
+        return AdaptedTasks(self.preparation, tasks, column, self._rows_at_once(), residuals, self.seed)
 
     def _rows_at_once(self) -> int | None:
         if self.learner.batch_statistics != "batch" or not has_batch_statistics(self.learner.model):
@@ -130,6 +144,7 @@ class AdaptedTasks(Mapping[str | None, AdaptedTask]):
         task_column: The column with the names of the tasks.
         rows_at_once: Rows that the model gets in one call; None: all, as their predictions depend on each other.
         residuals: The errors on validation tasks, from which learners without a noise model have their interval.
+        seed: The seed of random draws.
     """
 
     def __init__(
@@ -139,12 +154,14 @@ class AdaptedTasks(Mapping[str | None, AdaptedTask]):
         task_column: str | None,
         rows_at_once: int | None,
         residuals: Residuals | None,
+        seed: int,
     ) -> None:
         self.preparation = preparation
         self.task_column = task_column
         self._tasks = tasks
         self._rows_at_once = rows_at_once
         self._residuals = residuals
+        self._seed = seed
 
     def __getitem__(self, name: Any) -> AdaptedTask:
         return self._tasks[name].model
@@ -188,11 +205,12 @@ class AdaptedTasks(Mapping[str | None, AdaptedTask]):
             task = self._tasks[name]
             try:
                 self._check_labels(own, task)
-                predicted = self._predict_one(own.drop(place), task, coverage)
+                predicted = self._predict_one(name, own.drop(place), task, coverage)
             except ValueError as error:
                 raise ValueError(f"{_said(self.task_column, name)}{error}") from error
             parts.append(predicted.with_columns(own[place]))
         predicted = pl.concat(parts, how="diagonal").sort(place).drop(place)
+        rows = as_written(rows, query)
         taken = [column for column in predicted.columns if column in rows.columns]
         if taken:
             raise ValueError(f"{str(query)!r} already has a column {taken[0]!r}: rename it")
@@ -203,15 +221,21 @@ class AdaptedTasks(Mapping[str | None, AdaptedTask]):
         if task.classes and column in rows.columns:
             ClassTargets().labels(rows[column].drop_nulls(), task.classes)
 
-    def _predict_one(self, rows: pl.DataFrame, task: _Task, coverage: float) -> pl.DataFrame:
-        x = self.preparation.inputs(rows)
-        size = tree_leaves(x)[0].shape[0]
-        step = self._rows_at_once or size
-        pieces = [tree_map(lambda leaf, i=i: leaf[i : i + step], x) for i in range(0, size, step)]
-        targets = self.preparation.targets
-        if isinstance(targets, ClassTargets):
-            return pl.concat([class_columns(task.model, piece, task.classes) for piece in pieces])
-        return pl.concat([real_columns(task.model, piece, targets, coverage, self._residuals) for piece in pieces])
+    def _predict_one(self, name: str | None, rows: pl.DataFrame, task: _Task, coverage: float) -> pl.DataFrame:
+        targets, parts = self.preparation.targets, []
+        for part in rows.iter_slices(self._rows_at_once or len(rows)):
+            x = self.preparation.inputs(part)
+            with _draws_of(self._seed, name):  # the same for each part, so that equal rows have equal predictions
+                if isinstance(targets, ClassTargets):
+                    parts.append(class_columns(task.model, x, task.classes))
+                else:
+                    parts.append(real_columns(task.model, x, targets, coverage, self._residuals))
+        return pl.concat(parts)
+
+
+def _draws_of(seed: int, task: str | None) -> AbstractContextManager[None]:
+    """Make random numbers a function of seed and task."""
+    return reproducible_draws(seed, 0, zlib.crc32(str(task).encode()), torch.device("cpu"))
 
 
 def _groups(rows: pl.DataFrame, column: str | None) -> dict[Any, pl.DataFrame]:
@@ -221,7 +245,8 @@ def _groups(rows: pl.DataFrame, column: str | None) -> dict[Any, pl.DataFrame]:
         row = int(rows[column].is_null().arg_true()[0]) + 1
         raise ValueError(f"column {column!r} names no task in row {row}: fill it in or remove the row")
     names = texts_of(rows[column])
-    return {name: rows.filter(names == name) for name in names.unique(maintain_order=True)}
+    parts = rows.with_columns(names.alias(_TASK)).partition_by(_TASK, maintain_order=True, as_dict=True)
+    return {name: part.drop(_TASK) for (name,), part in parts.items()}
 
 
 def _said(column: str | None, name: Any) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_meta import MAML, MLP, ProtoNet, TabularTasksDataModule, TextDataModule, TextEncoder
-from lightning_meta.analysis.comparison import PENALTIES, compare_with_baselines, quiet_trainer
+from lightning_meta.analysis.comparison import PENALTIES, _untrained, compare_with_baselines, quiet_trainer
 from lightning_meta.cli import main
 from tests.prediction.trained import sentences, visits
 
@@ -133,5 +133,39 @@ data:
     trainer.test(learner, data, verbose=False)
     own = learner.per_task()["mse"].sqrt().mean() * data.preparation.targets.std
     assert value(found, "MAML") == pytest.approx(float(own), rel=1e-4)
-    with pytest.raises(FileExistsError, match="--overwrite"):
-        main(arguments)
+    refused = {
+        "pass --overwrite": arguments,
+        "was trained on data prepared with": [*arguments, "--overwrite", "--data.val_fraction=0.5"],
+        "no validation tasks": [*arguments[:3], "--data.val_fraction=0"],
+        "no file": [*arguments[:3], "--data.file=nowhere.csv"],
+    }
+    for message, wrong in refused.items():
+        with pytest.raises(SystemExit) as stopped:
+            main(wrong)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_command_takes_the_configuration_that_fit_saved(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    visits(30).write_csv("visits.csv")
+    data = ["--data=TabularTasksDataModule", "--data.file=visits.csv", "--data.task_column=patient"]
+    data += ["--data.target_column=pain", "--data.feature_columns=[size]", "--data.train_tasks=16"]
+    model = ["--model=MAML", "--model.model=MLP", "--model.loss_fn=torch.nn.MSELoss", "--trainer.max_epochs=1"]
+    main(["fit", *model, *data, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"])
+    (config,) = Path("lightning_logs").rglob("config.yaml")
+    (checkpoint,) = Path("lightning_logs").rglob("*.ckpt")
+    main(["baselines", "--config", str(config), "--ckpt_path", str(checkpoint)])
+    assert "MAML, no adaptation" in capsys.readouterr().out
+
+
+def test_the_pooled_model_starts_from_new_values():
+    trained = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    nn.init.constant_(trained[0].weight, 7.0)
+    copied = _untrained(trained)
+    assert (copied[0].weight.abs() <= 1 / 2**0.5).all()
+    assert (trained[0].weight == 7.0).all()
+    owner = nn.Module()
+    owner.register_parameter("scale", nn.Parameter(torch.ones(1)))
+    with pytest.raises(ValueError, match="set pooled_epochs=0"):
+        _untrained(owner)

@@ -16,13 +16,23 @@ def residuals_of(errors: torch.Tensor) -> Residuals:
     return metric.compute()
 
 
-def test_quantiles_are_those_of_the_empirical_distribution():
-    errors = torch.tensor([0.4, -0.1, 0.3, 0.2], dtype=torch.float64)
+def test_quantiles_have_the_ranks_of_split_conformal_prediction():
+    errors = torch.tensor([0.4, -0.1, 0.3, 0.2])
     found = residuals_of(errors)
-    for level in (0.01, 0.25, 0.251, 0.5, 0.75, 0.9, 1.0):
-        expected = np.quantile([0.1, 0.2, 0.3, 0.4], level, method="inverted_cdf")
-        assert found.quantile(level) == pytest.approx(expected, rel=1e-6)
+    # Of five exchangeable errors, the last is below the k-th smallest of the others with probability k / 5.
+    for level, rank in {0.01: 1, 0.2: 1, 0.201: 2, 0.4: 2, 0.5: 3, 0.6: 3, 0.75: 4, 0.8: 4, 0.9: 4, 1.0: 4}.items():
+        assert found.quantile(level) == pytest.approx(rank / 10, rel=1e-6)
     assert found.root_mean_square == pytest.approx(np.sqrt(0.3 / 4), rel=1e-6)
+
+
+def test_a_further_error_is_covered_often_enough():
+    generator = torch.Generator().manual_seed(0)
+    covered = []
+    for _ in range(4000):
+        errors = torch.rand(13, generator=generator)
+        covered.append(float(errors[12]) <= residuals_of(errors[:12]).quantile(0.8))
+    assert np.mean(covered) + 2 * 0.4 / 4000**0.5 > 0.8
+    assert np.mean(covered) < 11 / 13 + 2 * 0.4 / 4000**0.5
 
 
 def test_an_interval_holds_at_least_its_share_of_the_errors():
@@ -40,7 +50,17 @@ def test_padding_does_not_count():
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"quantiles": [1.0], "root_mean_square": 1.0}, {"quantiles": ["x"], "root_mean_square": 1.0}]
+    "fields",
+    [
+        {},
+        {"quantiles": [1.0], "root_mean_square": 1.0},
+        {"quantiles": ["x"], "root_mean_square": 1.0},
+        {"quantiles": [-5.0] * 1001, "root_mean_square": 1.0},
+        {"quantiles": [float("nan")] * 1001, "root_mean_square": 1.0},
+        {"quantiles": [1.0] * 1000 + [0.5], "root_mean_square": 1.0},
+        {"quantiles": [1.0] * 1001, "root_mean_square": 10**400},
+        {"quantiles": [1.0] * 1001, "root_mean_square": -1.0},
+    ],
 )
 def test_changed_fields_of_a_checkpoint_are_refused(fields):
     with pytest.raises(ValueError, match="the checkpoint's residuals"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta import ABML, MAML, FewShotPredictor
+from lightning_meta import ABML, MAML, MLP, BayesianMAML, FewShotPredictor, ProtoNet, TabularTasksDataModule
 from tests.prediction.trained import (
     class_table_checkpoint,
     image_checkpoint,
@@ -16,6 +16,7 @@ from tests.prediction.trained import (
     sentences,
     table_checkpoint,
     text_checkpoint,
+    trainer,
     visits,
 )
 
@@ -157,3 +158,61 @@ def test_adapted_weights_of_a_task_from_a_file(table, tmp_path):
     model.load_state_dict(task.state_dict())
     torch.testing.assert_close(model(x), expected)
     assert isinstance(model, nn.Module)
+
+
+def test_draws_do_not_depend_on_other_tasks_or_chunks(tmp_path):
+    checkpoint = table_checkpoint(tmp_path, ABML, normalize_steps=True)
+    rows = visits(2, 12, seed=3)
+    rows.write_csv(tmp_path / "both.csv")
+    rows.sort("patient", descending=True, maintain_order=True).write_csv(tmp_path / "other_order.csv")
+    predictor = FewShotPredictor.from_checkpoint(checkpoint)
+    first = predictor.adapt(tmp_path / "both.csv").predict(tmp_path / "both.csv").sort("size")
+    second = predictor.adapt(tmp_path / "other_order.csv").predict(tmp_path / "other_order.csv").sort("size")
+    np.testing.assert_allclose(first["mean"], second["mean"], rtol=1e-5)
+    pl.concat([rows[:1]] * 1500).write_csv(tmp_path / "repeated.csv")
+    repeated = predictor.adapt(tmp_path / "both.csv").predict(tmp_path / "repeated.csv")
+    assert repeated["mean"][0] == pytest.approx(repeated["mean"][1024], rel=1e-5)  # draws start again in each chunk
+
+
+def test_uncertainties_are_about_the_classes_that_are_reported(tmp_path):
+    checkpoint = text_checkpoint(tmp_path, BayesianMAML, outputs=3)
+    sentences(2, each=5).write_csv(tmp_path / "two.csv")
+    found = FewShotPredictor.from_checkpoint(checkpoint).adapt(tmp_path / "two.csv").predict(tmp_path / "two.csv")
+    total = found["aleatoric"] + found["epistemic"]
+    assert found["aleatoric"].max() <= np.log(2) + 1e-6
+    shares = found.select("^probability_.*$").to_numpy()
+    entropy = -(shares * np.log(shares)).sum(1)
+    assert (total.to_numpy() >= entropy - 0.05).all()  # equal but for the correction for the number of draws
+
+
+def test_classes_that_the_support_lacks_have_probability_zero(tmp_path):
+    rows = visits(20, 12)
+    rows = rows.with_columns(grade=pl.Series(np.tile(["a", "b", "c"], len(rows) // 3)))
+    rows.write_csv(tmp_path / "visits.csv")
+    data = TabularTasksDataModule(
+        tmp_path / "visits.csv", "patient", "grade", ["size"], shots=6, task="classification", train_tasks=16
+    )
+    trained = trainer(tmp_path)
+    trained.fit(ProtoNet(MLP(1, 4, hidden=[4])), data)
+    predictor = FewShotPredictor.from_checkpoint(trained.checkpoint_callback.best_model_path)
+    rows.filter(pl.col("grade") != "c")[:8].write_csv(tmp_path / "two.csv")
+    found = predictor.adapt(tmp_path / "two.csv").predict(tmp_path / "two.csv")
+    assert found["probability_c"].unique().to_list() == [0.0]
+    np.testing.assert_allclose(found["probability_a"] + found["probability_b"], 1.0, rtol=1e-6)
+
+
+def test_other_steps_than_validation_took_have_no_interval(table, tmp_path):
+    visits(1, 12, seed=3).write_csv(tmp_path / "rows.csv")
+    found = FewShotPredictor.from_checkpoint(table).adapt(tmp_path / "rows.csv", steps=7).predict(tmp_path / "rows.csv")
+    assert found["lower_90"].null_count() == found["std"].null_count() == len(found)
+    assert found["mean"].null_count() == 0
+
+
+def test_columns_are_written_as_the_query_has_them(table, tmp_path):
+    visits(1, 12, seed=3).write_csv(tmp_path / "rows.csv")
+    (tmp_path / "new.csv").write_text("id,patient,size,color,note,price\n007,p0,0.5,red,NA,1.10\n010,p0,1.5,blue,x,2\n")
+    found = FewShotPredictor.from_checkpoint(table).adapt(tmp_path / "rows.csv").predict(tmp_path / "new.csv")
+    assert found["id"].to_list() == ["007", "010"]
+    assert found["note"].to_list() == ["NA", "x"]
+    assert found["price"].to_list() == ["1.10", "2"]
+    assert found["size"].to_list() == [0.5, 1.5]
