@@ -225,7 +225,7 @@ class AdaptedTasks(Mapping[str | None, AdaptedTask]):
         targets, parts = self.preparation.targets, []
         for part in rows.iter_slices(self._rows_at_once or len(rows)):
             x = self.preparation.inputs(part)
-            with _draws_of(self._seed, name):  # the same for each part, so that equal rows have equal predictions
+            with _draws_of(self._seed, name):
                 if isinstance(targets, ClassTargets):
                     parts.append(class_columns(task.model, x, task.classes))
                 else:
