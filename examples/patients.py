@@ -7,6 +7,7 @@ https://physionet.org/content/challenge-2012. It prints the test error beside ba
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -36,11 +37,11 @@ def draw(learner: AmortizedMAML, data: PhysioNet2012DataModule) -> None:
     figure.savefig(PICTURE)
 
 
-def main(root: str, steps: int = 800) -> None:
+def main(root: str, steps: int = 800, **options: Any) -> None:
     """Train, compare, draw."""
     L.seed_everything(0)
     data = PhysioNet2012DataModule(
-        root, parameter="HCT", random_split_time=False, tasks_per_batch=4, train_tasks=4 * steps
+        root, parameter="HCT", random_split_time=False, tasks_per_batch=4, train_tasks=4 * steps, **options
     )
     learner = AmortizedMAML(MLP(), nn.MSELoss(), kl_weight=0.1, optimizer=lambda p: torch.optim.Adam(p, lr=2e-3))
     trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)

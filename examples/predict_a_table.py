@@ -25,7 +25,7 @@ def visits(patients: int, visits_each: int, seed: int) -> pl.DataFrame:
     return pl.DataFrame({"patient": names, "dose": dose.ravel(), "pain": pain.ravel()})
 
 
-def main() -> None:
+def main(epochs: int = 10) -> None:
     """Train, compare, predict."""
     folder = Path("outputs/predict_a_table")
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def main() -> None:
         folder / "visits.csv", "patient", "pain", shots=5, query_shots=15, tasks_per_batch=16, train_tasks=3_200
     )
     learner = MAML(MLP(data.num_features), nn.MSELoss(), inner_lr=0.05, inner_steps=5)
-    trainer = L.Trainer(max_epochs=10, accelerator="cpu", logger=False, default_root_dir=folder)
+    trainer = L.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, default_root_dir=folder)
     trainer.fit(learner, data)
     trainer.save_checkpoint(folder / "trained.ckpt")
 

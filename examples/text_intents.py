@@ -26,17 +26,17 @@ def main(root: str, steps: int = 1_000) -> None:
     trainer.fit(learner, data)
     print(compare_with_baselines(data, learner))
 
-    sentences = data.texts()["test"]
-    assert sentences is not None
-    intents = sorted(sentences["label"].unique())[:5]
-    chosen = sentences.filter(sentences["label"].is_in(intents))
-    first = chosen.group_by("label").head(1).sort("label")
-    others = chosen.join(first, on="text", how="anti").group_by("label", maintain_order=True).head(3)
-    assert data.preparation is not None
-    task = learner.eval().adapt(data.preparation.inputs(first), torch.arange(5))
-    scores = task(data.preparation.inputs(others))
-    predicted = [intents[i] for i in scores.argmax(1)]
-    print(others.select("text", "label").with_columns(prediction=pl.Series(predicted)))
+    rows, preparation = data.texts()["test"], data.preparation
+    assert rows is not None
+    assert preparation is not None
+    text, label = data.text_column, data.label_column
+    intents = sorted(rows[label].unique())[:5]
+    rows = rows.filter(rows[label].is_in(intents))
+    labelled = rows.group_by(label, maintain_order=True).head(1).sort(label)  # one sentence of each intent
+    others = rows.join(labelled, on=text, how="anti").group_by(label, maintain_order=True).head(3)
+    task = learner.eval().adapt(preparation.inputs(labelled), torch.arange(5))
+    predicted = [intents[i] for i in task(preparation.inputs(others)).argmax(1)]
+    print(others.select(text, label).with_columns(prediction=pl.Series(predicted)))
 
 
 if __name__ == "__main__":

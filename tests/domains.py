@@ -17,12 +17,12 @@ def write_clinc(root: Path) -> None:
     write_clinc150(root, each=9)
 
 
-def write_physionet(root: Path) -> None:
-    """PhysioNet 2012: forty patients with measurements before and after hour 25."""
+def write_physionet(root: Path, parameter: str = "GCS", patients: int = 40) -> None:
+    """PhysioNet 2012: patients with measurements before and after hour 25."""
     random = np.random.default_rng(0)
     with zipfile.ZipFile(root / "set-a.zip", "w") as archive:
-        for record in range(40):
-            lines = [f"{hour:02}:00,GCS,{random.integers(3, 15)}" for hour in range(2, 46, 4)]
+        for record in range(patients):
+            lines = [f"{hour:02}:00,{parameter},{random.integers(3, 15)}" for hour in range(2, 46, 4)]
             archive.writestr(f"set-a/{1000 + record}.txt", "Time,Parameter,Value\n" + "\n".join(lines) + "\n")
 
 
