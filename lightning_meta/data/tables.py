@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,19 @@ _WRITERS: dict[str, Callable[[pl.DataFrame, Path], Any]] = {
 }
 
 
-def read_table(file: str | Path, missing: Sequence[str] = ("",)) -> pl.DataFrame:
+def read_table(file: str | Path, missing: Sequence[str] = ("",), texts: Iterable[str] = ()) -> pl.DataFrame:
     """Read a table; the file's ending names its format.
 
     Args:
         file: A file that ends in .csv, .data (commas), .tsv, .parquet, .json (a list of records), .jsonl or .ndjson.
         missing: The texts that stand for a missing value in a CSV file.
+        texts: Columns of a CSV file whose values are kept as they are written, such as the code 07; only an empty one
+            is missing. Other columns are numbers or truth values if all rows are. Columns that are not there are
+            ignored.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the ending is another, the file cannot be read, or it has no rows.
+        ValueError: If the ending is another, the file cannot be read, has no rows, or several columns of one name.
     """
     path = Path(file)
     if not path.is_file():
@@ -42,15 +46,49 @@ def read_table(file: str | Path, missing: Sequence[str] = ("",)) -> pl.DataFrame
     if ending not in SEPARATORS and ending not in _READERS:
         raise ValueError(f"{str(path)!r} does not end in one of {', '.join([*SEPARATORS, *_READERS])}")
     try:
-        if ending in SEPARATORS:
-            table = pl.read_csv(path, separator=SEPARATORS[ending], null_values=list(missing), infer_schema_length=None)
-        else:
-            table = _READERS[ending](path)
+        table = _read_csv(path, missing, set(texts)) if ending in SEPARATORS else _READERS[ending](path)
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as a {ending} table: {error}") from error
+        hint = _hint(path) if ending in SEPARATORS else ""
+        raise ValueError(f"{str(path)!r} cannot be read as a {ending} table: {hint}{error}") from error
     if table.is_empty():
         raise ValueError(f"{str(path)!r} has no rows")
+    _check_unique(table.columns, path)
     return table
+
+
+def _read_csv(path: Path, missing: Sequence[str], texts: set[str]) -> pl.DataFrame:
+    separator = SEPARATORS[path.suffix.lower()]
+    kept = dict.fromkeys(texts, pl.String)
+    table = pl.read_csv(
+        path, separator=separator, null_values=list(missing), infer_schema_length=None, schema_overrides=kept
+    )
+    if hint := _hint(path) if table.width == 1 or "\0" in "".join(table.columns) else "":
+        raise ValueError(f"{str(path)!r} cannot be read as a table: {hint}")
+    columns = [column for column in table.columns if column in texts]
+    if columns and set(missing) != {""}:  # which polars cannot have apart for each column
+        exact = pl.read_csv(path, separator=separator, null_values=[""], columns=columns, schema_overrides=kept)
+        table = table.with_columns(exact.get_columns())
+    return table
+
+
+def _hint(path: Path) -> str:
+    """Return the likely reason why a CSV file cannot be read; empty if there is none."""
+    with path.open("rb") as file:
+        header = file.readline(2**16)
+    if header.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in header:
+        return "the file is not in UTF-8, perhaps in UTF-16: save it in UTF-8; "
+    separator = SEPARATORS[path.suffix.lower()]
+    if b";" in header and separator.encode() not in header:
+        return f"is it separated by ';'? save it with {'tabs' if separator != ',' else 'commas'}; "
+    return ""
+
+
+def _check_unique(columns: list[str], path: Path) -> None:
+    """Raise a ValueError for a name that several columns have, which reading has made different by a suffix."""
+    for column in columns:
+        first = re.sub(r"_duplicated_\d+$", "", column)
+        if first != column and first in columns:
+            raise ValueError(f"{str(path)!r} has several columns {first!r}: give each a name of its own")
 
 
 def texts_of(values: pl.Series) -> pl.Series:
@@ -60,6 +98,12 @@ def texts_of(values: pl.Series) -> pl.Series:
         if (values.drop_nulls() % 1 == 0).all():
             values = values.cast(pl.Int64)
     return values.cast(pl.String)
+
+
+def names_of(values: pl.Series) -> pl.Series:
+    """Return a whole column of classes or tasks as texts; if all are texts such as 1.0, without the decimal point."""
+    texts = texts_of(values)
+    return texts.str.strip_suffix(".0") if texts.drop_nulls().str.contains(r"^-?(0|[1-9]\d*)\.0$").all() else texts
 
 
 def check_output(file: str | Path, overwrite: bool) -> Path:

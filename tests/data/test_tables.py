@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from lightning_meta.data.tables import check_columns, read_table
+from lightning_meta.data.tables import check_columns, names_of, read_table
 
 ROWS = pl.DataFrame({"name": ["a", "b"], "value": [1.5, None]})
 
@@ -29,6 +29,41 @@ def test_texts_for_missing_values(tmp_path):
     path.write_text("x,y\n1,2\nNA,3\n")
     assert read_table(path)["x"].to_list() == ["1", "NA"]
     assert read_table(path, missing=["", "NA"])["x"].to_list() == [1, None]
+
+
+@pytest.mark.parametrize("missing", [("",), ("", "NA")])
+def test_texts_are_kept_as_written(tmp_path, missing):
+    path = tmp_path / "codes.csv"
+    path.write_text("code,x\n07,1\n1.10,2\nTrue,NA\n,4\nNA,5\n")
+    table = read_table(path, missing, texts=["code", "not there"])
+    assert table.columns == ["code", "x"]
+    assert table["code"].to_list() == ["07", "1.10", "True", None, "NA"]
+    assert table["x"].to_list() == ([1, 2, None, 4, 5] if "NA" in missing else ["1", "2", "NA", "4", "5"])
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_columns_of_one_name_are_refused(tmp_path, ending):
+    path = tmp_path / f"table.{ending}"
+    path.write_text("x,y,x\n1,2,3\n".replace(",", "\t" if ending == "tsv" else ","))
+    with pytest.raises(ValueError, match="several columns 'x': give each a name of its own"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"x;y\n1;2\n", "is it separated by ';'. save it with commas"),
+        ("a.csv", b"x;y\n0,1;2\n", "is it separated by ';'. save it with commas"),
+        ("a.tsv", b"x;y\n1;2\n", "save it with tabs"),
+        ("a.csv", "x,y\n1,2\n".encode("utf-16"), "the file is not in UTF-8"),
+        ("a.csv", "x\n1\n".encode("utf-16"), "the file is not in UTF-8"),
+        ("a.csv", "x,y\n\u00e9,2\n".encode("latin-1"), "invalid utf-8"),
+    ],
+)
+def test_separators_and_encodings_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -57,3 +92,17 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_missing_column_is_named_with_the_closest():
     with pytest.raises(ValueError, match="target_column='valeu'.*did you mean 'value'.*'name', 'value'"):
         check_columns(ROWS, [("task_column", "name"), ("target_column", "valeu")], "table.csv")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0, None, 2.0], ["1", None, "2"]),
+        (["1.0", None, "-20.0"], ["1", None, "-20"]),
+        (["1.0", "1.10"], ["1.0", "1.10"]),
+        (["01.0", "1.0"], ["01.0", "1.0"]),
+        (["01", "1"], ["01", "1"]),
+    ],
+)
+def test_names_are_the_same_for_whole_numbers_and_their_texts(values, expected):
+    assert names_of(pl.Series(values)).to_list() == expected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -167,11 +166,3 @@ def column_of(state: Mapping[str, Any]) -> Column:
     if not all(isinstance(value, float) for value in (column.mean, column.std, column.median)):
         raise ValueError(f"mean, std and median of column {column.name!r} must be floats")
     return column
-
-
-def check_unique(columns: list[str], source: Any) -> None:
-    """Raise a ValueError for a name that several columns have, which reading has made different by a suffix."""
-    for column in columns:
-        first = re.sub(r"_duplicated_\d+$", "", column)
-        if first != column and first in columns:
-            raise ValueError(f"{str(source)!r} has several columns {first!r}: give each a name of its own")

@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from lightning_meta.data.episodes import Split
-from lightning_meta.data.tables import texts_of
+from lightning_meta.data.tables import names_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ def grouped(names: pl.Series, times: NDArray[np.float64] | None) -> tuple[NDArra
         names: Every row's group.
         times: Every row's time, ``[rows]``; None: rows stay in their order.
     """
-    found, numbers = np.unique(np.array(texts_of(names).to_list(), dtype=object), return_inverse=True)
+    found, numbers = np.unique(np.array(names_of(names).to_list(), dtype=object), return_inverse=True)
     order = np.lexsort((np.zeros(len(numbers)) if times is None else times, numbers))
     sizes = np.bincount(numbers, minlength=len(found))
     return order, Groups(tuple(found), np.cumsum(sizes) - sizes, sizes, None if times is None else times[order])

@@ -13,14 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_meta.data.preparation import ClassTargets, Preparation, RealTargets
-from lightning_meta.data.tables import check_columns, read_table, texts_of
-from lightning_meta.data.tabular.columns import (
-    Column,
-    check_unique,
-    column_of,
-    fitted_column,
-    numbers_of,
-)
+from lightning_meta.data.tables import check_columns, names_of, read_table
+from lightning_meta.data.tabular.columns import CategoryColumn, Column, column_of, fitted_column, numbers_of
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?")
 """Texts that stand for a missing value in CSV files."""
@@ -78,14 +72,14 @@ class TablePreparation(Preparation):
             FileNotFoundError: If there is no such file.
             ValueError: If the source is a folder, a column is not there, or a target is missing or of the wrong type.
         """
-        table = read_rows(source, self.missing_values)
+        table = read_rows(source, self.missing_values, self._texts())
         check_columns(table, [("feature_columns", column.name) for column in self.columns], source)
         if not labelled:
             return table
         check_columns(table, [("target_column", self.target_column)], source)
         target = table[self.target_column]
         if isinstance(self.targets, ClassTargets):
-            target = texts_of(target)
+            target = names_of(target)
         else:
             target = pl.Series(self.target_column, numbers_of(target), nan_to_null=True)
         if target.null_count():
@@ -105,12 +99,18 @@ class TablePreparation(Preparation):
             return self.targets.standardized(values)
         return self.targets.labels(values, self.targets.classes or ())
 
+    def _texts(self) -> list[str]:
+        """Return the columns whose values must not be read as numbers: 07 is another code than 7."""
+        texts = [column.name for column in self.columns if isinstance(column, CategoryColumn)]
+        texts += [self.target_column] if isinstance(self.targets, ClassTargets) else []
+        return texts if self.task_column is None else [*texts, self.task_column]
+
     def _own_state(self) -> dict[str, Any]:
         return {"columns": [asdict(column) for column in self.columns], "missing_values": self.missing_values}
 
 
-def read_rows(source: str | Path, missing_values: Sequence[str]) -> pl.DataFrame:
-    """Read a table in which each column has a name of its own.
+def read_rows(source: str | Path, missing_values: Sequence[str], texts: Sequence[str]) -> pl.DataFrame:
+    """Read a table from a file; arguments as in `read_table`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -118,6 +118,4 @@ def read_rows(source: str | Path, missing_values: Sequence[str]) -> pl.DataFrame
     """
     if Path(source).is_dir():
         raise ValueError(f"{str(source)!r} is a folder, and this data is read from one file, such as a CSV or Parquet")
-    table = read_table(source, missing_values)
-    check_unique(table.columns, source)
-    return table
+    return read_table(source, missing_values, texts)

@@ -63,4 +63,5 @@ class TabularTasksDataModule(TableDataModule):
 
     def table(self) -> pl.DataFrame:
         """Return the file's rows."""
-        return read_rows(self.file, self.missing_values)
+        names = [self.task_column, self.split_column, self.target_column if self.task == "classification" else None]
+        return read_rows(self.file, self.missing_values, [name for name in names if name is not None])

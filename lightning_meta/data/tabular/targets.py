@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from lightning_meta.data.preparation import ClassTargets, RealTargets
-from lightning_meta.data.tables import texts_of
+from lightning_meta.data.tables import names_of
 from lightning_meta.data.tabular.columns import numbers_of
 
 TaskKind = Literal["regression", "classification"]
@@ -25,14 +25,14 @@ def target_values(column: pl.Series, task: TaskKind) -> pl.Series:
             return pl.Series(column.name, numbers_of(column), nan_to_null=True)
         except ValueError as error:
             raise ValueError(f"target_{error}; for classes use task='classification'") from error
-    texts = texts_of(column)
-    if column.dtype.is_float():
-        fractions = column.fill_nan(None).drop_nulls()
-        fractions = fractions.filter(fractions % 1 != 0)
-        if len(fractions):
-            raise ValueError(
-                f"target_column {column.name!r} holds {fractions[0]}, which is no class: use task='regression'"
-            )
+    texts = names_of(column)
+    known = texts.drop_nulls()
+    numbers = known.cast(pl.Float64, strict=False)
+    fractions = known.filter(numbers.is_finite() & (numbers % 1 != 0))
+    if len(fractions) and not numbers.null_count():
+        raise ValueError(
+            f"target_column {column.name!r} holds {fractions[0]}, which is no class: use task='regression'"
+        )
     return texts
 
 
@@ -40,7 +40,7 @@ def class_targets(texts: pl.Series) -> ClassTargets:
     """Return the classes among texts: in numerical order if all are whole numbers, else in alphabetical order."""
     classes = texts.unique().to_list()
     numeric = texts.cast(pl.Int64, strict=False).null_count() == 0
-    return ClassTargets(tuple(sorted(classes, key=int) if numeric else sorted(classes)))
+    return ClassTargets(tuple(sorted(classes, key=lambda name: (int(name), name)) if numeric else sorted(classes)))
 
 
 def real_targets(values: pl.Series) -> RealTargets:

@@ -1,6 +1,6 @@
 """`TextPreparation`: how texts in tables become ids of words."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,9 @@ class TextPreparation(Preparation):
 
     def read(self, source: str | Path, labelled: bool) -> pl.DataFrame:
         """Read a table of texts; arguments and errors as in `Preparation.read`."""
-        return read_texts(source, self.text_column, {"target_column": self.target_column} if labelled else {})
+        names = {"target_column": self.target_column}
+        further = [] if self.task_column is None else [self.task_column]
+        return read_texts(source, self.text_column, names if labelled else {}, [*names.values(), *further])
 
     def inputs(self, rows: pl.DataFrame) -> dict[str, Tensor]:
         """Return ``input_ids`` and ``attention_mask``, both ``[rows, max_length]`` of dtype int64."""
@@ -69,13 +71,16 @@ class TextPreparation(Preparation):
         return {"text_column": self.text_column, "max_length": self.max_length, **self._encoder.state()}
 
 
-def read_texts(source: str | Path, text_column: str, further: Mapping[str, str]) -> pl.DataFrame:
+def read_texts(
+    source: str | Path, text_column: str, further: Mapping[str, str], as_written: Iterable[str] = ()
+) -> pl.DataFrame:
     """Read a table with a column of texts, and turn that column and further ones into text.
 
     Args:
         source: A file, as in `read_table`.
         text_column: The column of texts.
         further: The names of arguments, and the columns that they name.
+        as_written: Columns that are not needed, but hold no numbers either.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -85,8 +90,8 @@ def read_texts(source: str | Path, text_column: str, further: Mapping[str, str])
         raise ValueError(
             f"{str(source)!r} is a folder, and text data are read from a table: name a .csv, .parquet or .json file"
         )
-    table = read_table(source)
     columns = {"text_column": text_column, **further}
+    table = read_table(source, texts=[*columns.values(), *as_written])
     check_columns(table, columns.items(), source)
     for argument, column in columns.items():
         dtype = table[column].dtype

@@ -76,7 +76,8 @@ class ImagePreparation(Preparation):
         if is_picture(path.name):
             raise ValueError(f"{str(path)!r} is a single picture: {cure}")
         try:
-            table = read_table(path)
+            named = [_FILE, self.target_column] + ([] if self.task_column is None else [self.task_column])
+            table = read_table(path, texts=named)
         except ValueError as error:
             raise ValueError(f"{error}; {cure}") from error
         return self._read_files(table, path, labelled)

@@ -98,6 +98,19 @@ def test_reading(tmp_path):
         prepared().read(path, labelled=True)
 
 
+def test_codes_labels_and_tasks_are_read_as_written(tmp_path):
+    rows = pl.DataFrame({"code": ["A5", "07", "12"]})
+    names = {"target_column": "y", "task_column": "patient"}
+    preparation = TablePreparation.fitted(rows, ["code"], targets=ClassTargets(("01", "1", "NA")), **names)
+    path = tmp_path / "new.csv"
+    path.write_text("patient,code,y\n01,07,01\n1,12,1\n1,,NA\n")
+    for labelled in (False, True):
+        rows = preparation.read(path, labelled)
+        assert rows["patient"].to_list() == ["01", "1", "1"]
+        assert rows["y"].to_list() == ["01", "1", "NA"]
+        assert preparation.inputs(rows).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

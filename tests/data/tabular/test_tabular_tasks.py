@@ -204,3 +204,14 @@ def test_workers_make_the_same_tasks(module):
     apart = list(module(train_tasks=40, num_workers=1).train_dataloader())
     assert len(alone) == len(apart) == 3
     assert all(torch.equal(a.query_x, b.query_x) for a, b in zip(alone, apart, strict=True))
+
+
+def test_names_with_zeros_in_front_are_names_of_their_own(tmp_path):
+    rows = [f"{name},{visit},{visit % 2:02d}" for name in ("01", "1", "001", "NA", *range(2, 12)) for visit in range(6)]
+    (tmp_path / "visits.csv").write_text("\n".join(["patient,dose,state", *rows]))
+    data = TabularTasksDataModule(
+        str(tmp_path / "visits.csv"), "patient", "state", shots=2, query_shots=2, task="classification"
+    )
+    names = {name for split in ("train", "val", "test") for name in data.group_names(split)}
+    assert names == {"01", "1", "001", "NA", *map(str, range(2, 12))}
+    assert data.preparation.targets.classes == ("00", "01")

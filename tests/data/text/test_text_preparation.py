@@ -35,6 +35,13 @@ def test_reading_keeps_all_columns_as_they_are(data, tmp_path):
     assert data.preparation.read(write_requests(tmp_path / "x.csv", table), labelled=True).equals(table)
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_numbers_are_texts_as_written(data, tmp_path, labelled):
+    (tmp_path / "x.csv").write_text("text,label,n\n007,01,1\n1.10,1,2\n")
+    rows = data.preparation.read(tmp_path / "x.csv", labelled)
+    assert rows.to_dict(as_series=False) == {"text": ["007", "1.10"], "label": ["01", "1"], "n": [1, 2]}
+
+
 @pytest.mark.parametrize(
     ("table", "labelled", "message"),
     [

@@ -88,10 +88,10 @@ class TestFolders:
 
 class TestTables:
     def test_files_are_relative_to_the_table(self, root):
-        (root / "rows.csv").write_text("user,file,class\n1,val/val_0/0.png,3\n2,val/val_1/1.JPG,4\n")
+        (root / "rows.csv").write_text("user,file,class\n1,val/val_0/0.png,3\n2,val/val_1/1.JPG,04\n")
         rows = preparation(task_column="user").read(root / "rows.csv", labelled=True)
         assert rows.columns == ["user", "file", "class"]
-        assert rows["class"].to_list() == [3, 4]
+        assert rows["class"].to_list() == ["3", "04"]
         direct = pl.DataFrame({"file": [str(root / "val/val_0/0.png"), str(root / "val/val_1/1.JPG")]})
         assert torch.equal(preparation().inputs(rows), preparation().inputs(direct))
 
