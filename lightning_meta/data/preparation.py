@@ -52,9 +52,17 @@ class RealTargets:
     std: float
 
     def standardized(self, values: pl.Series) -> Tensor:
-        """Return standardized targets, ``[rows, 1]``."""
+        """Return standardized targets, ``[rows, 1]``; those that are too large raise a ValueError."""
         numbers = torch.from_numpy(values.cast(pl.Float64).to_numpy(writable=True))
-        return ((numbers - self.mean) / self.std).to(torch.get_default_dtype())[:, None]
+        scaled = ((numbers - self.mean) / self.std).to(torch.get_default_dtype())
+        infinite = scaled.isinf().nonzero()
+        if len(infinite):
+            row = int(infinite[0])
+            raise ValueError(
+                f"column {values.name!r} holds {values[row]} in row {row + 1}, which is too large: correct it, or "
+                "remove the row"
+            )
+        return scaled[:, None]
 
 
 class Preparation(ABC):

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+_EXACT = 2.0**53  # floats of this size and more stand for several whole numbers
 SEPARATORS = {".csv": ",", ".data": ",", ".tsv": "\t"}
 _READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
     ".parquet": pl.read_parquet,
@@ -92,10 +93,17 @@ def _check_unique(columns: list[str], path: Path) -> None:
 
 
 def texts_of(values: pl.Series) -> pl.Series:
-    """Return a column as texts; whole numbers have no decimal point, whatever the type of the column."""
+    """Return a column as texts; whole numbers have no decimal point, whatever the type of the column.
+
+    Raises:
+        ValueError: If the values are lists, records or bytes.
+    """
+    if values.dtype.is_nested() or values.dtype in (pl.Binary, pl.Object):
+        raise ValueError(f"column {values.name!r} holds {values.dtype}: turn its values into numbers or texts")
     if values.dtype.is_float():
         values = values.fill_nan(None)
-        if (values.drop_nulls() % 1 == 0).all():
+        known = values.drop_nulls()
+        if ((known % 1 == 0) & (known.abs() < _EXACT)).all():
             values = values.cast(pl.Int64)
     return values.cast(pl.String)
 

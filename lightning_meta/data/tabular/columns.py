@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import polars as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from lightning_meta.data.tables import texts_of
@@ -15,15 +17,25 @@ from lightning_meta.data.tables import texts_of
 _DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$"
 _MICROSECONDS_PER_DAY = 86_400e6
 _MOST_CATEGORIES = 256
+_NAMED = 10  # categories in messages
+
+
+def holds_dates(values: pl.Series) -> bool:
+    """Whether a column holds dates or points in time, also as texts such as 2018-02-28 or 2018-02-28 13:30."""
+    if values.dtype == pl.String:
+        known = values.drop_nulls()
+        return len(known) > 0 and bool(known.str.contains(_DATE).all())
+    return values.dtype in (pl.Date, pl.Datetime)
 
 
 def numbers_of(values: pl.Series) -> NDArray[np.float64]:
     """Return a column as numbers ``[rows]``, NaN where a value is missing.
 
-    Dates and times, also as texts such as 2018-02-28 or 2018-02-28 13:30, become days since 1970, durations days.
+    Dates and points in time, as in `holds_dates`, become days since 1970, durations days.
 
     Raises:
-        ValueError: If a value is neither number nor date, or infinite; the message names column and value.
+        ValueError: If a value is neither number nor date, infinite, or no day of the calendar; the message names
+            column and value.
     """
     if values.dtype == pl.String:
         values = _parsed(values)
@@ -36,27 +48,31 @@ def numbers_of(values: pl.Series) -> NDArray[np.float64]:
     else:
         raise ValueError(f"column {values.name!r} holds values of type {values.dtype}, which are no numbers")
     numbers = days.fill_null(np.nan).to_numpy(writable=True)
-    infinite = np.flatnonzero(np.isinf(numbers))
-    if len(infinite):
-        raise ValueError(
-            f"column {values.name!r} holds {numbers[infinite[0]]} in row {infinite[0] + 1}: replace it by a finite "
-            "number, or leave it empty"
-        )
+    _check_finite(values, np.isinf(numbers))
     return numbers
 
 
 def _parsed(values: pl.Series) -> pl.Series:
     """Return texts as numbers or points in time."""
-    if values.drop_nulls().str.contains(_DATE).all():
-        return values.str.to_datetime(time_unit="us", strict=False)
-    numbers = values.cast(pl.Float64, strict=False)
-    wrong = values.filter(numbers.is_null() & values.is_not_null())
+    if holds_dates(values):
+        parsed = values.str.to_datetime(time_unit="us", strict=False)
+        fault = "which is no date, or written otherwise than those above it"
+    else:
+        parsed = values.cast(pl.Float64, strict=False)
+        fault = "which is neither a number nor a date such as 2018-02-28"
+    wrong = values.filter(parsed.is_null() & values.is_not_null())
     if len(wrong):
+        raise ValueError(f"column {values.name!r} holds {wrong[0]!r}, {fault}: correct it, or add it to missing_values")
+    return parsed
+
+
+def _check_finite(values: pl.Series, infinite: NDArray[np.bool_]) -> None:
+    rows = np.flatnonzero(infinite)
+    if len(rows):
         raise ValueError(
-            f"column {values.name!r} holds {wrong[0]!r}, which is neither a number nor a date such as 2018-02-28: "
-            "correct it, or add it to missing_values"
+            f"column {values.name!r} holds {values[int(rows[0])]} in row {rows[0] + 1}: replace it by a finite "
+            "number that is not too large, or leave it empty"
         )
-    return numbers
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,7 @@ class NumberColumn:
         std: Their standard deviation; 1 if all are equal.
         median: Their median.
         flagged: Whether a second feature is 1 where the value is missing.
+        is_date: Whether the values are dates or points in time; numbers are then refused, and dates otherwise.
     """
 
     name: str
@@ -76,14 +93,17 @@ class NumberColumn:
     std: float
     median: float
     flagged: bool
+    is_date: bool = False
 
     @classmethod
     def fitted(cls, values: pl.Series) -> Self:
         """Return the column as the training tasks' rows have it."""
         numbers = numbers_of(values)
         known = numbers[~np.isnan(numbers)]
-        std = float(known.std()) if known.min() < known.max() else 1.0
-        return cls(values.name, float(known.mean()), std, float(np.median(known)), len(known) < len(numbers))
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflow is refused
+            mean, std = float(known.mean()), float(known.std()) if known.min() < known.max() else 1.0
+        flagged = len(known) < len(numbers)
+        return cls(values.name, mean, std, float(np.median(known)), flagged, holds_dates(values))
 
     @property
     def feature_names(self) -> list[str]:
@@ -91,11 +111,30 @@ class NumberColumn:
         return [self.name, f"{self.name} is missing"] if self.flagged else [self.name]
 
     def features(self, values: pl.Series) -> NDArray[np.float64]:
-        """Return features ``[rows, features]``."""
+        """Return features ``[rows, features]``.
+
+        Raises:
+            ValueError: If a value is no number, or no date where dates are expected, or too large.
+        """
+        self._check_kind(values)
         numbers = numbers_of(values)
         missing = np.isnan(numbers)
-        scaled = (np.where(missing, self.median, numbers) - self.mean) / self.std
+        with np.errstate(over="ignore"):
+            scaled = (np.where(missing, self.median, numbers) - self.mean) / self.std
+        _check_finite(values, np.abs(scaled) > torch.finfo(torch.get_default_dtype()).max)
         return np.stack([scaled, missing] if self.flagged else [scaled], axis=1)
+
+    def _check_kind(self, values: pl.Series) -> None:
+        known = (values.fill_nan(None) if values.dtype.is_float() else values).drop_nulls()
+        if not len(known) or holds_dates(known) is self.is_date:
+            return
+        if self.is_date and known.dtype == pl.String:
+            known = known.filter(~known.str.contains(_DATE))
+        found, expected = ("a number or text", "dates") if self.is_date else ("a date", "numbers")
+        cure = "write dates such as 2018-02-28" if self.is_date else "write numbers"
+        raise ValueError(
+            f"column {values.name!r} holds {str(known[0])!r}, {found}, where training had {expected}: {cure}"
+        )
 
 
 @dataclass(frozen=True)
@@ -128,9 +167,43 @@ class CategoryColumn:
 
     def features(self, values: pl.Series) -> NDArray[np.float64]:
         """Return features ``[rows, features]``."""
-        codes = texts_of(values).cast(pl.Enum(self.categories), strict=False).to_physical()
-        numbers = codes.cast(pl.Int64).fill_null(-1).to_numpy()  # [rows]
-        return (numbers[:, None] == np.arange(len(self.categories))).astype(np.float64)
+        codes = self._known(values).to_physical().cast(pl.Int64).fill_null(-1).to_numpy()  # [rows]
+        return (codes[:, None] == np.arange(len(self.categories))).astype(np.float64)
+
+    def check_known(self, values: pl.Series, missing: Sequence[str] = ()) -> None:
+        """Warn if some values of a file are unknown categories.
+
+        Args:
+            values: The whole column.
+            missing: Texts that stand for a missing value.
+
+        Raises:
+            ValueError: If all values are unknown.
+        """
+        texts = texts_of(values)
+        given = texts.is_not_null() & ~texts.is_in([*missing, ""])
+        unknown = texts.filter(given & self._known(values).is_null())
+        if not len(unknown):
+            return
+        known = ", ".join(map(repr, self.categories[:_NAMED])) + (", ..." if len(self.categories) > _NAMED else "")
+        if len(unknown) == given.sum():
+            raise ValueError(
+                f"column {self.name!r} holds no category of the training, but such as {unknown[0]!r}: known are {known}"
+            )
+        rank_zero_warn(
+            f"column {self.name!r} holds {len(unknown)} values that training had not, such as {unknown[0]!r}, which "
+            f"count as missing: known are {known}"
+        )
+
+    def _known(self, values: pl.Series) -> pl.Series:
+        """Return the categories of values, null where they are unknown; truth values may be written in any way."""
+        texts = texts_of(values)
+        names = [name.lower() for name in self.categories]
+        if names == ["false", "true"]:
+            texts = texts.str.to_lowercase().replace({"0": "false", "1": "true"})
+        else:
+            names = list(self.categories)
+        return texts.cast(pl.Enum(names), strict=False)
 
 
 Column = NumberColumn | CategoryColumn

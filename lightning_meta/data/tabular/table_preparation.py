@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lightning_meta.data.preparation import ClassTargets, Preparation, RealTargets
 from lightning_meta.data.tables import check_columns, names_of, read_table
-from lightning_meta.data.tabular.columns import CategoryColumn, Column, column_of, fitted_column, numbers_of
+from lightning_meta.data.tabular.columns import CategoryColumn, Column, column_of, fitted_column
+from lightning_meta.data.tabular.targets import number_targets
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?")
 """Texts that stand for a missing value in CSV files."""
@@ -68,20 +69,25 @@ class TablePreparation(Preparation):
     def read(self, source: str | Path, labelled: bool) -> pl.DataFrame:
         """Read a table; if labelled, its targets are numbers, or the classes' names.
 
+        Categories that training had not count as missing, with a warning.
+
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the source is a folder, a column is not there, or a target is missing or of the wrong type.
+            ValueError: If the source is a folder, a column is not there or holds nothing that training had, or a
+                target is missing or of the wrong type.
         """
         table = read_rows(source, self.missing_values, self._texts())
         check_columns(table, [("feature_columns", column.name) for column in self.columns], source)
+        for column in self.columns:  # of the whole file: `inputs` sees the rows of single tasks
+            if isinstance(column, CategoryColumn):
+                column.check_known(table[column.name], self.missing_values)
+            else:
+                column.features(table[column.name])
         if not labelled:
             return table
         check_columns(table, [("target_column", self.target_column)], source)
         target = table[self.target_column]
-        if isinstance(self.targets, ClassTargets):
-            target = names_of(target)
-        else:
-            target = pl.Series(self.target_column, numbers_of(target), nan_to_null=True)
+        target = names_of(target) if isinstance(self.targets, ClassTargets) else number_targets(target)
         if target.null_count():
             raise ValueError(
                 f"column {self.target_column!r} of {str(source)!r} is empty in {target.null_count()} rows: remove these"

@@ -9,7 +9,7 @@ import polars as pl
 
 from lightning_meta.data.preparation import ClassTargets, RealTargets
 from lightning_meta.data.tables import names_of
-from lightning_meta.data.tabular.columns import numbers_of
+from lightning_meta.data.tabular.columns import holds_dates, numbers_of
 
 TaskKind = Literal["regression", "classification"]
 
@@ -22,7 +22,7 @@ def target_values(column: pl.Series, task: TaskKind) -> pl.Series:
     """
     if task == "regression":
         try:
-            return pl.Series(column.name, numbers_of(column), nan_to_null=True)
+            return number_targets(column)
         except ValueError as error:
             raise ValueError(f"target_{error}; for classes use task='classification'") from error
     texts = names_of(column)
@@ -34,6 +34,20 @@ def target_values(column: pl.Series, task: TaskKind) -> pl.Series:
             f"target_column {column.name!r} holds {fractions[0]}, which is no class: use task='regression'"
         )
     return texts
+
+
+def number_targets(column: pl.Series) -> pl.Series:
+    """Return numbers, with null where one is missing.
+
+    Raises:
+        ValueError: If a value is no number, or a date.
+    """
+    if holds_dates(column):
+        raise ValueError(
+            f"column {column.name!r} holds dates, such as {str(column.drop_nulls()[0])!r}, and targets are numbers: "
+            "turn them into numbers, such as days since an event"
+        )
+    return pl.Series(column.name, numbers_of(column), nan_to_null=True)
 
 
 def class_targets(texts: pl.Series) -> ClassTargets:
