@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +15,21 @@ from torch import Tensor
 
 from lightning_meta.data.tables import texts_of
 
+_NAMED = 10  # classes in messages
+
+
+def check_scale(of: str, *numbers: float) -> None:
+    """Raise a ValueError unless numbers are finite floats, the last one, a standard deviation, above 0."""
+    if not all(isinstance(number, float) and math.isfinite(number) for number in numbers) or not numbers[-1] > 0:
+        raise ValueError(
+            f"the scale of {of} must be finite numbers, with a standard deviation above 0, and is "
+            f"{', '.join(repr(number)[:40] for number in numbers)}: look for values that are too large"
+        )
+
+
+def _listed(classes: tuple[str, ...]) -> str:
+    return ", ".join(map(repr, classes[:_NAMED])) + (", ..." if len(classes) > _NAMED else "")
+
 
 @dataclass(frozen=True)
 class ClassTargets:
@@ -22,9 +38,21 @@ class ClassTargets:
     Attributes:
         classes: The classes of all tasks, in the order of the model's outputs; None: a task has those of its support
             set, in sorted order.
+
+    Raises:
+        ValueError: If they are not two or more different texts.
     """
 
     classes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        classes = self.classes
+        if classes is None:
+            return
+        if not isinstance(classes, tuple) or not all(isinstance(name, str) for name in classes):
+            raise ValueError("classes must be a tuple of texts, or None")
+        if len(classes) < 2 or len(set(classes)) < len(classes):
+            raise ValueError(f"classes must be two or more different ones, and are {_listed(classes)}")
 
     def labels(self, values: pl.Series, classes: tuple[str, ...]) -> Tensor:
         """Return the positions of values among classes, ``[rows]``; values that are no class raise a ValueError."""
@@ -33,8 +61,7 @@ class ClassTargets:
         unknown = sorted({str(text) for text in texts if text not in position})
         if unknown:
             raise ValueError(
-                f"column {values.name!r} holds {unknown[0]!r}, which is none of the classes "
-                f"{', '.join(map(repr, classes))}"
+                f"column {values.name!r} holds {unknown[0]!r}, which is none of the classes {_listed(classes)}"
             )
         return torch.tensor([position[text] for text in texts], dtype=torch.int64)
 
@@ -46,10 +73,16 @@ class RealTargets:
     Attributes:
         mean: The mean over all targets of the training tasks, in the target's units.
         std: Their standard deviation.
+
+    Raises:
+        ValueError: If one is not finite, or the deviation is not above 0.
     """
 
     mean: float
     std: float
+
+    def __post_init__(self) -> None:
+        check_scale("the targets", self.mean, self.std)
 
     def standardized(self, values: pl.Series) -> Tensor:
         """Return standardized targets, ``[rows, 1]``; those that are too large raise a ValueError."""
@@ -76,12 +109,17 @@ class Preparation(ABC):
         target_column: The column of labels or targets.
         task_column: The column that names a row's task; None: all rows are of one task.
         targets: What the targets are.
+
+    Raises:
+        ValueError: If a column's name is no text.
     """
 
     kind: ClassVar[str]
     """The name of this kind of data in checkpoints and messages."""
 
     def __init__(self, target_column: str, task_column: str | None, targets: ClassTargets | RealTargets) -> None:
+        if not isinstance(target_column, str) or not isinstance(task_column, str | None):
+            raise ValueError("target_column must be a text, task_column a text or None")
         self.target_column = target_column
         self.task_column = task_column
         self.targets = targets
@@ -132,7 +170,9 @@ class Preparation(ABC):
         try:
             del own["kind"]
             of_targets = own.pop("targets")
+            if isinstance(of_targets.get("classes"), list):
+                of_targets = {**of_targets, "classes": tuple(of_targets["classes"])}
             targets = RealTargets(**of_targets) if "mean" in of_targets else ClassTargets(**of_targets)
             return cls(targets=targets, **own)
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"the checkpoint's preparation of {cls.kind} data cannot be used: {error}") from error

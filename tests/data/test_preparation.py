@@ -48,10 +48,49 @@ def test_state_is_plain_and_builds_an_equal_preparation(targets, tmp_path):
     assert again.targets == targets
 
 
-@pytest.mark.parametrize("change", [{"factory": 1}, {"targets": {"mean": 1.0}}, {"targets": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"factory": 1},
+        {"target_column": 5},
+        {"target_column": None},
+        {"task_column": ["a"]},
+        *(
+            {"targets": targets}
+            for targets in (
+                None,
+                3,
+                [1],
+                {"mean": 1.0},
+                {"mean": 0.0, "std": 0.0},
+                {"mean": 0.0, "std": -1.0},
+                {"mean": 0.0, "std": float("nan")},
+                {"mean": float("inf"), "std": 1.0},
+                {"mean": "0", "std": "1"},
+                {"mean": torch.ones(2), "std": 1.0},
+                {"classes": "01"},
+                {"classes": 7},
+                {"classes": ()},
+                {"classes": ("0",)},
+                {"classes": (0, 1)},
+                {"classes": ("0", "1", "0")},
+            )
+        ),
+    ],
+)
 def test_a_changed_state_is_refused(change):
     with pytest.raises(ValueError, match="preparation of doubled data cannot be used"):
         Doubled.from_state({**prepared().state(), **change})
+
+
+def test_classes_may_be_a_list():
+    state = {**prepared().state(), "targets": {"classes": ["no", "yes"]}}
+    assert Doubled.from_state(state).targets == ClassTargets(("no", "yes"))
+
+
+def test_messages_name_few_classes():
+    with pytest.raises(ValueError, match=r"none of the classes 'c0', .*'c9', \.\.\.$"):
+        ClassTargets().labels(pl.Series("y", ["q"]), tuple(f"c{number}" for number in range(100_000)))
 
 
 def test_targets():

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
+from lightning_meta.data.preparation import check_scale
 from lightning_meta.data.tables import texts_of
 
 _DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$"
@@ -95,6 +96,13 @@ class NumberColumn:
     flagged: bool
     is_date: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ValueError("the name of a column must be a text")
+        if not isinstance(self.flagged, bool) or not isinstance(self.is_date, bool):
+            raise ValueError(f"flagged and is_date of column {self.name!r} must be truth values")
+        check_scale(f"column {self.name!r}", self.mean, self.median, self.std)
+
     @classmethod
     def fitted(cls, values: pl.Series) -> Self:
         """Return the column as the training tasks' rows have it."""
@@ -148,6 +156,16 @@ class CategoryColumn:
 
     name: str
     categories: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ValueError("the name of a column must be a text")
+        if not isinstance(self.categories, tuple) or not 1 <= len(self.categories) <= _MOST_CATEGORIES:
+            raise ValueError(f"column {self.name!r} must have 1 to {_MOST_CATEGORIES} categories")
+        if not all(isinstance(each, str) for each in self.categories):
+            raise ValueError(f"the categories of column {self.name!r} must be texts")
+        if len(set(self.categories)) < len(self.categories):
+            raise ValueError(f"the categories of column {self.name!r} must be different from each other")
 
     @classmethod
     def fitted(cls, values: pl.Series) -> Self:
@@ -230,12 +248,7 @@ def fitted_column(values: pl.Series, is_time: bool = False) -> Column:
 
 def column_of(state: Mapping[str, Any]) -> Column:
     """Return a column from its fields by name, as `dataclasses.asdict` gives them."""
-    if "categories" in state:
-        categories = tuple(state["categories"])
-        if not all(isinstance(category, str) for category in categories):
-            raise ValueError(f"the categories of column {state.get('name')!r} are no texts")
-        return CategoryColumn(str(state["name"]), categories)
-    column = NumberColumn(**state)
-    if not all(isinstance(value, float) for value in (column.mean, column.std, column.median)):
-        raise ValueError(f"mean, std and median of column {column.name!r} must be floats")
-    return column
+    if "categories" not in state:
+        return NumberColumn(**state)
+    categories = state["categories"]
+    return CategoryColumn(**{**state, "categories": tuple(categories) if isinstance(categories, list) else categories})

@@ -33,6 +33,9 @@ class TablePreparation(Preparation):
         columns: The feature columns, or their fields by name.
         missing_values: Texts that stand for a missing value in CSV files.
         **options: As in `Preparation`.
+
+    Raises:
+        ValueError: If an argument is of another type or out of its range.
     """
 
     kind = "table"
@@ -41,6 +44,10 @@ class TablePreparation(Preparation):
         self, columns: Sequence[Column | Mapping[str, Any]], missing_values: Sequence[str] = MISSING, **options: Any
     ) -> None:
         super().__init__(**options)
+        if not isinstance(columns, Sequence) or not columns:
+            raise ValueError("columns must be a list of one or more")
+        if isinstance(missing_values, str) or not all(isinstance(text, str) for text in missing_values):
+            raise ValueError("missing_values must be a list of texts")
         self.columns = [column if isinstance(column, Column) else column_of(column) for column in columns]
         self.missing_values = tuple(missing_values)
 

@@ -14,6 +14,7 @@ from lightning_meta.data.text.tokenizer import Tokenizer
 from lightning_meta.data.text.vocabulary import Vocabulary
 
 _NAMED_ROWS = 5
+_LONGEST = 2**16  # words of a text
 
 
 class TextPreparation(Preparation):
@@ -27,7 +28,7 @@ class TextPreparation(Preparation):
         **options: As in `Preparation`.
 
     Raises:
-        ValueError: If the vocabulary or the tokenizer cannot be used.
+        ValueError: If an argument is out of its range, or the vocabulary or the tokenizer cannot be used.
     """
 
     kind = "text"
@@ -41,7 +42,11 @@ class TextPreparation(Preparation):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        if not isinstance(text_column, str):
+            raise ValueError("text_column must be a text")
         arguments.check_count("max_length", max_length)
+        if max_length > _LONGEST:
+            raise ValueError(f"max_length={max_length} must be at most {_LONGEST}")
         self.text_column = text_column
         self.max_length = max_length
         self._encoder: Vocabulary | Tokenizer

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_meta import arguments
 
 PADDING, UNKNOWN, FIRST_WORD = 0, 1, 2
+_MOST_IDS = 2**31
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
@@ -43,19 +44,21 @@ class Vocabulary:
         hash_buckets: How many of the last ids are for unknown words.
 
     Raises:
-        ValueError: If a number is out of its range, or there are more words than ids.
+        ValueError: If a number is out of its range, there are more words than ids, or a word is there twice.
         TypeError: If a word is no text.
     """
 
     def __init__(self, words: Sequence[str], size: int, hash_buckets: int) -> None:
         check_sizes(size, hash_buckets)
-        if not all(isinstance(word, str) for word in words):
+        if isinstance(words, str) or not all(isinstance(word, str) for word in words):
             raise TypeError("a vocabulary's words must be texts")
         if FIRST_WORD + len(words) + hash_buckets > size:
             raise ValueError(f"vocabulary_size={size} has no room for {len(words)} words and {hash_buckets} buckets")
         self.size = size
         self.hash_buckets = hash_buckets
         self._ids = {word: number for number, word in enumerate(words, start=FIRST_WORD)}
+        if len(self._ids) < len(words):
+            raise ValueError("the words of a vocabulary must be different from each other")
 
     @classmethod
     def of_texts(cls, texts: Iterable[str], size: int, min_count: int, hash_buckets: int) -> Self:
@@ -101,8 +104,10 @@ class Vocabulary:
 
 
 def check_sizes(size: int, hash_buckets: int) -> None:
-    """Raise a ValueError unless ids for words are left."""
+    """Raise a ValueError unless ids for words are left, of which there are fewer than 2**31."""
     arguments.check_count("hash_buckets", hash_buckets, least=0)
     arguments.check_count("vocabulary_size", size, least=FIRST_WORD + 1)
+    if size >= _MOST_IDS:
+        raise ValueError(f"vocabulary_size={size} must be less than 2**31")
     if hash_buckets > size - FIRST_WORD - 1:
         raise ValueError(f"hash_buckets={hash_buckets} leaves no ids for words: raise vocabulary_size={size}")

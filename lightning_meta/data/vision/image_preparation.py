@@ -21,6 +21,7 @@ from lightning_meta.data.vision.layouts import check_relative, class_folders
 from lightning_meta.data.vision.pixel_store import PictureFormat, load_pixels
 
 _FILE = "file"
+_LARGEST = 4096  # pixels in height and width
 
 
 class ImagePreparation(Preparation):
@@ -135,6 +136,8 @@ class ImagePreparation(Preparation):
 def check_format(image_size: Any, channels: Any, mean: Any, std: Any) -> None:
     """Raise a ValueError unless the arguments fit together; mean and std may both be None."""
     arguments.check_count("image_size", image_size)
+    if image_size > _LARGEST:
+        raise ValueError(f"image_size={image_size} must be at most {_LARGEST}")
     arguments.check_choice("channels", channels, Channels)
     if (mean is None) is not (std is None):
         raise ValueError(f"mean={mean!r} and std={std!r}: give both, or neither")

@@ -21,6 +21,7 @@ ROWS = pl.DataFrame(
     }
 )
 SCALE = RealTargets(2.0, 4.0)
+NUMBER = {"name": "size", "mean": 0.0, "std": 1.0, "median": 0.0, "flagged": False}
 FEATURES = ["size", "kind", "member", "same", "day"]
 
 
@@ -75,13 +76,33 @@ def test_a_checkpoint_keeps_it(tmp_path):
         {"name": "size"},
         {"name": "size", "mean": "0", "std": 1.0, "median": 0.0, "flagged": False},
         {"name": "kind", "categories": [1]},
+        {"name": "kind", "categories": "ab"},
+        {"name": "kind", "categories": []},
+        {"name": "kind", "categories": ["a", "a"]},
+        {"name": "kind", "categories": [str(i) for i in range(257)]},
+        {"name": 5, "categories": ["a"]},
         {"categories": ["a"]},
+        *({**NUMBER, "std": std} for std in (0.0, -1.0, float("nan"), 1, None)),
+        {**NUMBER, "mean": float("inf")},
+        {**NUMBER, "median": float("nan")},
+        {**NUMBER, "flagged": [1]},
+        {**NUMBER, "is_date": 1},
+        {**NUMBER, "name": None},
         3,
     ],
 )
 def test_a_changed_state_is_refused(column):
     with pytest.raises(ValueError, match="preparation of table data cannot be used"):
         TablePreparation.from_state({**prepared().state(), "columns": [column]})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"columns": []}, {"columns": 5}, {"columns": {"a": 1}}, {"missing_values": "ab"}, {"missing_values": [1]}],
+)
+def test_changed_arguments_are_refused(change):
+    with pytest.raises(ValueError, match="preparation of table data cannot be used"):
+        TablePreparation.from_state({**prepared().state(), **change})
 
 
 def test_reading(tmp_path):

@@ -65,6 +65,12 @@ def test_a_folder_is_no_table(data, tmp_path):
     [
         {"max_length": 0},
         {"max_length": "3"},
+        {"max_length": 2**16 + 1},
+        {"text_column": 4},
+        {"vocabulary": {"words": ["a"], "size": 2**31, "hash_buckets": 0}},
+        {"vocabulary": {"words": ["a", "a"], "size": 10, "hash_buckets": 0}},
+        {"vocabulary": {"words": "ab", "size": 10, "hash_buckets": 0}},
+        {"vocabulary": {"words": 5, "size": 10, "hash_buckets": 0}},
         {"vocabulary": None},
         {"vocabulary": {"words": [1], "size": 10, "hash_buckets": 0}},
         {"vocabulary": {"words": ["a"]}},

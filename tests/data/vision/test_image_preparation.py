@@ -167,6 +167,11 @@ class TestKindsOfPictures:
     "change",
     [
         {"image_size": "8"},
+        {"image_size": 4097},
+        {"mean": [10**400, 1, 1]},
+        {"mean": [float("nan"), 0.1, 0.1]},
+        {"std": [0.0, 1.0, 1.0]},
+        {"std": [float("inf"), 1.0, 1.0]},
         {"channels": "cmyk"},
         {"mean": [0.1]},
         {"mean": None},
