@@ -1,5 +1,7 @@
 """The columns of a file as they are written in it."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import polars as pl
