@@ -6,6 +6,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from lightning_meta.data.text.tokenizer_checks import checked
+
 
 class Tokenizer:
     """A fast tokenizer, kept as the text of its JSON file: nothing else is needed to use it again.
@@ -14,7 +16,7 @@ class Tokenizer:
         text: The JSON text, as ``tokenizers.Tokenizer.to_str`` returns it. The padding in it names the padding's id.
 
     Raises:
-        ValueError: If the text describes no tokenizer.
+        ValueError: If the text describes no tokenizer, or one that makes texts so long that they fill the memory.
         ImportError: If the package ``tokenizers`` is not installed.
     """
 
@@ -23,8 +25,9 @@ class Tokenizer:
             from tokenizers import Tokenizer as FastTokenizer
         except ImportError as error:
             raise ImportError("tokenizers of Hugging Face need: pip install 'lightning-meta[text]'") from error
+        written = checked(text, FastTokenizer)
         try:
-            self._tokenizer: Any = FastTokenizer.from_str(text)
+            self._tokenizer: Any = FastTokenizer.from_str(written)
         except Exception as error:  # the only type that it raises
             raise ValueError(f"the tokenizer cannot be read: {error}") from error
         self.text = text
@@ -86,11 +89,16 @@ class Tokenizer:
 
         Returns:
             ``input_ids`` and ``attention_mask``, both ``[texts, max_length]`` of dtype int64.
+
+        Raises:
+            ValueError: If its template of special tokens does not fit into ``max_length``.
         """
         self._tokenizer.enable_truncation(max_length)
         padding = {name: self._padding[name] for name in ("pad_id", "pad_token") if name in self._padding}
         self._tokenizer.enable_padding(length=max_length, **padding)
         encodings = self._tokenizer.encode_batch(list(texts))
+        if any(len(encoding.ids) != max_length for encoding in encodings):
+            raise ValueError(f"the tokenizer's special tokens do not fit into max_length={max_length}: raise it")
         rows = [encoding.ids for encoding in encodings], [encoding.attention_mask for encoding in encodings]
-        ids, mask = (torch.tensor(row, dtype=torch.int64).reshape(-1, max_length) for row in rows)
+        ids, mask = (torch.tensor(row, dtype=torch.int64).reshape(len(texts), max_length) for row in rows)
         return {"input_ids": ids, "attention_mask": mask}
