@@ -115,7 +115,7 @@ def names_of(values: pl.Series) -> pl.Series:
 
 
 def check_output(file: str | Path, overwrite: bool) -> Path:
-    """Return the path of a table to write.
+    """Return the path of a table to write; of a symbolic link, the path that it leads to.
 
     Raises:
         FileExistsError: If it exists and ``overwrite`` is False.
@@ -123,6 +123,11 @@ def check_output(file: str | Path, overwrite: bool) -> Path:
         ValueError: If its ending names no format that `write_table` writes.
     """
     path = Path(file)
+    if path.is_symlink():
+        try:
+            path = path.resolve()
+        except (OSError, RuntimeError) as error:  # a circle; which of them depends on the version of Python
+            raise ValueError(f"output={str(file)!r} is a symbolic link that leads nowhere: {error}") from error
     if path.suffix.lower() not in _WRITERS:
         raise ValueError(f"output={str(path)!r} does not end in one of {', '.join(_WRITERS)}")
     if not path.parent.is_dir():
@@ -133,11 +138,17 @@ def check_output(file: str | Path, overwrite: bool) -> Path:
 
 
 def write_table(table: pl.DataFrame, path: Path) -> None:
-    """Write a table in the format that the file's ending names; an interrupted write leaves the old file."""
+    """Write a table in the format that the file's ending names; an interrupted write leaves the old file.
+
+    Raises:
+        ValueError: If the format cannot hold the table, such as lists in CSV.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         _WRITERS[path.suffix.lower()](table, part)
         os.replace(part, path)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{str(path)!r} cannot be written: {error}; leave out such columns, or write .json") from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from lightning_meta.data.tables import check_columns, names_of, read_table
+from lightning_meta.data.tables import check_columns, check_output, names_of, read_table, write_table
 
 ROWS = pl.DataFrame({"name": ["a", "b"], "value": [1.5, None]})
 
@@ -107,3 +107,32 @@ def test_a_missing_column_is_named_with_the_closest():
 )
 def test_names_are_the_same_for_whole_numbers_and_their_texts(values, expected):
     assert names_of(pl.Series(values)).to_list() == expected
+
+
+class TestOutput:
+    def test_a_link_is_kept_and_its_target_replaced(self, tmp_path):
+        (tmp_path / "inner").mkdir()
+        target, link = tmp_path / "inner/table.csv", tmp_path / "link.csv"
+        target.write_text("old")
+        link.symlink_to(target)
+        with pytest.raises(FileExistsError, match="table.csv' exists"):
+            check_output(link, overwrite=False)
+        write_table(ROWS, check_output(link, overwrite=True))
+        assert link.is_symlink()
+        assert read_table(target).equals(ROWS)
+
+    def test_a_link_to_nothing_is_checked_as_its_target(self, tmp_path):
+        (tmp_path / "table.csv").symlink_to(tmp_path / "nowhere/table.csv")
+        with pytest.raises(FileNotFoundError, match="there is no folder '.*nowhere'"):
+            check_output(tmp_path / "table.csv", overwrite=True)
+        (tmp_path / "other.csv").symlink_to(tmp_path / "script.sh")
+        with pytest.raises(ValueError, match="script.sh' does not end in one of"):
+            check_output(tmp_path / "other.csv", overwrite=True)
+
+    def test_what_a_format_cannot_hold_leaves_the_old_file(self, tmp_path):
+        path = tmp_path / "table.csv"
+        path.write_text("old")
+        with pytest.raises(ValueError, match="table.csv' cannot be written: .*nested"):
+            write_table(pl.DataFrame({"x": [[1, 2]]}), path)
+        assert path.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [path]
