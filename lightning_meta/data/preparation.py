@@ -117,6 +117,9 @@ class Preparation(ABC):
     kind: ClassVar[str]
     """The name of this kind of data in checkpoints and messages."""
 
+    private_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns that `read` adds to those of the source for `inputs` alone; they are no part of a result."""
+
     def __init__(self, target_column: str, task_column: str | None, targets: ClassTargets | RealTargets) -> None:
         if not isinstance(target_column, str) or not isinstance(task_column, str | None):
             raise ValueError("target_column must be a text, task_column a text or None")
@@ -133,8 +136,8 @@ class Preparation(ABC):
             labelled: Whether ``target_column`` must be there.
 
         Returns:
-            All columns of the source, in its order; for pictures the columns ``file`` and, if labelled,
-            ``target_column``.
+            All columns of the source, in its order, as they are there, and then ``private_columns``; for pictures in
+            folders the columns ``file`` and, if labelled, ``target_column``.
 
         Raises:
             FileNotFoundError: If there is no such file or folder.

@@ -20,7 +20,7 @@ from lightning_meta.data.vision.file_tree import FolderTree
 from lightning_meta.data.vision.layouts import check_relative, class_folders
 from lightning_meta.data.vision.pixel_store import PictureFormat, load_pixels
 
-_FILE = "file"
+_FILE, _PATH = "file", "picture path"
 _LARGEST = 4096  # pixels in height and width
 
 
@@ -42,6 +42,7 @@ class ImagePreparation(Preparation):
     """
 
     kind = "images"
+    private_columns = (_PATH,)
 
     def __init__(
         self,
@@ -64,8 +65,8 @@ class ImagePreparation(Preparation):
     def read(self, source: str | Path, labelled: bool) -> pl.DataFrame:
         """Find pictures in a folder, of one folder per class if labelled, or in a table with the column ``file``.
 
-        Paths in a table are relative to the table's folder, and stay inside it. Pictures of a folder are sorted by
-        name, classes too.
+        Paths in a table are relative to the table's folder, and stay inside it; the column ``picture path`` has them
+        with that folder. Pictures of a folder are sorted by name, classes too.
         """
         path = Path(source)
         if path.is_dir():
@@ -85,7 +86,8 @@ class ImagePreparation(Preparation):
 
     def inputs(self, rows: pl.DataFrame) -> Tensor:
         """Return pictures ``[rows, channels, height, width]``."""
-        return self.normalize(load_pixels(FolderTree(""), rows[_FILE].to_list(), self.picture_format))
+        files = rows[_PATH if _PATH in rows.columns else _FILE].to_list()
+        return self.normalize(load_pixels(FolderTree(""), files, self.picture_format))
 
     def normalize(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Return the model's inputs for pixels ``[pictures, channels, height, width]``."""
@@ -120,6 +122,8 @@ class ImagePreparation(Preparation):
                 f"{str(path)!r} has no column {_FILE!r}: the checkpoint was trained on pictures, so give a folder of "
                 f"pictures, or a table whose column {_FILE!r} names them"
             )
+        if _PATH in table.columns:
+            raise ValueError(f"{str(path)!r} has a column {_PATH!r}, a name that is used here: rename it")
         columns = [("target_column", self.target_column)] if labelled else []
         columns += [] if self.task_column is None else [("task_column", self.task_column)]
         check_columns(table, columns, path)
@@ -130,7 +134,7 @@ class ImagePreparation(Preparation):
         for file in files:
             if not file.is_file():
                 raise FileNotFoundError(f"{str(path)!r} names {str(file)!r}, which does not exist")
-        return table.with_columns(pl.Series(_FILE, list(map(str, files))))
+        return table.with_columns(pl.Series(_PATH, list(map(str, files))))
 
 
 def check_format(image_size: Any, channels: Any, mean: Any, std: Any) -> None:

@@ -90,7 +90,8 @@ class TestTables:
     def test_files_are_relative_to_the_table(self, root):
         (root / "rows.csv").write_text("user,file,class\n1,val/val_0/0.png,3\n2,val/val_1/1.JPG,04\n")
         rows = preparation(task_column="user").read(root / "rows.csv", labelled=True)
-        assert rows.columns == ["user", "file", "class"]
+        assert rows.columns == ["user", "file", "class", *ImagePreparation.private_columns]
+        assert rows["file"].to_list() == ["val/val_0/0.png", "val/val_1/1.JPG"]
         assert rows["class"].to_list() == ["3", "04"]
         direct = pl.DataFrame({"file": [str(root / "val/val_0/0.png"), str(root / "val/val_1/1.JPG")]})
         assert torch.equal(preparation().inputs(rows), preparation().inputs(direct))
@@ -102,6 +103,7 @@ class TestTables:
             ("file,class\n/etc/passwd,x", {}, True, ValueError, "leads out of the folder"),
             ("file,class\nnowhere.png,x", {}, True, FileNotFoundError, "nowhere.png', which does not exist"),
             ("file,class\n,x", {}, True, ValueError, "row without a file"),
+            ("file,picture path\na.png,x", {}, False, ValueError, "has a column 'picture path'.*rename it"),
             ("image,class\na.png,x", {}, True, ValueError, "no column 'file': the checkpoint was trained on pictures"),
             ("file,klass\na.png,x", {}, True, ValueError, "target_column='class'.*did you mean 'klass'"),
             ("file\na.png", {"task_column": "user"}, False, ValueError, "task_column='user'"),
