@@ -49,8 +49,8 @@ def read_table(file: str | Path, missing: Sequence[str] = ("",), texts: Iterable
     try:
         table = _read_csv(path, missing, set(texts)) if ending in SEPARATORS else _READERS[ending](path)
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
-        hint = _hint(path) if ending in SEPARATORS else ""
-        raise ValueError(f"{str(path)!r} cannot be read as a {ending} table: {hint}{error}") from error
+        hint = _hint(path, error) if ending in SEPARATORS else ""
+        raise ValueError(f"{str(path)!r} cannot be read as a {ending} table: {hint or error}") from error
     if table.is_empty():
         raise ValueError(f"{str(path)!r} has no rows")
     _check_unique(table.columns, path)
@@ -72,15 +72,17 @@ def _read_csv(path: Path, missing: Sequence[str], texts: set[str]) -> pl.DataFra
     return table
 
 
-def _hint(path: Path) -> str:
+def _hint(path: Path, error: object = "") -> str:
     """Return the likely reason why a CSV file cannot be read; empty if there is none."""
     with path.open("rb") as file:
         header = file.readline(2**16)
     if header.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in header:
-        return "the file is not in UTF-8, perhaps in UTF-16: save it in UTF-8; "
+        return "the file is in UTF-16: save it in UTF-8"
+    if "utf-8" in str(error).lower():
+        return f"the file is not in UTF-8 ({error}): save it in UTF-8"
     separator = SEPARATORS[path.suffix.lower()]
     if b";" in header and separator.encode() not in header:
-        return f"is it separated by ';'? save it with {'tabs' if separator != ',' else 'commas'}; "
+        return f"is it separated by ';'? save it with {'tabs' if separator != ',' else 'commas'}"
     return ""
 
 

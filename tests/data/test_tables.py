@@ -55,9 +55,9 @@ def test_columns_of_one_name_are_refused(tmp_path, ending):
         ("a.csv", b"x;y\n1;2\n", "is it separated by ';'. save it with commas"),
         ("a.csv", b"x;y\n0,1;2\n", "is it separated by ';'. save it with commas"),
         ("a.tsv", b"x;y\n1;2\n", "save it with tabs"),
-        ("a.csv", "x,y\n1,2\n".encode("utf-16"), "the file is not in UTF-8"),
-        ("a.csv", "x\n1\n".encode("utf-16"), "the file is not in UTF-8"),
-        ("a.csv", "x,y\n\u00e9,2\n".encode("latin-1"), "invalid utf-8"),
+        ("a.csv", "x,y\n1,2\n".encode("utf-16"), "the file is in UTF-16: save it in UTF-8"),
+        ("a.csv", "x\n1\n".encode("utf-16"), "the file is in UTF-16: save it in UTF-8"),
+        ("a.csv", "x,y\n\u00e9,2\n".encode("latin-1"), "the file is not in UTF-8 .*: save it in UTF-8"),
     ],
 )
 def test_separators_and_encodings_are_named(tmp_path, name, content, message):

@@ -134,14 +134,17 @@ class NumberColumn:
 
     def _check_kind(self, values: pl.Series) -> None:
         known = (values.fill_nan(None) if values.dtype.is_float() else values).drop_nulls()
-        if not len(known) or holds_dates(known) is self.is_date:
+        if known.dtype == pl.String:
+            dates = known.str.contains(_DATE)
+            wrong = known.filter(~dates if self.is_date else dates)
+        else:
+            wrong = known.clear() if holds_dates(known) is self.is_date else known
+        if not len(wrong):
             return
-        if self.is_date and known.dtype == pl.String:
-            known = known.filter(~known.str.contains(_DATE))
         found, expected = ("a number or text", "dates") if self.is_date else ("a date", "numbers")
         cure = "write dates such as 2018-02-28" if self.is_date else "write numbers"
         raise ValueError(
-            f"column {values.name!r} holds {str(known[0])!r}, {found}, where training had {expected}: {cure}"
+            f"column {values.name!r} holds {str(wrong[0])!r}, {found}, where training had {expected}: {cure}"
         )
 
 

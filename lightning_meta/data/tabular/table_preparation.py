@@ -99,6 +99,8 @@ class TablePreparation(Preparation):
             raise ValueError(
                 f"column {self.target_column!r} of {str(source)!r} is empty in {target.null_count()} rows: remove these"
             )
+        if isinstance(self.targets, RealTargets):
+            self.targets.standardized(target)  # names the row of the file if it is too large
         return table.with_columns(target)
 
     def inputs(self, rows: pl.DataFrame) -> Tensor:

@@ -56,6 +56,8 @@ class ImagePreparation(Preparation):
         targets: ClassTargets | RealTargets | None = None,
     ) -> None:
         super().__init__(target_column, task_column, ClassTargets() if targets is None else targets)
+        if target_column in (_FILE, _PATH):
+            raise ValueError(f"target_column={target_column!r} is the name of another column: rename it")
         check_format(image_size, channels, mean, std)
         self.picture_format = PictureFormat(image_size, channels)
         self.mean = tuple(map(float, mean))

@@ -94,7 +94,8 @@ class TestDates:
             (DATE, ["2020-01-02", "5"], "column 'x' holds '5', a number or text, where training had dates"),
             (NUMBER, DAYS, "column 'x' holds '2020-01-02', a date, where training had numbers: write numbers"),
             (NUMBER, [datetime.date(2020, 1, 2)], "column 'x' holds '2020-01-02', a date"),
-            (NUMBER, ["5", "2020-01-02"], "column 'x' holds '2020-01-02', which is neither a number nor a date"),
+            (NUMBER, ["5", "2020-01-02"], "column 'x' holds '2020-01-02', a date, where training had numbers"),
+            (NUMBER, ["5", "high"], "column 'x' holds 'high', which is neither a number nor a date"),
             (DATE, ["2020-01-02", "2020-02-30"], "column 'x' holds '2020-02-30', which is no date"),
         ],
     )
@@ -136,3 +137,8 @@ class TestLargeNumbers:
     def test_targets_are_finite(self):
         with pytest.raises(ValueError, match="column 'y' holds 1e.?300 in row 2, which is too large"):
             RealTargets(0.0, 1.0).standardized(pl.Series("y", [1.0, 1e300]))
+
+    def test_targets_of_the_whole_file_are(self, tmp_path):
+        path = written(tmp_path, "t,x,y\n1,2,3\n2,2,1e300\n")
+        with pytest.raises(ValueError, match="column 'y' holds 1e.?300 in row 2, which is too large"):
+            prepared(NUMBER).read(path, labelled=True)

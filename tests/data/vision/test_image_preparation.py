@@ -169,6 +169,7 @@ class TestKindsOfPictures:
     "change",
     [
         {"image_size": "8"},
+        {"target_column": "file"},
         {"image_size": 4097},
         {"mean": [10**400, 1, 1]},
         {"mean": [float("nan"), 0.1, 0.1]},
