@@ -56,7 +56,10 @@ def numbers_of(values: pl.Series) -> NDArray[np.float64]:
 def _parsed(values: pl.Series) -> pl.Series:
     """Return texts as numbers or points in time."""
     if holds_dates(values):
-        parsed = values.str.to_datetime(time_unit="us", strict=False)
+        try:
+            parsed = values.str.to_datetime(time_unit="us", strict=False)
+        except pl.exceptions.ComputeError:  # no value is a date
+            parsed = pl.Series([None] * len(values), dtype=pl.Datetime)
         fault = "which is no date, or written otherwise than those above it"
     else:
         parsed = values.cast(pl.Float64, strict=False)

@@ -96,6 +96,8 @@ class TestDates:
             (NUMBER, [datetime.date(2020, 1, 2)], "column 'x' holds '2020-01-02', a date"),
             (NUMBER, ["5", "2020-01-02"], "column 'x' holds '2020-01-02', a date, where training had numbers"),
             (NUMBER, ["5", "high"], "column 'x' holds 'high', which is neither a number nor a date"),
+            (DATE, ["2020-02-30"], "column 'x' holds '2020-02-30', which is no date"),
+            (DATE, ["2020-01-02 10:00 or so"], "column 'x' holds '2020-01-02 10:00 or so', which is no date"),
             (DATE, ["2020-01-02", "2020-02-30"], "column 'x' holds '2020-02-30', which is no date"),
         ],
     )
