@@ -16,7 +16,7 @@ from lightning_meta import arguments
 from lightning_meta.checkpoints.checked_io import Source
 from lightning_meta.checkpoints.loading import Allowed
 from lightning_meta.data.preparation import ClassTargets, Preparation
-from lightning_meta.data.tables import check_columns, texts_of
+from lightning_meta.data.tables import check_columns, names_of, texts_of
 from lightning_meta.learners import AdaptedTask, TaskLearner
 from lightning_meta.learners.randomness import reproducible_draws
 from lightning_meta.metrics.residuals import Residuals
@@ -210,7 +210,7 @@ class AdaptedTasks(Mapping[str | None, AdaptedTask]):
                 raise ValueError(f"{_said(self.task_column, name)}{error}") from error
             parts.append(predicted.with_columns(own[place]))
         predicted = pl.concat(parts, how="diagonal").sort(place).drop(place)
-        rows = as_written(rows, query)
+        rows = as_written(rows.drop(self.preparation.private_columns, strict=False), query)
         taken = [column for column in predicted.columns if column in rows.columns]
         if taken:
             raise ValueError(f"{str(query)!r} already has a column {taken[0]!r}: rename it")
@@ -244,7 +244,7 @@ def _groups(rows: pl.DataFrame, column: str | None) -> dict[Any, pl.DataFrame]:
     if rows[column].null_count():
         row = int(rows[column].is_null().arg_true()[0]) + 1
         raise ValueError(f"column {column!r} names no task in row {row}: fill it in or remove the row")
-    names = texts_of(rows[column])
+    names = names_of(rows[column])
     parts = rows.with_columns(names.alias(_TASK)).partition_by(_TASK, maintain_order=True, as_dict=True)
     return {name: part.drop(_TASK) for (name,), part in parts.items()}
 
