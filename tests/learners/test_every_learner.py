@@ -116,6 +116,7 @@ def run(tmp_path_factory):
     run = wandb.init(mode="offline", dir=str(tmp_path_factory.mktemp("wandb")), settings=settings)
     yield run
     run.finish()
+    wandb.teardown()  # it keeps the settings of the first run, which later tests of the process change
 
 
 @every()
