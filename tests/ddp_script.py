@@ -80,7 +80,14 @@ def main(devices, folder, names):
         trainer.fit(learner, data)
         trainer.limit_val_batches = 1.0
         (metrics,) = trainer.validate(learner, data, verbose=False)
-        result = {"state": learner.state_dict(), "metrics": metrics, "seen": torch.cat(seen.inputs)}
+        residuals = learner.validation_residuals
+        result = {
+            "state": learner.state_dict(),
+            "metrics": metrics,
+            "seen": torch.cat(seen.inputs),
+            "per_task": learner.per_task("val"),
+            "residuals": None if residuals is None else residuals._asdict(),
+        }
         torch.save(result, Path(folder) / f"{name}_{trainer.global_rank}.pt")
 
 

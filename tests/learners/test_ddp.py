@@ -68,6 +68,17 @@ def test_metrics_and_intervals_are_over_all_processes_tasks(one_process, two_pro
             assert process["metrics"][key] == pytest.approx(value, rel=1e-5), key
 
 
+@pytest.mark.parametrize("name", sorted(LEARNERS.keys() - RANDOM))
+def test_values_of_tasks_and_errors_are_those_of_one_process_in_order(one_process, two_processes, name):
+    (alone,), both = one_process[name], two_processes[name]
+    assert len(alone["per_task"]["loss"]) == 11
+    for process in both:
+        for key, value in alone["per_task"].items():
+            torch.testing.assert_close(process["per_task"][key], value, rtol=1e-5, atol=1e-7, msg=key)
+        if alone["residuals"] is not None:
+            assert process["residuals"]["quantiles"] == pytest.approx(alone["residuals"]["quantiles"], rel=1e-5)
+
+
 def test_evaluation_needs_a_task_for_every_process(monkeypatch):
     monkeypatch.setattr(episodes.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(episodes.dist, "get_world_size", lambda: 2)
