@@ -16,6 +16,13 @@ from lightning_meta.data.tables import write_table
 from lightning_meta.learners.task_learner import TaskLearner
 
 
+_DESCRIPTION = (
+    "Meta-learning with PyTorch Lightning. Besides the subcommands listed here there are `lightning-meta adapt` "
+    "(predictions for the examples of a file) and `lightning-meta baselines` (a learner beside baselines); each has "
+    "--help."
+)
+
+
 class SaveConfig(SaveConfigCallback):
     """Saves the configuration beside the logs; with Weights & Biases, logs it to the run, which has no folder."""
 
@@ -78,6 +85,7 @@ def run(args: ArgsType = None, cls: type[MetaLearningCLI] = MetaLearningCLI, run
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "."}}},
+        parser_kwargs={"description": _DESCRIPTION},
         args=args,
         run=run,
     )
