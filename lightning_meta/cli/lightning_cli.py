@@ -15,7 +15,6 @@ from lightning_meta.data import TaskDataModule
 from lightning_meta.data.tables import write_table
 from lightning_meta.learners.task_learner import TaskLearner
 
-
 _DESCRIPTION = (
     "Meta-learning with PyTorch Lightning. Besides the subcommands listed here there are `lightning-meta adapt` "
     "(predictions for the examples of a file) and `lightning-meta baselines` (a learner beside baselines); each has "
