@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from lightning_meta import arguments
 from lightning_meta.cli.bad_input import BAD_INPUT
 from lightning_meta.data.tables import check_output, write_table
+from lightning_meta.models.batch_statistics import BatchStatistics
 from lightning_meta.prediction import FewShotPredictor
 
 
@@ -24,6 +25,7 @@ def adapt(
     overwrite: bool = False,
     seed: int = 0,
     allow: list[str] | None = None,
+    batch_statistics: BatchStatistics | None = None,
 ) -> pl.DataFrame:
     """Adapt a trained learner to labelled examples, and write its predictions for others.
 
@@ -39,6 +41,8 @@ def adapt(
         overwrite: Whether to replace the output file if it exists.
         seed: The seed of random draws.
         allow: Classes of your own that the checkpoint may name, as import paths.
+        batch_statistics: The statistics of batch normalization; default: those of the training. With "batch" the rows
+            of a file influence each other's predictions, with "support" they do not.
 
     Returns:
         The predictions.
@@ -48,7 +52,8 @@ def adapt(
     for source in (support, query):
         if path.exists() and path.samefile(source):
             raise ValueError(f"output={output!r} is also an input: name another file")
-    predictor = FewShotPredictor.from_checkpoint(ckpt_path, allow or (), seed)
+    options = {} if batch_statistics is None else {"batch_statistics": batch_statistics}
+    predictor = FewShotPredictor.from_checkpoint(ckpt_path, allow or (), seed, **options)
     predictions = predictor.adapt(support, task_column, steps).predict(query, coverage)
     write_table(predictions, path)
     return predictions

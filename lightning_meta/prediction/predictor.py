@@ -222,6 +222,11 @@ class AdaptedTasks(Mapping[str | None, AdaptedTask]):
             ClassTargets().labels(rows[column].drop_nulls(), task.classes)
 
     def _predict_one(self, name: str | None, rows: pl.DataFrame, task: _Task, coverage: float) -> pl.DataFrame:
+        if self._rows_at_once is None and len(rows) == 1:
+            raise ValueError(
+                "a single row cannot be normalized by its own statistics: pass batch_statistics='support', or predict "
+                "several rows of the task"
+            )
         targets, parts = self.preparation.targets, []
         for part in rows.iter_slices(self._rows_at_once or len(rows)):
             x = self.preparation.inputs(part)

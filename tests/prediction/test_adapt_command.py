@@ -139,6 +139,32 @@ def test_bad_texts(text, capsys):
     assert "at least two classes" in refused(capsys, text)
 
 
+def test_predictions_of_rows_depend_on_each_other_only_with_batch_statistics(tmp_path, capsys):
+    checkpoint = image_checkpoint(tmp_path, batch_statistics="batch")
+    for hue in (10, 100, 180):
+        picture(Path("labelled") / f"class {hue}" / "1.png", hue, 1)
+        picture(Path("new") / f"{hue}.png", hue, 2)
+    for hue in (10, 100):
+        picture(Path("two") / f"{hue}.png", hue, 2)
+    picture(Path("one") / "10.png", 10, 2)
+    shares = {}
+    for choice in ("batch", "support"):
+        for query in ("new", "two"):
+            if choice == "batch":
+                with pytest.warns(UserWarning, match="depend on each other"):
+                    found = adapt(checkpoint, support="labelled", query=query, output=f"{choice}_{query}.csv")
+            else:
+                found = adapt(
+                    checkpoint, "--batch_statistics=support", support="labelled", query=query, output=f"{query}.csv"
+                )
+            shares[choice, query] = found.filter(pl.col("file").str.ends_with("10.png"))["probability_class 10"][0]
+    assert shares["support", "new"] == pytest.approx(shares["support", "two"], rel=1e-4)
+    assert shares["batch", "new"] != pytest.approx(shares["batch", "two"], rel=1e-4)
+    with pytest.warns(UserWarning, match="depend on each other"):
+        assert "pass batch_statistics='support'" in refused(capsys, checkpoint, support="labelled", query="one")
+    adapt(checkpoint, "--batch_statistics=support", support="labelled", query="one")
+
+
 def test_bad_pictures(pictures, capsys):
     for name in ("a", "b"):
         picture(Path("labelled") / name / "1.png", 50, 1)

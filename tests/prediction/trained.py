@@ -95,7 +95,7 @@ def picture(path: Path, hue: int, seed: int) -> None:
     Image.fromarray(np.clip(color + noise - 20, 0, 255).astype(np.uint8)).save(path)
 
 
-def image_checkpoint(folder: Path) -> str:
+def image_checkpoint(folder: Path, batch_statistics: Any = "support") -> str:
     for split, hues in {"train": (0, 60, 120, 200), "val": (30, 90, 160)}.items():
         for hue in hues:
             for i in range(6):
@@ -104,5 +104,5 @@ def image_checkpoint(folder: Path) -> str:
         folder / "pictures", image_size=16, ways=3, shots=2, query_shots=3, train_tasks=16, val_tasks=8
     )
     trained = trainer(folder)
-    trained.fit(ProtoNet(Conv4(8, in_channels=3, filters=4), batch_statistics="support"), data)
+    trained.fit(ProtoNet(Conv4(8, in_channels=3, filters=4), batch_statistics=batch_statistics), data)
     return trained.checkpoint_callback.best_model_path
