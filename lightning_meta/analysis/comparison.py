@@ -65,7 +65,8 @@ def compare_with_baselines(
     if not data.num_tasks["val"]:
         raise ValueError("there are no validation tasks, on which penalties are chosen: give the data module some")
     is_regression = _is_regression(data)
-    scale = data.preparation.targets.std if _has_real_targets(data) else 1.0  # type: ignore[union-attr]
+    targets = None if data.preparation is None else data.preparation.targets
+    scale = targets.std if isinstance(targets, RealTargets) else 1.0
     rows = []
 
     def add(name: str, tested: TaskLearner, suffix: str = "", penalty: float | None = None) -> None:
@@ -117,12 +118,8 @@ def _baselines(data: TaskDataModule, is_regression: bool) -> Iterable[tuple[str,
     if data.in_time_order:
         yield "last value", lambda _: LastTarget(loss), (None,)
     yield "ridge regression per task", lambda penalty: RidgeRegression(features, loss, penalty=penalty), PENALTIES
-    pooled = {}
-    for penalty in PENALTIES:
-        pooled[penalty] = PooledRidge(features, loss, penalty=penalty)
     batches = list(data.train_dataloader())
-    for each in pooled.values():
-        each.fit_tasks(batches)
+    pooled = {penalty: PooledRidge(features, loss, penalty=penalty).fit_tasks(batches) for penalty in PENALTIES}
     yield "ridge regression on all training tasks", lambda penalty: pooled[penalty], PENALTIES
 
 
@@ -150,10 +147,6 @@ def _validation_loss(trainer: L.Trainer, learner: TaskLearner, data: TaskDataMod
 def _is_regression(data: TaskDataModule) -> bool:
     batch: Episode = next(iter(data.test_dataloader()))
     return batch.query_y.is_floating_point()
-
-
-def _has_real_targets(data: TaskDataModule) -> bool:
-    return data.preparation is not None and isinstance(data.preparation.targets, RealTargets)
 
 
 def quiet_trainer(**options: Any) -> L.Trainer:

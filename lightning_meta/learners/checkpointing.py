@@ -32,6 +32,8 @@ class Checkpointing(L.LightningModule, NotesArguments):
     _random_seed: int | None
     _accumulated: dict[str, Any] | None
     validation_residuals: Residuals | None
+    trained_preparation: dict[str, Any] | None
+    """How the data of the loaded checkpoint's training were prepared, as `Preparation.state` returned it."""
 
     def _note_arguments(self, model: nn.Module, loss_fn: Any) -> None:
         """Keep the constructor's arguments; called before anything changes the model."""
@@ -129,6 +131,7 @@ class Checkpointing(L.LightningModule, NotesArguments):
                     f"the checkpoint was trained with {name}={shortened(trained)}, this learner has {shortened(own)}: "
                     f"pass {name}=..."
                 )
+        self.trained_preparation = checkpoint.get("meta_learner_preparation")
         residuals = checkpoint.get("meta_learner_residuals")
         self.validation_residuals = None if residuals is None else Residuals.checked(residuals)
 

@@ -136,6 +136,7 @@ class TaskLearner(Evaluation, Checkpointing):
         self._mapping = TaskMapping(model, self._task_loss, self._task_gradient, own_gradient, world)
         self._metrics = {stage: TaskMetrics() for stage in ("val", "test")}
         self.validation_residuals = None
+        self.trained_preparation = None
         set_statistics_mode(model, batch_statistics)
         self._note_structure()
 

@@ -56,12 +56,12 @@ def real_columns(
         reach = residuals.quantile(coverage)
         lower, upper = mean - reach, mean + reach
     percent = f"{100 * coverage:g}"
-    columns = {
-        name: _series(value * targets.std + targets.mean) for name, value in (("prediction", mean), ("mean", mean))
-    }
-    columns["std"] = _series(std * targets.std)
-    columns[f"lower_{percent}"] = _series(lower * targets.std + targets.mean)
-    columns[f"upper_{percent}"] = _series(upper * targets.std + targets.mean)
+
+    def in_units(values: Tensor) -> pl.Series:
+        return _series(values * targets.std + targets.mean)
+
+    columns = {"prediction": in_units(mean), "mean": in_units(mean), "std": _series(std * targets.std)}
+    columns |= {f"lower_{percent}": in_units(lower), f"upper_{percent}": in_units(upper)}
     return pl.DataFrame(columns | _uncertainties(prediction, targets.std**2))
 
 

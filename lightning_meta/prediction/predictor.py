@@ -63,9 +63,8 @@ class FewShotPredictor:
         Raises:
             ValueError: If the checkpoint has no preparation, or names a class that is not allowed.
         """
-        preparation = preparation_of(ckpt_path)
         learner = TaskLearner.load_from_checkpoint(ckpt_path, map_location="cpu", allow=allow, **options)
-        return cls(learner, preparation, seed)
+        return cls(learner, preparation_of(learner.trained_preparation), seed)
 
     def adapt(self, support: str | Path, task_column: str | None = None, steps: int | None = None) -> AdaptedTasks:
         """Adapt to the labelled examples of a file, or of a folder of pictures.

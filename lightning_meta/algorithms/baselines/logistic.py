@@ -9,18 +9,13 @@ Classification: A Good Embedding Is All You Need?", ECCV 2020, arXiv 2003.11539,
 (an `nn.Module` at the model's end can do it).
 """
 
-from typing import Any
-
 from torch import Tensor
 
-from lightning_meta.algorithms.baselines.features import FeatureLearner
-from lightning_meta.episodes import MetaParameters, Support
+from lightning_meta.algorithms.baselines.linear import LinearClassifier
 from lightning_meta.inner.solvers.logistic import logistic_regression
-from lightning_meta.learners import SupportClassLearner
-from lightning_meta.learners.support_class_learner import without_absent
 
 
-class LogisticRegression(FeatureLearner, SupportClassLearner):
+class LogisticRegression(LinearClassifier):
     """L2-penalized multinomial logistic regression on each task's support set, for any number of ways.
 
     Solved to convergence by Newton steps, see `lightning_meta.inner.solvers.logistic`; the intercept has a hundredth of
@@ -35,13 +30,6 @@ class LogisticRegression(FeatureLearner, SupportClassLearner):
         torch.Size([10, 3])
     """
 
-    def adapt_task(self, meta: MetaParameters, support: Support) -> tuple[Tensor, Tensor, Tensor]:
-        """Return weight ``[features, ways]``, intercept ``[ways]`` and the number of examples ``[ways]``."""
-        features = self.features(meta, support.x)
-        one_hot = self.one_hot(support, features.dtype)
-        return *logistic_regression(features, one_hot, support.mask, self.penalty), one_hot.sum(0)
-
-    def query_output(self, meta: MetaParameters, state: tuple[Tensor, Tensor, Tensor], x: Any) -> Tensor:
-        """Return scores ``[query, ways]``; -inf for classes without examples."""
-        weight, intercept, counts = state
-        return without_absent(self.features(meta, x) @ weight + intercept, counts)
+    def solve(self, features: Tensor, one_hot: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return weight ``[features, ways]`` and intercept ``[ways]``."""
+        return logistic_regression(features, one_hot, mask, self.penalty)

@@ -6,14 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_meta.algorithms.baselines.features import FeatureLearner
+from lightning_meta.algorithms.baselines.linear import LinearRegressor
 from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult, joined_sets
 from lightning_meta.learners import TaskLearner
 from lightning_meta.learners.checks import Targets, check_batch
-from lightning_meta.likelihoods import LossFunction
 
 
 class PooledModel(TaskLearner):
@@ -43,17 +42,11 @@ class PooledModel(TaskLearner):
         return loss, TaskResult(loss, output[None, tree_leaves(task.support_x)[0].shape[0] :], loss.new_zeros(0))
 
 
-class PooledRidge(FeatureLearner):
+class PooledRidge(LinearRegressor):
     """Ridge regression on the examples of all training tasks, in closed form; tasks do not adapt it.
 
     Call `fit_tasks` before tests; checkpoints keep what it found. The intercept has no penalty, as in
-    `RidgeRegression`.
-
-    Args:
-        model: Gives the features; its parameters are frozen, in place. None: the inputs, flattened.
-        loss_fn: The loss to report; None: ``nn.MSELoss()``.
-        penalty: λ, on the scale of a sum of squares over all examples.
-        **options: As in `TaskLearner`.
+    `RidgeRegression`. Arguments as in `LinearRegressor`.
 
     Attributes:
         weight: ``[features, ...]``; empty before `fit_tasks`.
@@ -63,14 +56,8 @@ class PooledRidge(FeatureLearner):
     weight: Tensor
     intercept: Tensor
 
-    def __init__(
-        self,
-        model: nn.Module | None = None,
-        loss_fn: nn.Module | LossFunction | None = None,
-        penalty: float = 1.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(model, nn.MSELoss() if loss_fn is None else loss_fn, penalty, **options)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.register_buffer("weight", torch.zeros(0))
         self.register_buffer("intercept", torch.zeros(0))
         self.register_load_state_dict_pre_hook(_take_shapes)
@@ -115,11 +102,6 @@ class PooledRidge(FeatureLearner):
     def adapt_task(self, meta: MetaParameters, support: Support) -> tuple[Tensor, Tensor]:
         """Return the fitted weight and intercept, whatever the support set."""
         return self.weight.clone(), self.intercept.clone()
-
-    def query_output(self, meta: MetaParameters, state: tuple[Tensor, Tensor], x: Any) -> Tensor:
-        """Return predictions ``[query, ...]``."""
-        weight, intercept = state
-        return torch.tensordot(self.features(meta, x), weight, 1) + intercept
 
     def output_shape(self, support: Support) -> torch.Size:
         """Return the shape of a target.

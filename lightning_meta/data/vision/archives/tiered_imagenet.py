@@ -33,7 +33,7 @@ class TieredImagenetDataModule(PublishedImageDataModule):
     """
 
     title = "tieredImageNet"
-    layout = "the folders train, val and test of one folder per class (nXXXXXXXX/*.jpg), or an archive of them"
+    layout = "the folders train, val and test of one folder per class (such as n01530575/*.jpg), or an archive of them"
     class_counts: ClassVar[Mapping[Split, int]] = {"train": 351, "val": 97, "test": 160}
 
     def __init__(self, root: str | Path, image_size: int = 84, **options: Any) -> None:
