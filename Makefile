@@ -42,7 +42,7 @@ bench-uncertainty: $(VENV)/.installed  ## Likelihood, coverage and epistemic var
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
 	touch $@
 
 $(VENV)-peers/.installed: pyproject.toml constraints.txt benchmarks/install_peers.sh

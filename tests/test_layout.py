@@ -23,7 +23,9 @@ FOLDERS = (
     *(
         "__main__",
         "cli",
+        "dashboard",
         "callbacks",
+        "interop",
         "analysis",
         "prediction",
         "algorithms",
