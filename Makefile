@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo posterior test test-slow check mutation bench bench-episodes bench-memory bench-uncertainty clean
+.PHONY: demo posterior results test test-slow check mutation bench bench-episodes bench-memory bench-uncertainty clean
 
 ALGORITHM ?= maml
 demo: $(VENV)/.installed  ## Train on sinusoids for a minute (ALGORITHM=maml, reptile, imaml); a table, a picture.
@@ -48,6 +48,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)-peers/.installed: pyproject.toml constraints.txt benchmarks/install_peers.sh
 	PYTHON=$(PYTHON) bash benchmarks/install_peers.sh $(VENV)-peers
 	touch $@
+
+results: $(VENV)/.installed  ## Each shipped configuration, to results/ and docs/results; hours; DATA names the folder of data.
+	$(BIN)/python -m tools.results $(if $(DATA),--data $(DATA))
 
 clean:
 	rm -rf $(VENV) $(VENV)-peers outputs lightning_logs

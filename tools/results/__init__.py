@@ -1,0 +1,1 @@
+"""Runs the shipped configurations, keeps what they reach in ``results/``, and writes the page of results."""

@@ -1,0 +1,101 @@
+"""The page of results, written from the records in ``results/``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tools.results.record import Record
+from tools.results.tables import tables
+
+_INTRODUCTION = """\
+# Results
+
+`make results` runs each shipped configuration, keeps what it reached in `results/`, and writes this page. Figures are
+means over test tasks, ± the half-width of their 95 % interval over tasks of these classes, patients or shares. In
+italics: the learner before adaptation, and baselines without meta-learning on the same tasks, with penalties chosen on
+validation tasks. [Studies](studies.md) tell how the settings were chosen. Hyper-parameters were chosen on validation
+tasks.
+"""
+_HEAD = ["learner", "result", "published", "training", "configuration, seed, commit"]
+
+
+def write_page(results: Path, page: Path) -> None:
+    """Write the page from the records of a folder."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(_INTRODUCTION + "".join(_sections(results)))
+
+
+def rows(results: Path, algorithm: str) -> str:
+    """Return a Markdown table of one algorithm's results; an empty text if there is none."""
+    found = [
+        [table["title"], *_row(record, table, entry)[1:]]
+        for table in tables()
+        for record, entry in _records(results, table)
+        if record.algorithm == algorithm
+    ]
+    return _markdown(["tasks", *_HEAD[1:]], found) if found else ""
+
+
+def _sections(results: Path) -> Iterable[str]:
+    for table in tables():
+        found = list(_records(results, table))
+        body = [_row(record, table, entry) for record, entry in found]
+        body += _baselines([record for record, _ in found], table["metric"])
+        names = {record.configuration for record, _ in found}
+        absent = [f"`{name}`" for name in table["configurations"] if name not in names]
+        yield f"\n## {table['title']}\n\n{table['text']}\n\n"
+        if body:
+            yield _markdown(_HEAD, body)
+        if absent:
+            yield f"{chr(10) if body else ''}Not run yet: {', '.join(absent)}.\n"
+
+
+def _records(results: Path, table: dict[str, Any]) -> Iterable[tuple[Record, dict[str, Any]]]:
+    for name, entry in table["configurations"].items():
+        for tag in (name, f"{name}_paper"):
+            record = Record.read(results / f"{tag}.json")
+            if record is not None:
+                yield record, entry
+
+
+def _row(record: Record, table: dict[str, Any], entry: dict[str, Any]) -> list[str]:
+    metric = table["metric"]
+    compared = record.comparison[0]
+    value = (compared["mean"], compared["ci95"]) if metric == "rmse" else record.metrics[metric]
+    budget = "" if record.budget == "shipped" else ", the paper's budget"
+    return [
+        f"`{record.algorithm}`{budget}",
+        _figure(*value, metric),
+        entry.get("published", ""),
+        f"{record.minutes:.0f} min on {record.device}" if record.minutes >= 1 else f"{60 * record.minutes:.0f} s",
+        f"`{record.configuration}`, {record.seed}, {record.commit}",
+    ]
+
+
+def _baselines(records: list[Record], metric: str) -> Iterable[list[str]]:
+    """The learner of the first record before adaptation, and the baselines, which are the same for all records."""
+    if not records:
+        return
+    first = records[0]
+    if f"{metric}_pre" in first.metrics:
+        value = _figure(*first.metrics[f"{metric}_pre"], metric)
+        yield [f"*{first.algorithm} before adaptation*", value, "", "", ""]
+    for row in first.comparison:
+        if row["learner"].startswith(first.algorithm):
+            if row["learner"] != first.algorithm and metric == "rmse":
+                yield [f"*{first.algorithm} before adaptation*", _figure(row["mean"], row["ci95"], metric), "", "", ""]
+        elif metric != "mse":
+            yield [f"*{row['learner']}*", _figure(row["mean"], row["ci95"], metric), "", "", ""]
+
+
+def _figure(mean: float, half_width: float, metric: str) -> str:
+    if metric == "acc":
+        return f"{100 * mean:.2f} ± {100 * half_width:.2f} %"
+    return f"{mean:.3f} ± {half_width:.3f}"
+
+
+def _markdown(head: list[str], body: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
