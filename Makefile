@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo posterior results test test-slow check mutation bench bench-episodes bench-memory bench-uncertainty clean
+.PHONY: demo posterior results test test-slow test-peers check mutation bench bench-episodes bench-memory \
+  bench-uncertainty docs docs-links clean
 
 ALGORITHM ?= maml
 demo: $(VENV)/.installed  ## Train on sinusoids for a minute (ALGORITHM=maml, reptile, imaml); a table, a picture.
@@ -17,6 +18,9 @@ test: $(VENV)/.installed  ## The default tests, under 8 minutes on 2 cores.
 
 test-slow: $(VENV)/.installed  ## Full trainings and real data; OMNIGLOT_ROOT names the folder of Omniglot.
 	$(BIN)/python -m pytest -m slow
+
+test-peers: $(VENV)-peers/.installed  ## What exchanges models and tasks with learn2learn, beside its real package.
+	$(VENV)-peers/bin/python -m pytest tests/interop
 
 check: $(VENV)/.installed  ## Style and types.
 	$(BIN)/ruff check .
@@ -38,6 +42,13 @@ bench-memory: $(VENV)/.installed  ## Peak memory over inner steps, implicit MAML
 bench-uncertainty: $(VENV)/.installed  ## Likelihood, coverage and epistemic variance on noisy sinusoids; 45 minutes.
 	$(BIN)/python benchmarks/sinusoid_uncertainty.py
 
+# In HTML, to docs/_build/html; -n also warns of names in docstrings that do not exist.
+docs: $(VENV)/.installed  ## The documentation: runs quick examples and tutorials; every warning is an error.
+	$(BIN)/python -m sphinx -M html docs docs/_build --fail-on-warning --keep-going --nitpicky
+
+docs-links: $(VENV)/.installed  ## Asks every address that the documentation links to; needs a connection.
+	$(BIN)/python -m sphinx -M linkcheck docs docs/_build -D plot_gallery=0 -D nb_execution_mode=off
+
 # torch first and pinned: an unpinned torch may pull gigabytes that a CPU machine has no use for.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -53,4 +64,4 @@ results: $(VENV)/.installed  ## Each shipped configuration, to results/ and docs
 	$(BIN)/python -m tools.results $(if $(DATA),--data $(DATA))
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers outputs lightning_logs
+	rm -rf $(VENV) $(VENV)-peers outputs lightning_logs docs/_build docs/gallery docs/reference/generated

@@ -1,4 +1,6 @@
-"""A patient's hematocrit from the first day: amortized MAML on PhysioNet 2012, with its uncertainty.
+"""How certain can one be of a patient's later measurements after the first day?
+
+Amortized MAML predicts the hematocrit of PhysioNet 2012, with its uncertainty.
 
 Run: ``python examples/patients.py data/physionet2012`` (about a minute on 2 cores). The folder holds ``set-a.zip`` of
 https://physionet.org/content/challenge-2012. It prints the test error beside baselines, and draws four test patients to

@@ -1,4 +1,7 @@
-"""Watch a posterior tighten as support points arrive: amortized MAML on noisy sinusoids, trained for about a minute."""
+"""How does a posterior tighten as support points arrive?
+
+Amortized MAML is trained on noisy sinusoids for about a minute, and adapts to 1, 2, ... points of one unseen curve.
+"""
 
 from __future__ import annotations
 

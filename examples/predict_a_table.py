@@ -1,4 +1,6 @@
-"""From a table to predictions: train MAML on patients in a CSV file, then predict a new patient from five visits.
+"""How do I get from a table to predictions for a new patient?
+
+MAML is trained on the patients in a CSV file. Five visits of a new patient are then enough to predict the others.
 
 Run: ``python examples/predict_a_table.py`` (half a minute). It writes two tables and a checkpoint to
 ``outputs/predict_a_table`` and prints the predictions beside the truth, and MAML beside baselines.

@@ -1,4 +1,6 @@
-"""Tomorrow's volatility of a share from twenty days: MAML on the S&P 500 beside ridge regressions.
+"""Do shares have enough of their own to learn their volatility from twenty days?
+
+MAML beside ridge regressions on the S&P 500.
 
 Run: ``python examples/stocks.py data/sp500_5yr`` (about a minute on 2 cores). The folder holds
 ``individual_stocks_5yr.zip`` of https://github.com/CNuge/kaggle-code. Test shares and days are later than, and apart

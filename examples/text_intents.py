@@ -1,4 +1,6 @@
-"""Intents of requests from one sentence each: MAML on CLINC150, then five intents that training never saw.
+"""Can a classifier of requests learn a new intent from one sentence?
+
+MAML is trained on intents of CLINC150, and then adapts to five intents that training never saw.
 
 Run: ``python examples/text_intents.py data/clinc150`` (about a minute on 2 cores). The folder holds ``data_full.json``
 and ``domains.json`` of https://github.com/clinc/oos-eval. It prints the test accuracy beside baselines, and sentences

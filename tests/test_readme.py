@@ -13,11 +13,19 @@ import lightning_meta.algorithms
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+GENERATED = (DOCS / "_build", DOCS / "gallery", DOCS / "reference" / "generated")
+PAGES = [README, *sorted(page for page in DOCS.rglob("*.md") if not set(GENERATED) & set(page.parents))]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).with_suffix("").as_posix()
 
 
 def python_blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    """The code of a page, also of those that are notebooks, whose cells may begin with options."""
+    fenced = r"^```(?:python|\{code-cell\}[^\n]*)\n((?::[^\n]*\n)*)(.*?)^```"
+    return [code for _, code in re.findall(fenced, page.read_text(), re.MULTILINE | re.DOTALL)]
 
 
 def tables(page: Path) -> list[list[list[str]]]:
@@ -33,15 +41,16 @@ class ShortTrainer(L.Trainer):
         super().__init__(**options | short | quiet)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.stem)
-def test_python_runs(page, monkeypatch):
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=name_of)
+def test_python_runs(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(L, "Trainer", ShortTrainer)
     names: dict[str, Any] = {"__name__": "example"}
     for block in python_blocks(page):
         exec(compile(block, str(page), "exec"), names)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_and_configurations_exist(page):
     text = page.read_text()
     links = re.findall(r"\]\(([^)#]+)", text)
@@ -50,7 +59,7 @@ def test_links_and_configurations_exist(page):
     assert not missing
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_tables_are_whole(page):
     rows = sum(line.startswith("|") for line in page.read_text().splitlines())
     assert rows == sum(len(table) for table in tables(page))
@@ -58,7 +67,8 @@ def test_tables_are_whole(page):
         assert set("".join(rule)) <= set(":-")
         assert body
         assert {len(row) for row in (rule, *body)} == {len(head)}
-    assert len(re.findall("^# ", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)) == 1
+    prose = re.sub(r"```(?!\{include\}).*?```", "", page.read_text(), flags=re.DOTALL)
+    assert len(re.findall(r"^(?:# |```\{include\})", prose, re.MULTILINE)) == 1
 
 
 def test_the_table_names_every_algorithm_and_configuration():
