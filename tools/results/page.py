@@ -15,8 +15,14 @@ _INTRODUCTION = """\
 `make results` runs each shipped configuration, keeps what it reached in `results/`, and writes this page. Figures are
 means over test tasks, ± the half-width of their 95 % interval over tasks of these classes, patients or shares. In
 italics: the learner before adaptation, and baselines without meta-learning on the same tasks, with penalties chosen on
-validation tasks. [Studies](studies.md) tell how the settings were chosen. Hyper-parameters were chosen on validation
-tasks.
+validation tasks. Hyper-parameters were chosen on validation tasks; [studies](studies.md) tell how.
+
+```{toctree}
+:hidden:
+
+studies
+benchmarks
+```
 """
 _HEAD = ["learner", "result", "published", "training", "configuration, seed, commit"]
 
@@ -49,7 +55,8 @@ def _sections(results: Path) -> Iterable[str]:
         if body:
             yield _markdown(_HEAD, body)
         if absent:
-            yield f"{chr(10) if body else ''}Not run yet: {', '.join(absent)}.\n"
+            yield "\n" if body else ""
+            yield f"Not run yet: {', '.join(absent)}.\n"
 
 
 def _records(results: Path, table: dict[str, Any]) -> Iterable[tuple[Record, dict[str, Any]]]:
