@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_meta.arguments import check_count
 from lightning_meta.callbacks.pictures import save_picture
 from lightning_meta.data.base import TaskDataModule
+from lightning_meta.episodes.episode import Episode
 from lightning_meta.learners.adapted_task import AdaptedTask
 from lightning_meta.learners.task_learner import TaskLearner
 from lightning_meta.likelihoods.predictive import quantile
@@ -51,26 +53,44 @@ class PosteriorBands(L.Callback):
         axes = figure.subplots(rows, 2, squeeze=False).flat
         for task, axis in zip(range(self.num_tasks), axes, strict=False):
             one = batch.select(task)
-            inputs = torch.cat([one.support_x, one.query_x])
-            grid = torch.linspace(float(inputs.min()), float(inputs.max()), 200)[:, None]  # [points, 1]
             adapted = pl_module.adapt(one.support_x.to(device), one.support_y.to(device))
-            draw_band(axis, adapted, grid.to(device))
-            axis.plot(one.query_x.numpy(), one.query_y.numpy(), ".", color="gray", markersize=3, label="query points")
-            support = one.support_x.numpy(), one.support_y.numpy()
-            axis.plot(*support, "v", color="crimson", markersize=8, label="support points")
+            draw_task(axis, adapted, one, device)
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
         save_picture(trainer, figure, "posterior_bands")
+
+
+def draw_task(axis: "Axes", adapted: AdaptedTask, task: Episode, device: torch.device) -> None:
+    """Draw a task of one input and one target: the points of both sets, and the predictive band between them.
+
+    Args:
+        axis: Where to draw.
+        adapted: The adapted model.
+        task: The task, on the CPU.
+        device: The model's device.
+    """
+    inputs = torch.cat([task.support_x, task.query_x])
+    grid = torch.linspace(float(inputs.min()), float(inputs.max()), 200)[:, None]  # [points, 1]
+    draw_band(axis, adapted, grid.to(device, inputs.dtype))
+    query = task.query_x.float().numpy(), task.query_y.float().numpy()
+    axis.plot(*query, ".", color="gray", markersize=3, label="query points")
+    support = task.support_x.float().numpy(), task.support_y.float().numpy()
+    axis.plot(*support, "v", color="crimson", markersize=8, label="support points")
+    axis.set(xlabel="input", ylabel="target")
 
 
 def draw_band(axis: "Axes", task: AdaptedTask, grid: Tensor) -> None:
     """Draw the predictive mean at sorted inputs ``[points, 1]``, the 90 % interval, and two epistemic deviations."""
     samples, prediction = task.samples(grid), task.predict(grid)
-    x, mean = grid[:, 0].numpy(force=True), prediction.mean[:, 0].numpy(force=True)
+    x, mean = _numbers(grid), _numbers(prediction.mean)
     if samples.noise is not None:
-        low, high = (quantile(samples, level)[:, 0].numpy(force=True) for level in (0.05, 0.95))
+        low, high = (_numbers(quantile(samples, level)) for level in (0.05, 0.95))
         axis.fill_between(x, low, high, color="tab:blue", alpha=0.18, linewidth=0, label="90 % interval")
     if prediction.epistemic is not None:
-        spread = 2 * prediction.epistemic[:, 0].sqrt().numpy(force=True)
+        spread = 2 * _numbers(prediction.epistemic.sqrt())
         axis.fill_between(x, mean - spread, mean + spread, color="tab:blue", alpha=0.3, linewidth=0, label="epistemic")
     axis.plot(x, mean, color="tab:blue", label="mean")
     axis.grid(alpha=0.2)
+
+
+def _numbers(column: Tensor) -> NDArray[np.float32]:
+    return column[:, 0].float().numpy(force=True)

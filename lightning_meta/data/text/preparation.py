@@ -72,6 +72,11 @@ class TextPreparation(Preparation):
         """Return ``input_ids`` and ``attention_mask``, both ``[rows, max_length]`` of dtype int64."""
         return self._encoder.encode(rows[self.text_column].to_list(), self.max_length)
 
+    def texts_of(self, inputs: Mapping[str, Tensor]) -> list[str]:
+        """Return the texts of inputs as their words; words that were cut off or are not known are lost."""
+        ids, mask = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu()
+        return [self._encoder.decode(row[own > 0].tolist()) for row, own in zip(ids, mask, strict=True)]
+
     def _own_state(self) -> dict[str, Any]:
         return {"text_column": self.text_column, "max_length": self.max_length, **self._encoder.state()}
 

@@ -84,6 +84,10 @@ class Tokenizer:
         self._tokenizer.no_padding()
         return [len(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts))]
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, without special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
     def encode(self, texts: Sequence[str], max_length: int) -> dict[str, Tensor]:
         """Return the ids of texts, cut off or padded at the end to one length.
 

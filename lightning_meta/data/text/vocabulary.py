@@ -57,6 +57,7 @@ class Vocabulary:
         self.size = size
         self.hash_buckets = hash_buckets
         self._ids = {word: number for number, word in enumerate(words, start=FIRST_WORD)}
+        self._words: dict[int, str] | None = None
         if len(self._ids) < len(words):
             raise ValueError("the words of a vocabulary must be different from each other")
 
@@ -78,6 +79,12 @@ class Vocabulary:
     def ids_of(self, text: str) -> list[int]:
         """Return the ids of a text's words."""
         return [self._ids.get(word) or self._unknown(word) for word in words_of(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the words of ids, with a space between them; words that the vocabulary lacks are [unknown]."""
+        if self._words is None:
+            self._words = {number: word for word, number in self._ids.items()}
+        return " ".join(self._words.get(number, "[unknown]") for number in ids if number != PADDING)
 
     def lengths(self, texts: Iterable[str]) -> list[int]:
         """Return how many words each text has."""

@@ -1,0 +1,107 @@
+"""Pictures of some tasks with their predictions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_meta.callbacks.episodes.inputs import pictures_of
+from lightning_meta.callbacks.episodes.record import ShownEpisode
+from lightning_meta.callbacks.episodes.tables import evenly_spread, predicts_classes
+from lightning_meta.callbacks.posterior_bands import draw_task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_PICTURES = 10  # of a support or query set
+_RIGHT, _WRONG = "tab:green", "tab:red"
+
+
+def draw_episodes(episodes: list[ShownEpisode]) -> Figure | None:
+    """Draw tasks: pictures with their classes, curves through points, or predictions against targets.
+
+    None for tasks of other inputs and class labels, which only a table shows.
+    """
+    from matplotlib.figure import Figure
+
+    first = episodes[0].task
+    if not isinstance(first.query_y, Tensor):
+        return None
+    if pictures_of(first.query_x) is not None and predicts_classes(episodes[0].prediction.mean, first.query_y):
+        figure = Figure(figsize=(14, 1.5 * len(episodes)), layout="constrained")
+        for axis, shown in zip(figure.subplots(len(episodes), 1, squeeze=False).flat, episodes, strict=True):
+            _draw_pictures(axis, shown)
+        return figure
+    if not first.query_y.is_floating_point() or first.query_y.shape != episodes[0].prediction.mean.shape:
+        return None
+    columns = min(2, len(episodes))
+    rows = -(-len(episodes) // columns)
+    figure = Figure(figsize=(5.5 * columns, 3.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis, shown in zip(axes, episodes, strict=False):
+        axis.set_title(f"task {shown.number}", fontsize="medium")
+        if _is_a_curve(shown):
+            draw_task(axis, shown.adapted, shown.task, shown.device)
+        else:
+            _draw_against_targets(axis, shown)
+    for axis in axes[len(episodes) :]:
+        axis.set_axis_off()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
+
+
+def _is_a_curve(shown: ShownEpisode) -> bool:
+    """Whether a task has one real input and one real target."""
+    x, y = shown.task.query_x, shown.task.query_y
+    return isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == (1,) and y.shape[1:] == (1,)
+
+
+def _draw_against_targets(axis: Axes, shown: ShownEpisode) -> None:
+    """Draw predictions with two standard deviations against targets."""
+    truth, mean = shown.task.query_y.flatten(), shown.prediction.mean.flatten()
+    total = shown.prediction.total
+    bars = None if total is None else 2 * total.sqrt().flatten().numpy()
+    axis.errorbar(truth.numpy(), mean.numpy(), bars, fmt=".", color="tab:blue", elinewidth=0.7, label="± 2 deviations")
+    ends = [float(torch.cat([truth, mean]).min()), float(torch.cat([truth, mean]).max())]
+    axis.plot(ends, ends, color="gray", linestyle=":", label="equal")
+    axis.set(xlabel="target", ylabel="prediction")
+    axis.grid(alpha=0.2)
+
+
+def _draw_pictures(axis: Axes, shown: ShownEpisode) -> None:
+    """Draw support pictures with their classes, and to the right queries with prediction, confidence and truth."""
+    task, probabilities = shown.task, shown.prediction.mean
+    support, query = (evenly_spread(len(y), _MOST_PICTURES) for y in (task.support_y, task.query_y))
+    pictures = pictures_of(task.support_x[support]), pictures_of(task.query_x[query])
+    confidence, predicted = probabilities[query].max(1)
+    gap = 0.6
+    for place, (picture, label) in enumerate(zip(pictures[0], task.support_y[support].tolist(), strict=True)):
+        _tile(axis, place, picture, f"class {label}", "black")
+    start = len(support) + gap
+    truths = task.query_y[query].tolist()
+    for place, (picture, truth, guess, sure) in enumerate(
+        zip(pictures[1], truths, predicted.tolist(), confidence.tolist(), strict=True)
+    ):
+        right = guess == truth
+        text = f"{guess} ({100 * sure:.0f} %)" if right else f"{guess} ({100 * sure:.0f} %), is {truth}"
+        _tile(axis, start + place, picture, text, _RIGHT if right else _WRONG)
+    axis.set(xlim=(0, 2 * _MOST_PICTURES + gap), ylim=(1.0, -0.22), aspect="equal")
+    axis.axvline(start - gap / 2, color="gray", linewidth=0.8)
+    axis.set_axis_off()
+    accuracy = float((probabilities.argmax(1) == task.query_y).float().mean())
+    title = f"task {shown.number}: support set with classes | queries with prediction and probability; "
+    axis.set_title(f"{title}{100 * accuracy:.0f} % of {len(task.query_y)} right", fontsize="small", loc="left")
+
+
+def _tile(axis: Axes, left: float, picture: Tensor, text: str, color: str) -> None:
+    axis.imshow(picture, extent=(left + 0.04, left + 0.96, 0.96, 0.04), interpolation="nearest")
+    axis.plot(
+        [left + 0.04, left + 0.96, left + 0.96, left + 0.04, left + 0.04],
+        [0.04, 0.04, 0.96, 0.96, 0.04],
+        color=color,
+        linewidth=1.5,
+    )
+    axis.text(left + 0.5, -0.02, text, color=color, fontsize=6.5, ha="center", va="bottom")

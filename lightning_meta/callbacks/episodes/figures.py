@@ -1,0 +1,130 @@
+"""Pictures of adaptation, of how difficult the tasks are, and of learned rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_meta.callbacks.episodes.record import Curve, Record
+from lightning_meta.metrics.task_metrics import MeanOverTasks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_CURVES = 8
+_NAMES = {"acc": "accuracy", "mse": "mean squared error", "loss": "loss"}
+
+
+def draw_adaptation(metric: str, history: Sequence[tuple[int, Record]]) -> Figure | None:
+    """Draw by inner step the metric on queries, the support loss and the norm of the inner gradient.
+
+    Args:
+        metric: The metric's name.
+        history: The records so far with their training steps; earlier ones are drawn in light colors.
+    """
+    from matplotlib.figure import Figure
+
+    last = history[-1][1]
+    panels = [
+        (f"{_NAMES[metric]} on queries", "curve", metric == "mse"),
+        ("support loss", "support_loss", False),
+        ("norm of the inner gradient", "gradient_norm", True),
+    ]
+    panels = [panel for panel in panels if getattr(last, panel[1]) is not None]
+    if not panels:
+        return None
+    figure = Figure(figsize=(4.6 * len(panels), 4.2), layout="constrained")
+    chosen = [history[round(i)] for i in np.linspace(0, len(history) - 1, min(len(history), _MOST_CURVES))]
+    for axis, (name, field, logarithmic) in zip(
+        figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True
+    ):
+        for position, (step, record) in enumerate(chosen):
+            curve = getattr(record, field)
+            if curve is not None:
+                _draw_curve(axis, curve, f"training step {step}", (position + 1) / len(chosen))
+        axis.set(xlabel="inner steps taken", ylabel=name)
+        if logarithmic and min(getattr(last, field).mean) > 0:
+            axis.set_yscale("log")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.2)
+    figure.axes[0].legend(fontsize="small")
+    figure.suptitle("mean over tasks with its 95 % interval", fontsize="medium")
+    return figure
+
+
+def _draw_curve(axis: Axes, curve: Curve, label: str, darkness: float) -> None:
+    steps, mean, half = (np.asarray(part) for part in curve)
+    color = (0.12, 0.35 + 0.4 * (1 - darkness), 0.7 + 0.25 * (1 - darkness), 0.25 + 0.75 * darkness)
+    if darkness == 1 and np.isfinite(half).all():
+        axis.fill_between(steps, mean - half, mean + half, color=color[:3], alpha=0.2, linewidth=0)
+    axis.plot(steps, mean, color=color, marker="o", markersize=3.5, label=label)
+
+
+def draw_difficulty(metric: str, per_task: Mapping[str, Tensor]) -> Figure:
+    """Draw a histogram of the metric over tasks, with its mean and interval; in outline before adaptation."""
+    from matplotlib.figure import Figure
+
+    values = per_task[metric].float().cpu()
+    before = per_task[f"{metric}_pre"].float().cpu().numpy() if f"{metric}_pre" in per_task else None
+    mean = MeanOverTasks()
+    mean.update(values)
+    center, half = (float(number) for number in mean.compute())
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axis = figure.subplots()
+    shown = values.numpy() if before is None else np.concatenate([values.numpy(), before])
+    edges = _edges(metric, shown)
+    axis.hist(
+        np.clip(values.numpy(), edges[0], edges[-1]), edges, color="tab:blue", alpha=0.75, label="after adaptation"
+    )
+    if before is not None:
+        axis.hist(
+            np.clip(before, edges[0], edges[-1]), edges, histtype="step", color="tab:gray", label="before adaptation"
+        )
+    axis.axvline(center, color="tab:red", label=f"mean {center:.3g} ± {half:.2g} (95 %)")
+    if np.isfinite(half):
+        axis.axvspan(center - half, center + half, color="tab:red", alpha=0.15, linewidth=0)
+    axis.set(xlabel=f"{_NAMES.get(metric, metric)} of a task", ylabel="tasks", title=f"{len(values)} tasks")
+    if metric != "acc":
+        axis.set_xscale("log" if edges[0] > 0 else "linear")
+    axis.legend(fontsize="small")
+    return figure
+
+
+def _edges(metric: str, values: np.ndarray) -> np.ndarray:
+    """Return the bins' edges: for accuracies from 0 to 1, for positive errors evenly spread in their logarithm."""
+    if metric == "acc":
+        return np.linspace(0, 1, 21)
+    low, high = float(values.min()), float(values.max())
+    if low > 0 and high > low:
+        return np.geomspace(max(low, high * 1e-5), high, 25)
+    return np.linspace(low, max(high, low + 1e-6), 25)
+
+
+def draw_rates(rates: Mapping[str, Tensor], inner_lr: float) -> Figure:
+    """Draw the learned rates of each parameter: their mean, and the range over elements; rates by step as a line each.
+
+    Args:
+        rates: By name, scalars, ``[steps]`` or of any other shape.
+        inner_lr: The rate at the start.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1.4 + 0.28 * len(rates)), layout="constrained")
+    axis = figure.subplots()
+    names = list(rates)
+    means = torch.stack([rate.mean() for rate in rates.values()]).numpy()
+    low = torch.stack([rate.min() for rate in rates.values()]).numpy()
+    high = torch.stack([rate.max() for rate in rates.values()]).numpy()
+    axis.axvline(inner_lr, color="gray", linestyle=":", label=f"at the start, {inner_lr:g}")
+    axis.hlines(names, low, high, color="tab:blue", alpha=0.4, linewidth=5, label="least to greatest")
+    axis.plot(means, names, "o", color="tab:blue", label="mean")
+    axis.invert_yaxis()
+    axis.set(xlabel="learned inner rate")
+    axis.grid(alpha=0.2)
+    axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.8 / (1.4 + 0.28 * len(rates))), ncols=3)
+    return figure

@@ -1,0 +1,162 @@
+"""What an evaluation records for the dashboard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_meta.callbacks.episodes.inner_gradients import with_recorder
+from lightning_meta.episodes import Episode
+from lightning_meta.episodes.trees import map_leaves
+from lightning_meta.learners.adapted_task import AdaptedTask
+from lightning_meta.learners.task_learner import TaskLearner
+from lightning_meta.likelihoods.predictive import Prediction
+from lightning_meta.metrics.task_metrics import MeanOverTasks
+
+_MOST_STEPS = 10  # numbers of inner steps that are shown, besides 0
+
+
+class Curve(NamedTuple):
+    """A mean over tasks by inner step, with the half-width of its 95 % interval; NaN for a single task."""
+
+    steps: list[int]
+    mean: list[float]
+    ci95: list[float]
+
+
+class ShownEpisode(NamedTuple):
+    """One task with its predictions.
+
+    Attributes:
+        number: The task's index in its split.
+        task: Its sets without padding, on the CPU.
+        adapted: The adapted model.
+        prediction: Its prediction of the queries, on the CPU.
+        device: The adapted model's device.
+    """
+
+    number: int
+    task: Episode
+    adapted: AdaptedTask
+    prediction: Prediction
+    device: torch.device
+
+
+class Record(NamedTuple):
+    """What is shown of an evaluation's first tasks.
+
+    Attributes:
+        metric: The name of the metric, "acc", "mse", or "loss" for targets that have neither.
+        curve: The metric by inner step; None for learners without inner steps.
+        support_loss: The support loss before each inner step.
+        gradient_norm: The norm of the gradient that each inner step takes.
+        episodes: The shown tasks.
+    """
+
+    metric: str
+    curve: Curve | None
+    support_loss: Curve | None
+    gradient_norm: Curve | None
+    episodes: list[ShownEpisode]
+
+
+def record_of(
+    learner: TaskLearner,
+    batches: Sequence[Episode],
+    per_task: Mapping[str, Tensor],
+    num_episodes: int,
+    processes: int = 1,
+) -> Record:
+    """Adapt to the first tasks of an evaluation again, and keep what happens at each inner step.
+
+    Args:
+        learner: The learner.
+        batches: The first batches of this process.
+        per_task: The metrics of all tasks by name, ``[tasks]``.
+        num_episodes: How many tasks to show.
+        processes: How many processes share the tasks.
+    """
+    metric = next((name for name in ("acc", "mse") if name in per_task), "loss")
+    steps = shown_steps(learner.eval_inner_steps)
+    results = [learner.evaluate(batch, record=steps) for batch in batches]
+    losses = torch.cat([result.support_losses for result in results])  # [tasks, steps]
+    curve = None
+    if learner.eval_inner_steps and metric != "loss":
+        curve = _curve(steps, _metric_by_step(learner, batches, results, per_task, metric, steps))
+    episodes, norms = [], []
+    for number in range(min(num_episodes, sum(batch.num_tasks for batch in batches))):
+        task = _task(batches, number)
+        recorded, recorder = with_recorder(learner)
+        adapted = recorded.adapt(task.support_x, task.support_y)
+        norms.append(recorder.norms() if recorder else {})  # before predictions, which may take steps too
+        prediction = Prediction(*map_leaves(lambda leaf: leaf.float().cpu(), tuple(adapted.predict(task.query_x))))
+        on_cpu = map_leaves(Tensor.cpu, task)
+        episodes.append(ShownEpisode(number * processes, on_cpu, adapted, prediction, learner.device))
+    before = [step for step in shown_steps(losses.shape[1] - 1) if step < losses.shape[1]] if losses.numel() else []
+    taken = sorted(set.intersection(*map(set, norms)) & set(shown_steps(max(map(max, norms))))) if all(norms) else []
+    return Record(
+        metric,
+        curve,
+        _curve(before, losses[:, before].float()) if before else None,
+        _curve(taken, torch.tensor([[own[step] for step in taken] for own in norms])) if taken else None,
+        episodes,
+    )
+
+
+def shown_steps(steps: int) -> tuple[int, ...]:
+    """Return at most eleven numbers of inner steps from 0 to ``steps``, evenly spread."""
+    count = min(steps, _MOST_STEPS)
+    return tuple(round(step * steps / count) for step in range(count + 1)) if count else (0,)
+
+
+def _metric_by_step(
+    learner: TaskLearner,
+    batches: Sequence[Episode],
+    results: Sequence[Any],
+    per_task: Mapping[str, Tensor],
+    metric: str,
+    steps: tuple[int, ...],
+) -> Tensor:
+    """Return the metric ``[tasks, steps]``: of all tasks if the learner logs it by step, otherwise of these."""
+    if learner.log_step_metrics:
+        return torch.stack([per_task[f"{metric}_step_{step}"] for step in steps], dim=1)
+    by_step = [
+        torch.cat(
+            [
+                learner.task_metrics(result.outputs[:, index], batch.query_y, batch.query_mask)[metric]
+                for batch, result in zip(batches, results, strict=True)
+            ]
+        )
+        for index in range(len(steps))
+    ]
+    return torch.stack(by_step, dim=1)
+
+
+def _curve(steps: Sequence[int], values: Tensor) -> Curve:
+    """Return the mean over tasks of values ``[tasks, steps]``."""
+    mean, ci95 = [], []
+    for own in values.T:
+        over_tasks = MeanOverTasks().to(own.device)
+        over_tasks.update(own)
+        center, width = over_tasks.compute()
+        mean.append(float(center))
+        ci95.append(float(width))
+    return Curve(list(steps), mean, ci95)
+
+
+def _task(batches: Sequence[Episode], number: int) -> Episode:
+    """Return one task without padding."""
+    for batch in batches:
+        if number < batch.num_tasks:
+            break
+        number -= batch.num_tasks
+    task = batch.select(number)
+    support, query = (task.support_x, task.support_y), (task.query_x, task.query_y)
+    if task.support_mask is not None:
+        support = map_leaves(lambda leaf: leaf[task.support_mask], support)
+    if task.query_mask is not None:
+        query = map_leaves(lambda leaf: leaf[task.query_mask], query)
+    return Episode(*support, *query)

@@ -1,0 +1,92 @@
+"""Tables of shown episodes and of the metrics of all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_meta.callbacks.episodes.inputs import cells, shown_inputs
+from lightning_meta.callbacks.episodes.record import ShownEpisode
+from lightning_meta.episodes.trees import leaves_of, map_leaves
+
+_MOST_TASKS = 10_000  # as many rows as Weights & Biases shows
+
+
+class Table(NamedTuple):
+    """Columns by name, all of the same length; a cell is a number, a text, a picture ``[height, width, 3]`` or None."""
+
+    columns: dict[str, list[Any]]
+
+    def rows(self) -> list[list[Any]]:
+        """Return the rows."""
+        return [list(row) for row in zip(*self.columns.values(), strict=True)]
+
+
+def episode_table(episodes: list[ShownEpisode], num_examples: int, preparation: Any = None) -> Table:
+    """Return a row for each support and query example of some tasks; predictions are for queries.
+
+    For classes ``confidence`` is the probability of the predicted class and ``uncertainty`` the entropy in nats; for
+    real targets ``uncertainty`` is the predictive standard deviation. ``epistemic`` is the part of it that more support
+    examples would remove. They are None where a learner does not know them.
+
+    Args:
+        episodes: The tasks, with their predictions.
+        num_examples: The most examples to show of a support or query set, evenly spread over the set.
+        preparation: The data module's preparation, which turns ids into words again.
+    """
+    rows: list[dict[str, Any]] = []
+    for shown in episodes:
+        task = shown.task
+        for name, x, y in (("support", task.support_x, task.support_y), ("query", task.query_x, task.query_y)):
+            chosen = evenly_spread(len(leaves_of(x)[0]), num_examples)
+            x, y = (map_leaves(lambda leaf, chosen=chosen: leaf[chosen], tree) for tree in (x, y))
+            kind, inputs = shown_inputs(x, preparation)
+            predicted = prediction_columns(shown, y, chosen) if name == "query" else {}
+            for row, (own, truth) in enumerate(zip(inputs, cells(y), strict=True)):
+                start = {"task": shown.number, "set": name, kind: own, "truth": truth}
+                rows.append(start | {column: values[row] for column, values in predicted.items()})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return Table({name: [row.get(name) for row in rows] for name in names})
+
+
+def prediction_columns(shown: ShownEpisode, truth: Any, chosen: Tensor) -> dict[str, list[Any]]:
+    """Return the columns of predictions for some queries ``[chosen]`` with these targets."""
+    mean, total, _, epistemic = shown.prediction
+    mean = mean[chosen]
+    total, epistemic = (None if part is None else part[chosen] for part in (total, epistemic))
+    if not isinstance(truth, Tensor):
+        return {"prediction": cells(mean)}
+    if predicts_classes(mean, truth):
+        confidence, predicted = mean.max(1)
+        columns = {"prediction": predicted.tolist(), "correct": (predicted == truth).tolist()}
+        columns |= {"confidence": confidence.tolist()}
+    elif truth.shape == mean.shape and total is not None and total.shape == mean.shape:  # variances
+        columns = {"prediction": cells(mean)}
+        total, epistemic = (None if part is None else part.sqrt() for part in (total, epistemic))
+    else:
+        columns = {"prediction": cells(mean)}
+    nothing = [None] * len(mean)
+    columns["uncertainty"] = nothing if total is None else cells(total)
+    columns["epistemic"] = nothing if epistemic is None else cells(epistemic)
+    return columns
+
+
+def predicts_classes(mean: Tensor, truth: Tensor) -> bool:
+    """Whether a prediction is class probabilities ``[query, classes]`` for labels ``[query]``."""
+    return not truth.is_floating_point() and mean.ndim == 2 and truth.ndim == 1
+
+
+def per_task_table(per_task: Mapping[str, Tensor]) -> Table:
+    """Return a row for each task with its metrics, those by inner step left out."""
+    kept = {name: values[:_MOST_TASKS] for name, values in per_task.items() if "_step_" not in name}
+    tasks = len(next(iter(kept.values())))
+    return Table({"task": list(range(tasks))} | {name: values.float().tolist() for name, values in kept.items()})
+
+
+def evenly_spread(size: int, most: int) -> Tensor:
+    """Return at most so many positions of a set, from the first to the last."""
+    return torch.from_numpy(np.linspace(0, size - 1, min(size, most)).round().astype(np.int64))
