@@ -173,7 +173,7 @@ class EpisodeDashboard(L.Callback):
             outlet_of(logger).show(shown, step)
 
     def _shown(
-        self, trainer: L.Trainer, learner: TaskLearner, stage: str, record: Record, per_task: Mapping[str, Tensor]
+        self, trainer: L.Trainer, learner: Any, stage: str, record: Record, per_task: Mapping[str, Tensor]
     ) -> Shown:
         section = f"{stage}_episodes"
         scalars = rate_metrics(learner)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_meta.callbacks.episodes.inputs import pictures_of
@@ -75,15 +77,16 @@ def _draw_pictures(axis: Axes, shown: ShownEpisode) -> None:
     """Draw support pictures with their classes, and to the right queries with prediction, confidence and truth."""
     task, probabilities = shown.task, shown.prediction.mean
     support, query = (evenly_spread(len(y), _MOST_PICTURES) for y in (task.support_y, task.query_y))
-    pictures = pictures_of(task.support_x[support]), pictures_of(task.query_x[query])
+    pictures = pictures_of(torch.cat([task.support_x[support], task.query_x[query]]))
+    assert pictures is not None
     confidence, predicted = probabilities[query].max(1)
     gap = 0.6
-    for place, (picture, label) in enumerate(zip(pictures[0], task.support_y[support].tolist(), strict=True)):
+    for place, (picture, label) in enumerate(zip(pictures, task.support_y[support].tolist(), strict=False)):
         _tile(axis, place, picture, f"class {label}", "black")
     start = len(support) + gap
     truths = task.query_y[query].tolist()
     for place, (picture, truth, guess, sure) in enumerate(
-        zip(pictures[1], truths, predicted.tolist(), confidence.tolist(), strict=True)
+        zip(pictures[len(support) :], truths, predicted.tolist(), confidence.tolist(), strict=True)
     ):
         right = guess == truth
         text = f"{guess} ({100 * sure:.0f} %)" if right else f"{guess} ({100 * sure:.0f} %), is {truth}"
@@ -96,7 +99,7 @@ def _draw_pictures(axis: Axes, shown: ShownEpisode) -> None:
     axis.set_title(f"{title}{100 * accuracy:.0f} % of {len(task.query_y)} right", fontsize="small", loc="left")
 
 
-def _tile(axis: Axes, left: float, picture: Tensor, text: str, color: str) -> None:
+def _tile(axis: Axes, left: float, picture: NDArray[np.uint8], text: str, color: str) -> None:
     axis.imshow(picture, extent=(left + 0.04, left + 0.96, 0.96, 0.04), interpolation="nearest")
     axis.plot(
         [left + 0.04, left + 0.96, left + 0.96, left + 0.04, left + 0.04],

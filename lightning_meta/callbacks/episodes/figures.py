@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_meta.callbacks.episodes.record import Curve, Record
@@ -49,12 +50,22 @@ def draw_adaptation(metric: str, history: Sequence[tuple[int, Record]]) -> Figur
                 _draw_curve(axis, curve, f"training step {step}", (position + 1) / len(chosen))
         axis.set(xlabel="inner steps taken", ylabel=name)
         if logarithmic and min(getattr(last, field).mean) > 0:
-            axis.set_yscale("log")
+            _set_logarithmic(axis)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.2)
-    figure.axes[0].legend(fontsize="small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=_MOST_CURVES // 2)
     figure.suptitle("mean over tasks with its 95 % interval", fontsize="medium")
     return figure
+
+
+def _set_logarithmic(axis: Axes) -> None:
+    """Make the vertical axis logarithmic, with plain numbers, between powers of ten too if it has less than two."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}") if high < 10 * low else NullFormatter())
 
 
 def _draw_curve(axis: Axes, curve: Curve, label: str, darkness: float) -> None:
@@ -78,13 +89,11 @@ def draw_difficulty(metric: str, per_task: Mapping[str, Tensor]) -> Figure:
     axis = figure.subplots()
     shown = values.numpy() if before is None else np.concatenate([values.numpy(), before])
     edges = _edges(metric, shown)
-    axis.hist(
-        np.clip(values.numpy(), edges[0], edges[-1]), edges, color="tab:blue", alpha=0.75, label="after adaptation"
-    )
+    after = np.clip(values.numpy(), edges[0], edges[-1])
+    axis.hist(after, list(edges), color="tab:blue", alpha=0.75, label="after adaptation")
     if before is not None:
-        axis.hist(
-            np.clip(before, edges[0], edges[-1]), edges, histtype="step", color="tab:gray", label="before adaptation"
-        )
+        before = np.clip(before, edges[0], edges[-1])
+        axis.hist(before, list(edges), histtype="step", color="tab:gray", label="before adaptation")
     axis.axvline(center, color="tab:red", label=f"mean {center:.3g} ± {half:.2g} (95 %)")
     if np.isfinite(half):
         axis.axvspan(center - half, center + half, color="tab:red", alpha=0.15, linewidth=0)
@@ -95,7 +104,7 @@ def draw_difficulty(metric: str, per_task: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
-def _edges(metric: str, values: np.ndarray) -> np.ndarray:
+def _edges(metric: str, values: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the bins' edges: for accuracies from 0 to 1, for positive errors evenly spread in their logarithm."""
     if metric == "acc":
         return np.linspace(0, 1, 21)

@@ -11,8 +11,8 @@ def learned_rates(learner: TaskLearner) -> dict[str, Tensor]:
 
     They are scalars, ``[steps]`` or of the parameter's shape, as ``learned_rates`` of `MAML` says.
     """
-    rates = getattr(learner, "inner_rates", None)
-    if not isinstance(rates, InnerRates):
+    rates = _rates(learner)
+    if rates is None:
         return {}
     return {key.replace("/", "."): rate.detach().float().cpu() for key, rate in rates.learned_rates.items()}
 
@@ -20,8 +20,14 @@ def learned_rates(learner: TaskLearner) -> dict[str, Tensor]:
 def rate_metrics(learner: TaskLearner) -> dict[str, float]:
     """Return scalars to log: the mean rate of each parameter, and with rates by step the rate of each step."""
     metrics = {}
+    rates = _rates(learner)
     for name, rate in learned_rates(learner).items():
         metrics[f"learned_rates/{name}"] = float(rate.mean())
-        if learner.inner_rates.learned == "tensor_step":
+        if rates is not None and rates.learned == "tensor_step":
             metrics |= {f"learned_rates/{name}_step_{step}": float(own) for step, own in enumerate(rate)}
     return metrics
+
+
+def _rates(learner: TaskLearner) -> InnerRates | None:
+    rates = getattr(learner, "inner_rates", None)
+    return rates if isinstance(rates, InnerRates) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +32,7 @@ class Shown(NamedTuple):
     """
 
     section: str
-    scalars: Mapping[str, float]
+    scalars: dict[str, float]
     pictures: Mapping[str, NDArray[np.uint8]]
     tables: Mapping[str, Table]
     histograms: Mapping[str, Tensor]
@@ -41,22 +40,22 @@ class Shown(NamedTuple):
 
 def rendered(figure: Figure) -> NDArray[np.uint8]:
     """Return a figure's pixels, ``[height, width, 3]``."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100, format="rgba")
-    width, height = (round(inches * 100) for inches in figure.get_size_inches())
-    pixels = np.frombuffer(buffer.getvalue(), dtype=np.uint8).reshape(height, width, 4)
-    return np.ascontiguousarray(pixels[..., :3])
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 class Outlet(ABC):
-    """What one logger shows; by default scalars.
+    """What one logger shows.
 
     Args:
         logger: The logger.
     """
 
     def __init__(self, logger: Logger) -> None:
-        self.logger = logger
+        self.logger: Any = logger
 
     @abstractmethod
     def show(self, shown: Shown, step: int) -> None:
@@ -89,7 +88,7 @@ class TensorBoardOutlet(Outlet):
     def show(self, shown: Shown, step: int) -> None:
         """Log everything."""
         self.logger.log_metrics(shown.scalars, step)
-        writer: Any = self.logger.experiment
+        writer = self.logger.experiment
         for name, pixels in shown.pictures.items():
             writer.add_image(f"{shown.section}/{name}", pixels, step, dataformats="HWC")
         for name, values in shown.histograms.items():
@@ -105,7 +104,7 @@ class WandbOutlet(Outlet):
         import wandb
 
         media: dict[str, Any] = {name: wandb.Image(Image.fromarray(own)) for name, own in shown.pictures.items()}
-        media |= {name: wandb.Histogram(values.numpy()) for name, values in shown.histograms.items()}
+        media |= {name: wandb.Histogram(values.tolist()) for name, values in shown.histograms.items()}
         for name, table in shown.tables.items():
             rows = [[_wandb_cell(cell) for cell in row] for row in table.rows()]
             media[name] = wandb.Table(columns=list(table.columns), data=rows, allow_mixed_types=True)

@@ -1,0 +1,129 @@
+"""An offline run of every learner, read back: all keys, tables, pictures, summaries."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import wandb
+from PIL import Image
+
+from tests.dashboard.runs import run_offline
+from tests.offline_runs import OfflineRun
+from tests.registry import LEARNERS, every
+
+SIZES = {"tasks_per_batch": 2, "train_tasks": 4, "val_tasks": 4, "test_tasks": 4}
+STEPS = 2
+PICTURES = ["adaptation", "tasks", "calibration", "difficulty", "learned_rates"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs by learner."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        for name in ("DATA", "CACHE", "CONFIG"):
+            patch.setenv(f"WANDB_{name}_DIR", str(folder))
+        made = {}
+        for entry in LEARNERS:
+            torch.manual_seed(0)
+            learner = entry.learner(eval_inner_steps=STEPS)
+            made[entry.name] = run_offline(folder / entry.name, learner, entry.data(**SIZES))
+        yield made
+        wandb.teardown()
+
+
+def takes_steps(entry):
+    return entry.takes_steps
+
+
+@every()
+def test_every_metric_is_logged(runs, entry):
+    run, metric = runs[entry.name], entry.metric
+    expected = {"train/loss", f"train/{metric}", "train/meta_gradient_norm", "trainer/global_step", "epoch"}
+    for stage in ("val", "test"):
+        expected |= {f"{stage}/{name}" for name in ("loss", "loss_ci95", metric, f"{metric}_ci95")}
+    assert expected <= run.keys
+
+
+@every(takes_steps)
+def test_the_metric_and_the_gradient_are_logged_by_inner_step(runs, entry):
+    run = runs[entry.name]
+    for stage in ("val", "test"):
+        by_step = [run.last(f"{stage}_episodes/{entry.metric}_step_{step}") for step in range(STEPS + 1)]
+        assert all(map(math.isfinite, by_step))
+        assert run.last(f"{stage}_episodes/inner_gradient_norm_step_0") > 0
+
+
+@every()
+def test_pictures_are_drawn_of_all_that_a_learner_has(runs, entry):
+    run = runs[entry.name]
+    expected = {"difficulty"} | ({"adaptation"} if entry.takes_steps else set())
+    expected |= set() if entry.classes_only else {"tasks"}
+    expected |= {"calibration"} if entry.classes_only or entry.is_bayesian else set()
+    expected |= {"learned_rates"} if entry.name == "MetaSGD" else set()
+    for stage in ("val", "test"):
+        drawn = {name for name in PICTURES if f"{stage}_episodes/{name}" in run.keys}
+        assert drawn == expected
+        for name in drawn:
+            with Image.open(run.files / run.last(f"{stage}_episodes/{name}")["path"]) as picture:
+                assert len(picture.convert("L").getcolors()) > 10, name
+
+
+@every()
+def test_tables_hold_examples_and_tasks(runs, entry):
+    run = runs[entry.name]
+    for stage in ("val", "test"):
+        examples = run.table(f"{stage}_episodes/examples")
+        rows = [dict(zip(examples["columns"], row, strict=True)) for row in examples["data"]]
+        assert {row["task"] for row in rows} == {0, 1}
+        assert {row["set"] for row in rows} == {"support", "query"}
+        assert len(rows) == 2 * (4 + 4)
+        for row in rows:
+            assert row["truth"] is not None
+            assert (row["prediction"] is None) == (row["set"] == "support")
+        knows = entry.classes_only or entry.is_bayesian
+        assert all((row["uncertainty"] is not None) == knows for row in rows if row["set"] == "query")
+        assert all((row["epistemic"] is not None) == entry.is_bayesian for row in rows if row["set"] == "query")
+        tasks = run.table(f"{stage}_episodes/per_task")
+        assert [row[0] for row in tasks["data"]] == [0, 1, 2, 3]
+        values = [row[tasks["columns"].index(entry.metric)] for row in tasks["data"]]
+        assert sum(values) / 4 == pytest.approx(run.last(f"{stage}/{entry.metric}"), rel=1e-4)
+
+
+@every()
+def test_the_axis_is_the_training_step_and_summaries_keep_the_best(runs, entry):
+    run = runs[entry.name]
+    assert run.metrics["*"] == ("trainer/global_step", set())
+    for stage in ("train", "val", "test"):
+        assert run.metrics[f"{stage}/acc"] == ("trainer/global_step", {"max"})
+        for name in ("loss", "mse", "nll", "ece"):
+            assert run.metrics[f"{stage}/{name}"] == ("trainer/global_step", {"min"})
+    logged = [row[f"val/{entry.metric}"] for row in run.history if f"val/{entry.metric}" in row]
+    best = {"max": max(logged)} if entry.metric == "acc" else {"min": min(logged)}
+    assert run.summary[f"val/{entry.metric}"] == pytest.approx(best)
+    assert all("trainer/global_step" in row for row in run.history)
+
+
+@every()
+def test_the_histogram_counts_all_tasks(runs, entry):
+    counts = runs[entry.name].last("val_episodes/difficulty_histogram")["values"]
+    assert sum(counts) == SIZES["val_tasks"]
+
+
+@every()
+def test_tables_are_artifacts_of_the_run(runs, entry):
+    run: OfflineRun = runs[entry.name]
+    tables = [name for name, (kind, _) in run.artifacts.items() if kind == "run_table"]
+    for stage in ("val", "test"):
+        assert any(f"{stage}_episodesexamples" in name for name in tables)
+        assert any(f"{stage}_episodesper_task" in name for name in tables)
+
+
+def test_learned_rates_are_logged_by_parameter(runs):
+    run = runs["MetaSGD"]
+    rates = {key.removeprefix("learned_rates/"): run.last(key) for key in run.keys if key.startswith("learned_rates/")}
+    assert set(rates) == {"layers.0.weight", "layers.0.bias", "layers.2.weight", "layers.2.bias"}
+    assert all(0 < abs(rate - 0.01) < 0.01 for rate in rates.values())
