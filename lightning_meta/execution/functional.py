@@ -33,4 +33,22 @@ def exclusive() -> Iterator[None]:
 def call_with(module: nn.Module, parameters: Mapping[str, Tensor | None], *arguments: Any) -> Any:
     """Call a module as a pure function of parameters and buffers by name; those left out are its own."""
     with exclusive():
-        return functional_call(module, dict(parameters), arguments)  # type: ignore[arg-type]
+        places = list(module.named_modules(remove_duplicate=False))
+        in_two_places = len({id(part) for _, part in places}) < len(places)
+        given = _with_tied(module, parameters) if in_two_places else dict(parameters)
+        return functional_call(module, given, arguments, tie_weights=not in_two_places)  # type: ignore[arg-type]
+
+
+def _with_tied(module: nn.Module, parameters: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Add the other names of tied tensors, but only one name for each part of the module.
+
+    `functional_call` would add all names, and so replace the tensors of a part that is in two places twice; what it
+    then puts back the second time are the given tensors, which would stay in the module.
+    """
+    names: dict[Tensor, list[str]] = {}
+    for prefix, part in module.named_modules():
+        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if tensor is not None:
+                names.setdefault(tensor, []).append(f"{prefix}.{name}" if prefix else name)
+    same = {name: tied for tied in names.values() for name in tied}
+    return {name: value for given, value in parameters.items() for name in same.get(given, [given])}
