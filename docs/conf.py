@@ -33,6 +33,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "myst_nb",
     "sphinx_gallery.gen_gallery",
+    "from_code",
     "members",
     "names",
 ]

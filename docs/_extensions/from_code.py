@@ -1,0 +1,191 @@
+"""Directives whose content is made from code, configurations and results when the documentation is built.
+
+- ``{method-table} tasks``: which learner can do what; the names of the tables are in `facts.TABLES`.
+- ``{logged} MAML``: the names that a learner logs.
+- ``{paper} module`` and ``{differences} module``: these parts of an algorithm's docstring.
+- ``{configurations}``: the files of ``configs/``.
+- ``{command-help} adapt``: what ``lightning-meta adapt --help`` prints.
+- ``{measured} MAML``: an algorithm's lines of the results, if there are any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import io
+import os
+import re
+import sys
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from unittest import mock
+
+import facts
+import yaml
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class FromCode(SphinxDirective):
+    """A directive that is replaced by Markdown."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        """Parse the Markdown."""
+        return self.parse_text_to_nodes(self.markdown())
+
+    @abstractmethod
+    def markdown(self) -> str:
+        """Return the content."""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+class MethodTable(FromCode):
+    """A row for each learner, a column for each question."""
+
+    def markdown(self) -> str:
+        """Ask each learner."""
+        questions = facts.TABLES[self.arguments[0]]
+        rows = [
+            [f"`{variant.name}`", *("✓" if question(variant) else "–" for question in questions.values())]
+            for variant in facts.VARIANTS
+        ]
+        return table(["learner", *questions], rows)
+
+
+class Logged(FromCode):
+    """The names that a learner logs, for regressions and for classes."""
+
+    def markdown(self) -> str:
+        """Run the learner."""
+        variant = next(one for one in facts.VARIANTS if one.name == self.arguments[0])
+        kinds = {"real targets": (True, facts.takes_real_targets), "classes": (False, facts.takes_classes)}
+        lines = []
+        for kind, (real, takes) in kinds.items():
+            if takes(variant):
+                names = ", ".join(f"`{name}`" for name in facts.logged(variant, real))
+                lines.append(f"- With {kind}: {names}")
+        return "\n".join(lines)
+
+
+class OfDocstring(FromCode):
+    """A part of a module's docstring, which is reStructuredText."""
+
+    def markdown(self) -> str:
+        """Return the part in a directive for the other language."""
+        text = inspect.getdoc(importlib.import_module(self.arguments[0])) or ""
+        return f"```{{eval-rst}}\n{self.part(text)}\n```"
+
+    @abstractmethod
+    def part(self, docstring: str) -> str:
+        """Return the part."""
+
+
+class Paper(OfDocstring):
+    """The papers, with links to arXiv."""
+
+    def part(self, docstring: str) -> str:
+        """Return the paragraph."""
+        found = re.search(r"^Papers?: .*?(?=\n\n)", docstring, re.MULTILINE | re.DOTALL)
+        assert found, f"{self.arguments[0]} names no paper"
+        return re.sub(r"arXiv\s+(\d+\.\d+)", r"`arXiv \1 <https://arxiv.org/abs/\1>`__", found[0])
+
+
+class Differences(OfDocstring):
+    """The differences from the paper."""
+
+    def part(self, docstring: str) -> str:
+        """Return what follows the words, to the end."""
+        found = re.search(r"^Differences from the papers?:\s*(.*)", docstring, re.MULTILINE | re.DOTALL)
+        assert found, f"{self.arguments[0]} lists no differences"
+        return found[1][0].upper() + found[1][1:]
+
+
+class Configurations(FromCode):
+    """A row for each file of ``configs/``."""
+
+    required_arguments = 0
+
+    def markdown(self) -> str:
+        """Read the files."""
+        rows = []
+        for path in sorted((ROOT / "configs").glob("*.yaml")):
+            self.env.note_dependency(str(path))
+            text = path.read_text()
+            comment = " ".join(line.lstrip("# ") for line in re.match(r"(?:#.*\n)*", text)[0].splitlines())
+            content = yaml.safe_load(text)
+            learner, data = (content[part]["class_path"].rpartition(".")[2] for part in ("model", "data"))
+            rows.append([f"`{path.stem}`", f"`{learner}`", f"`{data}`", comment.replace("|", "\\|")])
+        return table(["configuration", "learner", "data", "about"], rows)
+
+
+class CommandHelp(FromCode):
+    """The help of a command, closed until the reader opens it."""
+
+    required_arguments = 0
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return the help between the tags of HTML that fold it."""
+        command = " ".join(["lightning-meta", *self.arguments])
+        text = self.markdown()
+        literal = nodes.literal_block(text, text, language="text")
+        opening = f"<details><summary><code>{command} --help</code></summary>"
+        return [nodes.raw("", opening, format="html"), literal, nodes.raw("", "</details>", format="html")]
+
+    def markdown(self) -> str:
+        """Run the command."""
+        from lightning_meta.cli import main
+
+        printed = io.StringIO()
+        arguments = [*self.arguments, "--help"]
+        with (
+            contextlib.redirect_stdout(printed),
+            contextlib.suppress(SystemExit),
+            mock.patch.object(sys, "argv", ["lightning-meta", *arguments]),
+            mock.patch.dict(os.environ, {"COLUMNS": "100"}),
+        ):
+            main()
+        return printed.getvalue()
+
+
+class Measured(FromCode):
+    """An algorithm's lines of the results."""
+
+    def markdown(self) -> str:
+        """Ask the module that writes the page of results."""
+        page = ROOT / "tools" / "results" / "page.py"
+        results = ROOT / "results"
+        if not page.exists() or not any(results.glob("*.json")):
+            return ""
+        spec = importlib.util.spec_from_file_location("results_page", page)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return str(module.rows(results, self.arguments[0]))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Add the directives."""
+    app.add_directive("method-table", MethodTable)
+    app.add_directive("logged", Logged)
+    app.add_directive("paper", Paper)
+    app.add_directive("differences", Differences)
+    app.add_directive("configurations", Configurations)
+    app.add_directive("command-help", CommandHelp)
+    app.add_directive("measured", Measured)
+    return {"parallel_read_safe": True}
