@@ -44,10 +44,14 @@ class MeanOverTasks(Metric):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Return the mean over tasks and the half-width of its 95 % interval."""
-        values = dim_zero_cat(self.values)
-        tasks = values.numel()
-        spread = values.std() if tasks > 1 else values.new_tensor(float("nan"))
-        return values.mean(), 1.96 * spread / tasks**0.5
+        return mean_and_interval(dim_zero_cat(self.values))
+
+
+def mean_and_interval(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of values ``[tasks]`` and the half-width of its 95 % interval, as `MeanOverTasks` does."""
+    tasks = values.numel()
+    spread = values.std() if tasks > 1 else values.new_tensor(float("nan"))
+    return values.mean(), 1.96 * spread / tasks**0.5
 
 
 class TaskMetrics:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_meta.callbacks.episodes.record import Curve, Record
-from lightning_meta.metrics.task_metrics import MeanOverTasks
+from lightning_meta.metrics.task_metrics import mean_and_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,9 +82,7 @@ def draw_difficulty(metric: str, per_task: Mapping[str, Tensor]) -> Figure:
 
     values = per_task[metric].float().cpu()
     before = per_task[f"{metric}_pre"].float().cpu().numpy() if f"{metric}_pre" in per_task else None
-    mean = MeanOverTasks()
-    mean.update(values)
-    center, half = (float(number) for number in mean.compute())
+    center, half = map(float, mean_and_interval(values))
     figure = Figure(figsize=(6, 4.2), layout="constrained")
     axis = figure.subplots()
     shown = values.numpy() if before is None else np.concatenate([values.numpy(), before])

@@ -14,7 +14,7 @@ from lightning_meta.episodes.trees import map_leaves
 from lightning_meta.learners.adapted_task import AdaptedTask
 from lightning_meta.learners.task_learner import TaskLearner
 from lightning_meta.likelihoods.predictive import Prediction
-from lightning_meta.metrics.task_metrics import MeanOverTasks
+from lightning_meta.metrics.task_metrics import mean_and_interval
 
 _MOST_STEPS = 10  # numbers of inner steps that are shown, besides 0
 
@@ -137,14 +137,9 @@ def _metric_by_step(
 
 def _curve(steps: Sequence[int], values: Tensor) -> Curve:
     """Return the mean over tasks of values ``[tasks, steps]``."""
-    mean, ci95 = [], []
-    for own in values.T:
-        over_tasks = MeanOverTasks().to(own.device)
-        over_tasks.update(own)
-        center, width = over_tasks.compute()
-        mean.append(float(center))
-        ci95.append(float(width))
-    return Curve(list(steps), mean, ci95)
+    # Not by a metric, which would wait for other processes.
+    mean, ci95 = zip(*(map(float, mean_and_interval(own)) for own in values.T), strict=True)
+    return Curve(list(steps), list(mean), list(ci95))
 
 
 def _task(batches: Sequence[Episode], number: int) -> Episode:

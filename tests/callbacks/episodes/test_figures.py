@@ -1,0 +1,113 @@
+"""Pictures of tasks hold what they should."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_meta import MAML, AmortizedMAML, Conv4, Episode
+from lightning_meta.callbacks.episodes.episode_figures import draw_episodes
+from lightning_meta.callbacks.episodes.figures import draw_adaptation, draw_difficulty, draw_rates
+from lightning_meta.callbacks.episodes.outlets import rendered
+from lightning_meta.callbacks.episodes.record import Curve, Record, record_of
+from lightning_meta.callbacks.episodes.tables import episode_table, evenly_spread
+
+_NOTHING = Record("mse", None, None, None, [])
+
+
+def texts_of(figure):
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+
+
+def test_curves_of_earlier_evaluations_stay_in_the_picture():
+    records = [
+        (step, _NOTHING._replace(curve=Curve([0, 1, 2], [3.0, 2.0, 4.0 / (1 + step)], [0.1] * 3)))
+        for step in range(0, 2000, 100)
+    ]
+    (axis,) = draw_adaptation("mse", records).axes
+    labels = [line.get_label() for line in axis.lines]
+    assert labels[0] == "training step 0"
+    assert labels[-1] == "training step 1900"
+    assert len(labels) == 8
+    assert axis.lines[-1].get_ydata()[-1] == 4.0 / 1901
+    assert axis.get_ylabel() == "mean squared error on queries"
+    assert axis.get_xlabel() == "inner steps taken"
+    assert draw_adaptation("mse", [(0, _NOTHING)]) is None
+
+
+def test_the_histogram_counts_tasks_before_and_after():
+    values = {"acc": torch.tensor([0.0, 0.5, 0.52, 1.0]), "acc_pre": torch.tensor([0.2, 0.2, 0.2, 0.4])}
+    (axis,) = draw_difficulty("acc", values).axes
+    heights = [patch.get_height() for patch in axis.patches if isinstance(patch, matplotlib.patches.Rectangle)]
+    assert sum(heights[:20]) == 4
+    assert heights[10] == 2
+    assert "mean 0.505 ± 0.4 (95 %)" in texts_of(axis)
+    assert axis.get_title() == "4 tasks"
+
+
+@pytest.mark.parametrize("values", [[2.0], [0.0, 1.0], [1.0, 1.0], [-1.0, 5.0], [1e-12, 3.0]])
+def test_any_errors_have_a_histogram(values):
+    figure = draw_difficulty("loss", {"loss": torch.tensor(values)})
+    assert rendered(figure).std() > 5
+    heights = [patch.get_height() for patch in figure.axes[0].patches]
+    assert sum(height for height in heights[:24] if height >= 1) == len(values)
+
+
+def test_learned_rates_are_drawn_by_parameter():
+    rates = {"a.weight": torch.tensor([[0.1, 0.3]]), "b.bias": torch.tensor(0.5)}
+    (axis,) = draw_rates(rates, 0.2).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a.weight", "b.bias"]
+    means = next(line for line in axis.lines if line.get_label() == "mean")
+    assert means.get_xdata() == pytest.approx([0.2, 0.5])
+
+
+def pictures():
+    shapes = (2, 5, 1, 16, 16), (2, 10, 1, 16, 16)
+    support, query = (torch.rand(shape) for shape in shapes)
+    return Episode(support, torch.arange(5).expand(2, 5), query, torch.arange(5).repeat(2).expand(2, 10))
+
+
+def test_pictures_show_class_prediction_and_truth():
+    learner = MAML(Conv4(5, filters=4), inner_lr=0.1)
+    batch = pictures()
+    episodes = record_of(learner, [batch], {"acc": torch.rand(2)}, 2).episodes
+    figure = draw_episodes(episodes)
+    assert len(figure.axes) == 2
+    texts = texts_of(figure)
+    assert texts.count("class 3") == 2
+    predicted = episodes[0].prediction.mean.argmax(1)
+    wrong = [text for text in texts_of(figure.axes[0]) if "is" in text.split()]
+    assert len(wrong) == int((predicted != batch.query_y[0]).sum())
+    tiles = [image.get_array() for image in figure.axes[0].images]
+    assert len(tiles) == 15
+    assert np.abs(tiles[0][..., 0] - 255 * batch.support_x[0, 0, 0].numpy()).max() <= 0.5
+    table = episode_table(episodes, 4)
+    assert list(table.columns)[:4] == ["task", "set", "picture", "truth"]
+    assert table.columns["picture"][0].shape == (16, 16, 3)
+    assert table.columns["confidence"][-1] == pytest.approx(float(episodes[1].prediction.mean[9].max()))
+    assert table.columns["correct"][-1] == bool(episodes[1].prediction.mean[9].argmax() == 4)
+
+
+@pytest.mark.parametrize("learner", [MAML, AmortizedMAML])
+def test_regressions_of_many_inputs_are_drawn_against_their_targets(learner):
+    sets = torch.randn(1, 6, 3), torch.randn(1, 6, 1)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    record = record_of(learner(model, nn.MSELoss()), [Episode(*sets, *sets)], {"mse": torch.rand(1)}, 1)
+    figure = draw_episodes(record.episodes)
+    assert figure.axes[0].get_xlabel() == "target"
+    assert rendered(figure).std() > 5
+
+
+def test_tasks_of_vectors_and_classes_have_no_picture():
+    x, y = torch.randn(1, 6, 3), torch.arange(6)[None] % 3
+    record = record_of(MAML(nn.Linear(3, 3)), [Episode(x, y, x, y)], {"acc": torch.rand(1)}, 1)
+    assert draw_episodes(record.episodes) is None
+
+
+def test_examples_are_spread_over_the_set():
+    assert evenly_spread(3, 10).tolist() == [0, 1, 2]
+    assert evenly_spread(9, 3).tolist() == [0, 4, 8]
+    assert evenly_spread(9, 1).tolist() == [0]
