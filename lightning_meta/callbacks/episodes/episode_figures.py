@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_PICTURES = 10  # of a support or query set
+_GAP = 0.5  # between support and query set, in pictures
+_INCHES = 0.9  # of a picture
 _RIGHT, _WRONG = "tab:green", "tab:red"
 
 
@@ -33,9 +35,10 @@ def draw_episodes(episodes: list[ShownEpisode]) -> Figure | None:
     if not isinstance(first.query_y, Tensor):
         return None
     if pictures_of(first.query_x) is not None and predicts_classes(episodes[0].prediction.mean, first.query_y):
-        figure = Figure(figsize=(14, 1.5 * len(episodes)), layout="constrained")
+        tiles = max(_tiles(shown) for shown in episodes)
+        figure = Figure(figsize=(_INCHES * tiles, 1.6 * _INCHES * len(episodes)), layout="constrained")
         for axis, shown in zip(figure.subplots(len(episodes), 1, squeeze=False).flat, episodes, strict=True):
-            _draw_pictures(axis, shown)
+            _draw_pictures(axis, shown, tiles)
         return figure
     if not first.query_y.is_floating_point() or first.query_y.shape != episodes[0].prediction.mean.shape:
         return None
@@ -73,17 +76,22 @@ def _draw_against_targets(axis: Axes, shown: ShownEpisode) -> None:
     axis.grid(alpha=0.2)
 
 
-def _draw_pictures(axis: Axes, shown: ShownEpisode) -> None:
+def _tiles(shown: ShownEpisode) -> float:
+    """Return the width of a task, in pictures."""
+    sizes = len(shown.task.support_y), len(shown.task.query_y)
+    return sum(min(size, _MOST_PICTURES) for size in sizes) + _GAP
+
+
+def _draw_pictures(axis: Axes, shown: ShownEpisode, tiles: float) -> None:
     """Draw support pictures with their classes, and to the right queries with prediction, confidence and truth."""
     task, probabilities = shown.task, shown.prediction.mean
     support, query = (evenly_spread(len(y), _MOST_PICTURES) for y in (task.support_y, task.query_y))
     pictures = pictures_of(torch.cat([task.support_x[support], task.query_x[query]]))
     assert pictures is not None
     confidence, predicted = probabilities[query].max(1)
-    gap = 0.6
     for place, (picture, label) in enumerate(zip(pictures, task.support_y[support].tolist(), strict=False)):
         _tile(axis, place, picture, f"class {label}", "black")
-    start = len(support) + gap
+    start = len(support) + _GAP
     truths = task.query_y[query].tolist()
     for place, (picture, truth, guess, sure) in enumerate(
         zip(pictures[len(support) :], truths, predicted.tolist(), confidence.tolist(), strict=True)
@@ -91,8 +99,8 @@ def _draw_pictures(axis: Axes, shown: ShownEpisode) -> None:
         right = guess == truth
         text = f"{guess} ({100 * sure:.0f} %)" if right else f"{guess} ({100 * sure:.0f} %), is {truth}"
         _tile(axis, start + place, picture, text, _RIGHT if right else _WRONG)
-    axis.set(xlim=(0, 2 * _MOST_PICTURES + gap), ylim=(1.0, -0.22), aspect="equal")
-    axis.axvline(start - gap / 2, color="gray", linewidth=0.8)
+    axis.set(xlim=(0, tiles), ylim=(1.0, -0.2), aspect="equal")
+    axis.axvline(start - _GAP / 2, color="gray", linewidth=0.8)
     axis.set_axis_off()
     accuracy = float((probabilities.argmax(1) == task.query_y).float().mean())
     title = f"task {shown.number}: support set with classes | queries with prediction and probability; "

@@ -36,7 +36,8 @@ def draw_adaptation(metric: str, history: Sequence[tuple[int, Record]]) -> Figur
         ("support loss", "support_loss", False),
         ("norm of the inner gradient", "gradient_norm", True),
     ]
-    panels = [panel for panel in panels if getattr(last, panel[1]) is not None]
+    curves = {field: getattr(last, field) for _, field, _ in panels}
+    panels = [panel for panel in panels if (own := curves[panel[1]]) is not None and len(own.steps) > 1]
     if not panels:
         return None
     figure = Figure(figsize=(4.6 * len(panels), 4.2), layout="constrained")
@@ -49,7 +50,7 @@ def draw_adaptation(metric: str, history: Sequence[tuple[int, Record]]) -> Figur
             if curve is not None:
                 _draw_curve(axis, curve, f"training step {step}", (position + 1) / len(chosen))
         axis.set(xlabel="inner steps taken", ylabel=name)
-        if logarithmic and min(getattr(last, field).mean) > 0:
+        if logarithmic and min(curves[field].mean) > 0:
             _set_logarithmic(axis)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.2)
@@ -121,17 +122,18 @@ def draw_rates(rates: Mapping[str, Tensor], inner_lr: float) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 1.4 + 0.28 * len(rates)), layout="constrained")
+    figure = Figure(figsize=(7, 1.6 + 0.28 * len(rates)), layout="constrained")
     axis = figure.subplots()
     names = list(rates)
     means = torch.stack([rate.mean() for rate in rates.values()]).numpy()
     low = torch.stack([rate.min() for rate in rates.values()]).numpy()
     high = torch.stack([rate.max() for rate in rates.values()]).numpy()
     axis.axvline(inner_lr, color="gray", linestyle=":", label=f"at the start, {inner_lr:g}")
-    axis.hlines(names, low, high, color="tab:blue", alpha=0.4, linewidth=5, label="least to greatest")
+    if (high > low).any():
+        axis.hlines(names, low, high, color="tab:blue", alpha=0.4, linewidth=5, label="least to greatest")
     axis.plot(means, names, "o", color="tab:blue", label="mean")
     axis.invert_yaxis()
     axis.set(xlabel="learned inner rate")
     axis.grid(alpha=0.2)
-    axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.8 / (1.4 + 0.28 * len(rates))), ncols=3)
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
