@@ -48,6 +48,7 @@ templates_path = ["_templates"]
 html_theme = "furo"
 html_title = "lightning_meta"
 html_copy_source = False
+html_show_copyright = False
 
 # Markdown and notebooks.
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]

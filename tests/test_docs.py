@@ -18,7 +18,7 @@ def built(tmp_path_factory):
     """A checkout's files in a folder of their own, and what Sphinx makes of them without running code."""
     root = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "docs", root / "docs", ignore=shutil.ignore_patterns("_build", "gallery", "generated"))
-    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks", "configs", "examples"):
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks", "configs", "examples", "results", "tools"):
         (root / name).symlink_to(ROOT / name)
     home = root / "home"
     home.mkdir()

@@ -5,22 +5,23 @@
 - ``{paper} module`` and ``{differences} module``: these parts of an algorithm's docstring.
 - ``{configurations}``: the files of ``configs/``.
 - ``{command-help} adapt``: what ``lightning-meta adapt --help`` prints.
-- ``{measured} MAML``: an algorithm's lines of the results, if there are any.
+- ``{measured} MAML``: an algorithm's configurations, and its lines of the results, if there are any.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import inspect
 import io
+import itertools
 import os
 import re
 import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import facts
@@ -51,6 +52,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def configurations() -> list[tuple[Path, dict[str, Any]]]:
+    """Return the files of ``configs/`` with their content."""
+    return [(path, yaml.safe_load(path.read_text())) for path in sorted((ROOT / "configs").glob("*.yaml"))]
+
+
+def class_of(content: dict[str, Any], part: str) -> str:
+    """Return the name of the class of a configuration's model or data."""
+    return str(content[part]["class_path"].rpartition(".")[2])
 
 
 class MethodTable(FromCode):
@@ -122,13 +133,12 @@ class Configurations(FromCode):
     def markdown(self) -> str:
         """Read the files."""
         rows = []
-        for path in sorted((ROOT / "configs").glob("*.yaml")):
+        for path, content in configurations():
             self.env.note_dependency(str(path))
-            text = path.read_text()
-            comment = " ".join(line.lstrip("# ") for line in re.match(r"(?:#.*\n)*", text)[0].splitlines())
-            content = yaml.safe_load(text)
-            learner, data = (content[part]["class_path"].rpartition(".")[2] for part in ("model", "data"))
-            rows.append([f"`{path.stem}`", f"`{learner}`", f"`{data}`", comment.replace("|", "\\|")])
+            lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+            comment = " ".join(line.lstrip("# ") for line in lines)
+            classes = [f"`{class_of(content, part)}`" for part in ("model", "data")]
+            rows.append([f"`{path.stem}`", *classes, comment.replace("|", "\\|")])
         return table(["configuration", "learner", "data", "about"], rows)
 
 
@@ -163,20 +173,23 @@ class CommandHelp(FromCode):
 
 
 class Measured(FromCode):
-    """An algorithm's lines of the results."""
+    """An algorithm's configurations, and its lines of the results."""
 
     def markdown(self) -> str:
-        """Ask the module that writes the page of results."""
-        page = ROOT / "tools" / "results" / "page.py"
-        results = ROOT / "results"
-        if not page.exists() or not any(results.glob("*.json")):
-            return ""
-        spec = importlib.util.spec_from_file_location("results_page", page)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return str(module.rows(results, self.arguments[0]))
+        """Read the configurations, and ask the module that writes the page of results."""
+        sys.path.insert(0, str(ROOT))
+        from tools.results.page import rows
+
+        learner = self.arguments[0]
+        names = [f"`{path.stem}`" for path, content in configurations() if class_of(content, "model") == learner]
+        if not names:
+            return f"No configuration of `{learner}` is shipped."
+        listed = f"Shipped configurations: {', '.join(names)}. Any of them is `NAME` in these commands:"
+        commands = "\n".join(
+            f"lightning-meta {verb} --config configs/NAME.yaml{path}"
+            for verb, path in (("fit", ""), ("test", " --ckpt_path CHECKPOINT"))
+        )
+        return f"{listed}\n\n```bash\n{commands}\n```\n\n{rows(ROOT / 'results', learner)}"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -46,8 +46,11 @@ def _candidates(target: str, node: nodes.Element) -> list[str]:
 
 
 def _documented(env: BuildEnvironment, target: str, node: nodes.Element) -> str | None:
-    """The full name under which the object is documented."""
+    """The full name under which the object is documented; in pages, words without a dot are classes or functions."""
     objects = env.domains.python_domain.objects
+    kinds = {"class", "function", "exception"}
+    if node.get("of_page") and "." not in target:
+        objects = {name: entry for name, entry in objects.items() if entry.objtype in kinds}
     last = target.rpartition(".")[2]
     same_end = sorted((name for name in objects if name.rpartition(".")[2] == last), key=len)
     own = [found for name in _candidates(target, node) if (found := _found(name)) is not None]
@@ -55,7 +58,6 @@ def _documented(env: BuildEnvironment, target: str, node: nodes.Element) -> str 
         if any(_found(name) is found for found in own):
             return name
     tail = [name for name in same_end if f".{name}".endswith(f".{target}")]
-    kinds = {"class", "function", "exception"}
     whole = [name for name in tail if objects[name].objtype in kinds]
     return next(iter(whole or (tail if len(tail) == 1 else [])), None)
 
