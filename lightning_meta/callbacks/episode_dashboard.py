@@ -26,7 +26,7 @@ from lightning_meta.learners.task_learner import TaskLearner
 
 
 class EpisodeDashboard(L.Callback):
-    """Shows in every logger how a learner adapts: in validation while it trains, and in `validate` and `test`.
+    """Shows in every logger how a learner adapts: in validation while it trains, and in ``validate`` and ``test``.
 
     In training it logs ``train/meta_gradient_norm``, before clipping. After an evaluation, with ``STAGE`` either "val"
     or "test", it logs what the learner and the data have of:
