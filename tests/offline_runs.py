@@ -48,12 +48,21 @@ class OfflineRun:
 
     def table(self, key: str) -> dict[str, Any]:
         """Return the table that was logged last under a key, with ``columns`` and ``data``."""
-        return json.loads((self.files / self.last(key)["path"]).read_text())
+        return json.loads(Path(self._files_of_table(key)[f"{key}.table.json"]).read_text())
+
+    def picture(self, key: str, cell: dict[str, Any]) -> Path:
+        """Return the file of a picture in that table."""
+        return Path(self._files_of_table(key)[cell["path"]])
+
+    def _files_of_table(self, key: str) -> dict[str, str]:
+        return next(files for _, files in self.artifacts.values() if f"{key}.table.json" in files)
 
 
 def offline_runs(folder: Path) -> list[OfflineRun]:
-    """Read all offline runs below a folder; they must be finished."""
-    return [_read(path) for path in sorted(folder.rglob("offline-run-*/run-*.wandb"), key=lambda path: path.name)]
+    """Read all offline runs below a folder in the order of their start, in seconds; they must be finished."""
+    return [
+        _read(path) for path in sorted(folder.rglob("offline-run-*/run-*.wandb"), key=lambda path: path.parent.name)
+    ]
 
 
 def _read(path: Path) -> OfflineRun:

@@ -1,5 +1,6 @@
 """Lightning's part of the command line: ``lightning-meta fit|validate|test|predict --config configs/NAME.yaml``."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 import lightning_meta.algorithms.baselines
 import lightning_meta.models  # noqa: F401 (imported so that class names without a module path resolve)
+from lightning_meta.cli.run_configuration import log_configuration
 from lightning_meta.data import TaskDataModule
 from lightning_meta.data.tables import write_table
 from lightning_meta.learners.task_learner import TaskLearner
@@ -33,9 +35,11 @@ class SaveConfig(SaveConfigCallback):
         self.save_to_log_dir = to_folder
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Log the configuration to a run of Weights & Biases."""
-        if isinstance(trainer.logger, WandbLogger):
-            trainer.logger.log_hyperparams({"config": self.parser.dump(self.config, skip_none=False)})
+        """Log the configuration to runs of Weights & Biases."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                values = json.loads(self.parser.dump(self.config, format="json"))
+                log_configuration(logger, self.parser.dump(self.config, skip_none=False), values)
 
 
 class MetaLearningCLI(LightningCLI):

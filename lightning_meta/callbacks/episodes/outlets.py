@@ -107,7 +107,7 @@ class WandbOutlet(Outlet):
         media |= {name: wandb.Histogram(values.tolist()) for name, values in shown.histograms.items()}
         for name, table in shown.tables.items():
             rows = [[_wandb_cell(cell) for cell in row] for row in table.rows()]
-            media[name] = wandb.Table(columns=list(table.columns), data=rows, allow_mixed_types=True)
+            media[name] = wandb.Table(columns=list(table.columns), data=rows)
         named = {f"{shown.section}/{name}": value for name, value in media.items()}
         self.logger.log_metrics({**shown.scalars, **named}, step)
 
