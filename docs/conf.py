@@ -58,6 +58,7 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress and advice
 
 # Reference from docstrings.
 autosummary_generate = True
