@@ -8,7 +8,10 @@ from lightning.pytorch.cli import ArgsType
 
 from lightning_meta.cli.adapt import adapt_command
 from lightning_meta.cli.baselines import baselines_command
-from lightning_meta.cli.lightning_cli import run
+from lightning_meta.cli.completion import print_completion
+from lightning_meta.cli.lightning_cli import MetaLearningCLI, run
+from lightning_meta.cli.overview import overview, unknown_command
+from lightning_meta.version import __version__
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {"adapt": adapt_command, "baselines": baselines_command}
 
@@ -24,9 +27,24 @@ def main(args: ArgsType = None) -> Any:
         ``trainer``, ``model`` and ``datamodule``.
     """
     given = sys.argv[1:] if args is None else args
-    if isinstance(given, list) and given and given[0] in _COMMANDS:
-        return _COMMANDS[given[0]](given[1:])
-    return run(args)
+    if not isinstance(given, list):
+        return run(args)
+    names = [*MetaLearningCLI.subcommands(), *_COMMANDS]
+    first, *others = given or ["--help"]
+    if first in _COMMANDS:
+        return _COMMANDS[first](others)
+    if first in ("-h", "--help"):
+        print(overview(names))
+    elif first == "--version":
+        print(f"lightning-meta {__version__}")
+    elif first.split("=")[0] == "--print_completion":
+        print_completion([first, *others], _COMMANDS)
+    elif first in names or first.startswith("-"):
+        return run(args)
+    else:
+        sys.stderr.write(unknown_command(first, names))
+        sys.exit(2)
+    sys.exit(0)
 
 
 def command() -> None:

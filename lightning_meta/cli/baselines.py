@@ -1,6 +1,5 @@
 """``lightning-meta baselines``: the test result of a learner beside those of baselines."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,9 +34,7 @@ _OF_FIT = ("weights_only", "verbose")
 
 def baselines_command(args: Sequence[str]) -> pl.DataFrame:
     """Run ``lightning-meta baselines``: print the table, and return it; bad input ends it with status 2."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # which come from the command line here
-        cli = run(list(args), cls=BaselinesCLI, run=False)
+    cli = run(list(args), cls=BaselinesCLI, run=False)
     try:
         found = _compared(cli)
     except BAD_INPUT as error:

@@ -1,6 +1,7 @@
 """Lightning's part of the command line: ``lightning-meta fit|validate|test|predict --config configs/NAME.yaml``."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,10 @@ from lightning_meta.data import TaskDataModule
 from lightning_meta.data.tables import write_table
 from lightning_meta.learners.task_learner import TaskLearner
 
-_DESCRIPTION = (
-    "Meta-learning with PyTorch Lightning. Besides the subcommands listed here there are `lightning-meta adapt` "
-    "(predictions for the examples of a file) and `lightning-meta baselines` (a learner beside baselines); each has "
-    "--help."
-)
+_SUBCOMMAND = {
+    "usage": "lightning-meta {0} --config FILE.yaml [--KEY VALUE ...]",
+    "epilog": "Flags of a class: lightning-meta {0} --model.help MAML",
+}
 
 
 class SaveConfig(SaveConfigCallback):
@@ -44,6 +44,12 @@ class SaveConfig(SaveConfigCallback):
 
 class MetaLearningCLI(LightningCLI):
     """Lightning's command line, with saved predictions, and with flags that a checkpoint does not override."""
+
+    def parse_arguments(self, parser: Any, args: ArgsType) -> None:
+        """Parse the arguments; that they are also those of the process is right here."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+            super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
         """Keep the arguments as given; Lightning would replace them by the checkpoint's without a message."""
@@ -88,7 +94,8 @@ def run(args: ArgsType = None, cls: type[MetaLearningCLI] = MetaLearningCLI, run
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "."}}},
-        parser_kwargs={"description": _DESCRIPTION},
+        parser_kwargs={"prog": "lightning-meta"}
+        | {name: {key: text.format(name) for key, text in _SUBCOMMAND.items()} for name in cls.subcommands()},
         args=args,
         run=run,
     )
