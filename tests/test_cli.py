@@ -242,12 +242,3 @@ def test_a_test_saves_the_metrics_of_each_task():
     assert saved["task"].to_list() == [0, 1, 2, 3]
     assert saved["mse"].mean() == pytest.approx(float(cli.trainer.callback_metrics["test/mse"]), rel=1e-5)
     assert {"loss", "mse_pre", "mse_step_10"} <= set(saved.columns)
-
-
-def test_the_help_names_the_further_commands(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["--help"])
-    assert stopped.value.code == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "lightning-meta adapt" in printed
-    assert "lightning-meta baselines" in printed
