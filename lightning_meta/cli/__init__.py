@@ -9,11 +9,16 @@ from lightning.pytorch.cli import ArgsType
 from lightning_meta.cli.adapt import adapt_command
 from lightning_meta.cli.baselines import baselines_command
 from lightning_meta.cli.completion import print_completion
+from lightning_meta.cli.dashboard import dashboard_command
 from lightning_meta.cli.lightning_cli import MetaLearningCLI, run
 from lightning_meta.cli.overview import overview, unknown_command
 from lightning_meta.version import __version__
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {"adapt": adapt_command, "baselines": baselines_command}
+_COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
+    "adapt": adapt_command,
+    "baselines": baselines_command,
+    "dashboard": dashboard_command,
+}
 
 
 def main(args: ArgsType = None) -> Any:
@@ -23,8 +28,8 @@ def main(args: ArgsType = None) -> Any:
         args: Arguments as a list of strings, or a configuration as a dictionary; None: those of the process.
 
     Returns:
-        For ``adapt`` the predictions, for ``baselines`` the table, otherwise the finished command line, with
-        ``trainer``, ``model`` and ``datamodule``.
+        For ``adapt`` the predictions, for ``baselines`` the table, for ``dashboard`` the workspace, otherwise the
+        finished command line, with ``trainer``, ``model`` and ``datamodule``.
     """
     given = sys.argv[1:] if args is None else args
     if not isinstance(given, list):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
 import wandb
 from PIL import Image
 
+from lightning_meta.dashboard import ANY_LEARNER, kind_of, sections_of
 from tests.dashboard.runs import run_offline
 from tests.offline_runs import OfflineRun
 from tests.registry import LEARNERS, every
@@ -18,21 +20,28 @@ STEPS = 2
 PICTURES = ["adaptation", "tasks", "calibration", "difficulty", "learned_rates"]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Runs by learner."""
-    folder = tmp_path_factory.mktemp("runs")
+@pytest.fixture(scope="module", autouse=True)
+def offline(tmp_path_factory):
+    """Weights & Biases without a connection, which keeps its files in a folder of the tests."""
+    folder = tmp_path_factory.mktemp("wandb")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         for name in ("DATA", "CACHE", "CONFIG"):
             patch.setenv(f"WANDB_{name}_DIR", str(folder))
-        made = {}
-        for entry in LEARNERS:
-            torch.manual_seed(0)
-            learner = entry.learner(eval_inner_steps=STEPS)
-            made[entry.name] = run_offline(folder / entry.name, learner, entry.data(**SIZES))
-        yield made
+        yield
         wandb.teardown()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, offline):
+    """Runs by learner."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = {}
+    for entry in LEARNERS:
+        torch.manual_seed(0)
+        learner = entry.learner(eval_inner_steps=STEPS)
+        made[entry.name] = run_offline(folder / entry.name, learner, entry.data(**SIZES))
+    return made
 
 
 def takes_steps(entry):
@@ -127,3 +136,53 @@ def test_learned_rates_are_logged_by_parameter(runs):
     rates = {key.removeprefix("learned_rates/"): run.last(key) for key in run.keys if key.startswith("learned_rates/")}
     assert set(rates) == {"layers.0.weight", "layers.0.bias", "layers.2.weight", "layers.2.bias"}
     assert all(0 < abs(rate - 0.01) < 0.01 for rate in rates.values())
+
+
+def matching(panel, keys):
+    """The keys of a run that a panel shows."""
+    if panel.pattern:
+        return {key for key in keys if re.fullmatch(panel.keys[0], key)}
+    return set(panel.keys) & keys
+
+
+@every()
+def test_panels_for_a_learner_name_only_keys_that_its_runs_log(runs, entry):
+    kind = kind_of(entry.learner(eval_inner_steps=STEPS), pictures=False)
+    shown = set()
+    for section in sections_of([kind]):
+        for panel in section.panels:
+            found = matching(panel, runs[entry.name].keys)
+            assert found, f"{panel} of {section.name}"
+            assert panel.pattern or found == set(panel.keys), f"{panel} of {section.name}"
+            shown |= found
+    run = runs[entry.name]
+    left = {key for key in run.keys if key.startswith(("train/", "val_episodes/", "learned_rates/"))} - shown
+    assert left <= {"val_episodes/difficulty_histogram"}
+
+
+def test_panels_for_any_learner_name_only_keys_that_some_run_logs(runs):
+    keys = set().union(*(run.keys for run in runs.values()))
+    for section in sections_of(ANY_LEARNER):
+        for panel in section.panels:
+            assert matching(panel, keys), panel
+            assert panel.pattern or set(panel.keys) <= keys, panel
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("AmortizedMAML", {"eval_inner_steps": 1}),
+        ("ImplicitMAML", {"inner_solver": "hessian_free"}),
+        ("BayesianMAML", {"meta_loss": "nll"}),
+        ("MAML", {"learned_rates": "tensor_step", "inner_steps": 2}),
+    ],
+    ids=str,
+)
+def test_panels_follow_the_options_of_a_learner(name, options, tmp_path):
+    entry = next(entry for entry in LEARNERS if entry.name == name)
+    run = run_offline(tmp_path, entry.learner(**options), entry.data(**SIZES))
+    for section in sections_of([kind_of(entry.learner(**options), pictures=False)]):
+        for panel in section.panels:
+            assert matching(panel, run.keys), panel
+    if "learned_rates" in options:
+        assert {"learned_rates/layers.0.weight_step_0", "learned_rates/layers.0.weight_step_1"} <= run.keys
