@@ -3,17 +3,20 @@
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import torch
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_info
 
 import lightning_meta.algorithms.baselines
 import lightning_meta.models  # noqa: F401 (imported so that class names without a module path resolve)
+from lightning_meta.cli.progress_bar import AdaptationProgressBar
+from lightning_meta.cli.result_table import print_results
 from lightning_meta.cli.run_configuration import log_configuration
+from lightning_meta.cli.saved import log_folder, say_saved, say_training_saved
 from lightning_meta.data import TaskDataModule
 from lightning_meta.data.tables import write_table
 from lightning_meta.learners.task_learner import TaskLearner
@@ -54,13 +57,39 @@ class MetaLearningCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Keep the arguments as given; Lightning would replace them by the checkpoint's without a message."""
 
-    def after_test(self) -> None:
-        """Save the metrics of each task as ``per_task.csv``."""
-        values = {name: value.cpu().numpy() for name, value in self.model.per_task("test").items()}
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Make the trainer, with a progress bar that shows the metric after adaptation unless another is given."""
+        given = self._get(self.config_init, "trainer")
+        callbacks = given.callbacks or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        if given.enable_progress_bar is not False and not given.barebones:
+            callbacks += [] if any(isinstance(c, ProgressBar) for c in callbacks) else [AdaptationProgressBar()]
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def fit(self, **options: Any) -> None:
+        """Train, and say where things are saved, also after Ctrl-C, with which Lightning ends the process."""
+        try:
+            self.trainer.fit(**options)
+        except SystemExit:
+            say_training_saved(self.trainer, interrupted=True)
+            raise
+        say_training_saved(self.trainer, interrupted=False)
+
+    def validate(self, verbose: bool = True, **options: Any) -> None:
+        """Validate; ``verbose`` prints the table of this library in place of Lightning's."""
+        self.trainer.validate(verbose=False, **options)
+        self._print_results("val", verbose)
+        folder = log_folder(self.trainer)
+        say_saved(metrics=None if folder is None else folder / "metrics.csv", logs=folder)
+
+    def test(self, verbose: bool = True, **options: Any) -> None:
+        """Test; ``verbose`` prints the table of this library in place of Lightning's. Save metrics by task."""
+        self.trainer.test(verbose=False, **options)
+        values = self._print_results("test", verbose)
         path = self._folder() / "per_task.csv"
         if self.trainer.is_global_zero:
             write_table(pl.DataFrame(values).with_row_index("task"), path)
-            rank_zero_info(f"The metrics of each task are saved in {path}")
+        say_saved(**{"metrics of each task": path, "logs": log_folder(self.trainer)})
 
     def after_predict(self) -> None:
         """Save the outputs as ``predictions.pt``, a list with a tensor ``[tasks, query, ...]`` for each batch."""
@@ -68,7 +97,13 @@ class MetaLearningCLI(LightningCLI):
         rank = f"_rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
         path = folder / f"predictions{rank}.pt"
         torch.save(self.trainer.predict_loop.predictions, path)
-        rank_zero_info(f"The outputs are saved in {path}")
+        say_saved(outputs=path)
+
+    def _print_results(self, stage: Literal["val", "test"], verbose: bool) -> dict[str, Any]:
+        values = {name: value.cpu().numpy() for name, value in self.model.per_task(stage).items()}
+        if verbose and values and self.trainer.is_global_zero:
+            print_results(self.trainer.callback_metrics, stage, len(next(iter(values.values()))))
+        return values
 
     def _folder(self) -> Path:
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)

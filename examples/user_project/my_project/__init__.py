@@ -1,0 +1,1 @@
+"""An algorithm and a data module outside of lightning_meta."""

@@ -1,0 +1,39 @@
+"""The last line of a command, which says where its results are."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+def log_folder(trainer: Any) -> Path | None:
+    """Return the folder that this process's logger writes into; None: there is none.
+
+    Not Lightning's ``trainer.log_dir``, for which processes wait for each other: after Ctrl-C others may be gone.
+    """
+    if isinstance(trainer.logger, WandbLogger):
+        files = getattr(trainer.logger.experiment, "dir", None)
+        return Path(files).parent if isinstance(files, str) else None
+    folder = getattr(trainer.logger, "log_dir", None)
+    return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
+
+
+@rank_zero_only
+def say_saved(**places: Any) -> None:
+    """Print in one line those of the files and folders that exist, such as ``checkpoint=path``."""
+    found = [f"{name} {Path(path)}" for name, path in places.items() if path and Path(path).exists()]
+    print(f"Saved: {', '.join(found)}" if found else "Nothing was saved.", flush=True)
+
+
+def say_training_saved(trainer: Any, interrupted: bool) -> None:
+    """Print where checkpoint, configuration and logs of a training are; after Ctrl-C how to go on."""
+    logs = log_folder(trainer)
+    callback = trainer.checkpoint_callback
+    best, last = getattr(callback, "best_model_path", ""), getattr(callback, "last_model_path", "")
+    config = (logs if trainer.logger else Path(trainer.default_root_dir)) or Path()
+    also_last = {"last checkpoint": last} if last != best else {}
+    say_saved(checkpoint=best, **also_last, configuration=config / "config.yaml", logs=logs)
+    resume = last if last and Path(last).exists() else best
+    if interrupted and resume and trainer.is_global_zero:
+        print(f"Resume with the same command and --ckpt_path {Path(resume)}", flush=True)
