@@ -6,15 +6,33 @@ import json
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 _BLOCK = 32 * 1024
 _PATIENCE = 30.0  # seconds
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+@contextmanager
+def without_connection(folder: Path) -> Iterator[None]:
+    """Weights & Biases offline, with its files in a folder; nothing stays behind for later tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("WANDB_SILENT", "true")
+        for name in ("DATA", "CACHE", "CONFIG"):
+            patch.setenv(f"WANDB_{name}_DIR", str(folder))
+        try:
+            yield
+        finally:
+            wandb.finish()
+            wandb.teardown()
 
 
 @dataclass
