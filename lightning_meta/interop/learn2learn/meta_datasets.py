@@ -1,4 +1,4 @@
-"""learn2learn's `MetaDataset` and our labelled examples."""
+"""learn2learn's ``MetaDataset`` and our labelled examples."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from lightning_meta.interop.learn2learn.package import learn2learn
 
 
 class MetaDatasetExamples(Examples):
-    """The examples of a `MetaDataset`, for `EpisodicDataModule`; its classes are numbered in the order of its labels.
+    """The examples of a ``MetaDataset``, for `EpisodicDataModule`; its classes are numbered in the order of its labels.
 
     Args:
         meta_dataset: The data set, also a filtered one or a union; labels may be of any type.
@@ -30,7 +30,7 @@ class MetaDatasetExamples(Examples):
 
 
 def meta_dataset_from(dataset: Dataset[Any]) -> Any:
-    """Return labelled examples as learn2learn's `MetaDataset`.
+    """Return labelled examples as learn2learn's ``MetaDataset``.
 
     Args:
         dataset: As in `EpisodicDataModule`. Labels are read as there, so that examples need not be loaded.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from lightning_meta.interop.learn2learn.splitting import join_task, split_task
 
 
 class TasksetEpisodes(EpisodeDataset):
-    """The tasks of a `Taskset` as episodes.
+    """The tasks of a ``Taskset`` as episodes.
 
     A taskset draws from the generators of `random`, numpy and torch, and remembers what it drew. Here task ``i`` is
     drawn anew each time, with generators that start from a function of (seed, split, i) and are restored afterwards.
@@ -63,10 +63,7 @@ class TasksetEpisodes(EpisodeDataset):
         number = index % self.taskset.num_tasks if _is_finite(self.taskset) else index
         draw = uniforms(self.seed, f"{self.split} taskset", np.array([number]), 1)
         start = int(draw[0, 0] * 2.0**53)
-        with isolate_rng(include_cuda=False):
-            random.seed(start)
-            np.random.seed(start % 2**32)
-            torch.default_generator.manual_seed(start)  # torch.manual_seed would change the generators of devices, too
+        with _generators_from(start):
             item = _drawn(self.taskset)
         if not isinstance(item, list | tuple) or len(item) != 2 or not isinstance(item[1], Tensor):
             raise TypeError(f"a task of taskset={self.taskset!r} is {item!r:.80}, and must be (data, labels)")
@@ -84,7 +81,7 @@ def episodes_from(
     num_tasks: int | None = None,
     seed: int = 0,
 ) -> EpisodeDataset:
-    """Return the tasks of a `Taskset`, or tasks drawn from a `MetaDataset`, as episodes.
+    """Return the tasks of a ``Taskset``, or tasks drawn from a ``MetaDataset``, as episodes.
 
     Args:
         source: The taskset, whose transforms draw the tasks, or the data set.
@@ -173,7 +170,7 @@ class TasksetDataModule(TaskDataModule):
 
 
 class EpisodeTasks:
-    """Episodes in the place of a `Taskset`: items are (data, labels), a class's support examples before its queries.
+    """Episodes in the place of a ``Taskset``: items are (data, labels), a class's support examples before its queries.
 
     So loops that choose support examples by position, as learn2learn's examples and Lightning modules do, choose those
     of the episode.
@@ -208,6 +205,21 @@ class EpisodeTasks:
 
 def _is_finite(source: Any) -> bool:
     return getattr(source, "num_tasks", -1) > 0
+
+
+@contextmanager
+def _generators_from(start: int) -> Iterator[None]:
+    """Let the generators of `random`, numpy and torch (on the CPU) start from a number, and restore them at the end."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(start)
+        np.random.seed(start % 2**32)
+        torch.default_generator.manual_seed(start)  # torch.manual_seed would change the generators of devices, too
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def _drawn(taskset: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The rates that a `GBML` wrapper's transforms amount to."""
+"""The rates that a ``GBML`` wrapper's transforms amount to."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lightning_meta.interop.learn2learn.rates import Rates, fixed, learned
 
 
 def rates_of_transforms(wrapper: Any, parameters: Mapping[str, nn.Parameter]) -> Rates:
-    """Return the inner rates of a `GBML` wrapper, whose steps are ``p ← p − lr transform(g)``.
+    """Return the inner rates of a ``GBML`` wrapper, whose steps are ``p ← p − lr transform(g)``.
 
-    Without transforms these are MAML's. learn2learn's `Scale` multiplies a gradient element by element, or as a whole,
-    with what is learned: the rates are new parameters of the value lr times the scale.
+    Without transforms these are MAML's. learn2learn's ``Scale`` multiplies a gradient by learned factors, one for each
+    element or one in all: the rates are new parameters, lr times these.
 
     Raises:
         ValueError: For other transforms, and for those that adapt themselves.
@@ -45,7 +45,7 @@ def rates_of_transforms(wrapper: Any, parameters: Mapping[str, nn.Parameter]) ->
 
 
 def _scale(transform: nn.Module) -> nn.Parameter:
-    """Return the factors of a `Scale`, which may be wrapped to change shapes."""
+    """Return the factors of a ``Scale``, which may be wrapped to change shapes."""
     inner: Any = transform.transform if class_of(transform) == "ReshapedTransform" else transform
     if class_of(inner) != "Scale":
         raise ValueError(

@@ -40,7 +40,7 @@ def from_learn2learn(
 ) -> MAML:
     """Return the learner that adapts as a wrapper of learn2learn does.
 
-    Module and learned rates are not copied: the learner trains those that the wrapper holds. The factors of a `GBML`
+    Module and learned rates are not copied: the learner trains those that the wrapper holds. The factors of a ``GBML``
     wrapper's transform are the exception, as the learner's rates are their products with its ``lr``.
 
     Args:
@@ -67,7 +67,7 @@ def from_learn2learn(
     if features is not None:
         check_module("features", features)
         model, prefix = nn.Sequential(OrderedDict(features=features, head=wrapper.module)), "head."
-        options["adapt"] = ["head.*"]
+        options.setdefault("adapt", ["head.*"])
     if rates.learned == "tensor":
         options["learned_rates"] = "tensor"
     make = MetaSGD if rates.learned == "element" else MAML

@@ -78,6 +78,25 @@ def test_the_generators_of_the_caller_are_as_before(taskset):
     assert states() == before
 
 
+def test_the_generators_are_restored_after_an_error():
+    class Broken:
+        def sample(self):
+            raise RuntimeError("no task")
+
+    before = states()
+    with pytest.raises(RuntimeError, match="no task"):
+        _ = episodes_from(Broken(), shots=1)[0]
+    assert states() == before
+
+
+def test_workers_make_the_same_tasks(taskset):
+    alone, workers = (
+        torch.cat([b.query_x for b in TasksetDataModule(taskset(), train_tasks=6, **options).train_dataloader()])
+        for options in ({"tasks_per_batch": 3}, {"tasks_per_batch": 2, "num_workers": 2})
+    )
+    assert torch.equal(alone, workers)
+
+
 def test_a_finite_taskset_has_its_tasks_again_and_what_it_remembers_does_not_count(taskset):
     finite = taskset(num_tasks=5)
     episodes = episodes_from(finite, shots=1)

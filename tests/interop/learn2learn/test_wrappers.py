@@ -83,6 +83,16 @@ def test_head_behind_features(wrappers):
     assert torch.equal(learner.model(x), head(features(x)))
 
 
+def test_its_lightning_modules_hold_wrappers(l2l):
+    """As docs/how-to/coming-from-learn2learn.md shows."""
+    maml = l2l.algorithms.LightningMAML(mlp(), loss=nn.MSELoss(), adaptation_lr=0.3, adaptation_steps=4)
+    learner = from_learn2learn(maml.model, maml.loss, maml.adaptation_steps)
+    assert (learner.inner_lr, learner.inner_steps, learner.loss_fn) == (0.3, 4, maml.loss)
+    anil = l2l.algorithms.LightningANIL(nn.Linear(3, 4), nn.Linear(4, 5), adaptation_lr=0.3)
+    learner = from_learn2learn(anil.classifier, anil.loss, anil.adaptation_steps, features=anil.features)
+    assert learner.adapted_names == ("head.weight", "head.bias")
+
+
 def test_gbml_without_transform(wrappers):
     learner = from_learn2learn(wrappers.GBML(mlp(), transform=lambda p: None, lr=0.3, first_order=True))
     assert type(learner) is MAML
