@@ -40,7 +40,8 @@ def draw_episodes(episodes: list[ShownEpisode]) -> Figure | None:
         for axis, shown in zip(figure.subplots(len(episodes), 1, squeeze=False).flat, episodes, strict=True):
             _draw_pictures(axis, shown, tiles)
         return figure
-    if not first.query_y.is_floating_point() or first.query_y.shape != episodes[0].prediction.mean.shape:
+    is_real = first.query_y.is_floating_point() and episodes[0].likelihood != "bernoulli"
+    if not is_real or first.query_y.shape != episodes[0].prediction.mean.shape:
         return None
     columns = min(2, len(episodes))
     rows = -(-len(episodes) // columns)

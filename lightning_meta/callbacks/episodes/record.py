@@ -13,7 +13,8 @@ from lightning_meta.episodes import Episode
 from lightning_meta.episodes.trees import map_leaves
 from lightning_meta.learners.adapted_task import AdaptedTask
 from lightning_meta.learners.task_learner import TaskLearner
-from lightning_meta.likelihoods.predictive import Prediction
+from lightning_meta.likelihoods.losses import likelihood_of
+from lightning_meta.likelihoods.predictive import Likelihood, Prediction
 from lightning_meta.metrics.task_metrics import mean_and_interval
 
 _MOST_STEPS = 10  # numbers of inner steps that are shown, besides 0
@@ -36,6 +37,7 @@ class ShownEpisode(NamedTuple):
         adapted: The adapted model.
         prediction: Its prediction of the queries, on the CPU.
         device: The adapted model's device.
+        likelihood: The distribution of the targets, if the loss names one.
     """
 
     number: int
@@ -43,6 +45,7 @@ class ShownEpisode(NamedTuple):
     adapted: AdaptedTask
     prediction: Prediction
     device: torch.device
+    likelihood: Likelihood | None
 
 
 class Record(NamedTuple):
@@ -94,7 +97,8 @@ def record_of(
         norms.append(recorder.norms() if recorder else {})  # before predictions, which may take steps too
         prediction = Prediction(*map_leaves(lambda leaf: leaf.float().cpu(), tuple(adapted.predict(task.query_x))))
         on_cpu = map_leaves(Tensor.cpu, task)
-        episodes.append(ShownEpisode(number * processes, on_cpu, adapted, prediction, learner.device))
+        likelihood = likelihood_of(learner.loss_fn)
+        episodes.append(ShownEpisode(number * processes, on_cpu, adapted, prediction, learner.device, likelihood))
     before = [step for step in shown_steps(losses.shape[1] - 1) if step < losses.shape[1]] if losses.numel() else []
     taken = sorted(set.intersection(*map(set, norms)) & set(shown_steps(max(map(max, norms))))) if all(norms) else []
     return Record(

@@ -60,19 +60,27 @@ def prediction_columns(shown: ShownEpisode, truth: Any, chosen: Tensor) -> dict[
     total, epistemic = (None if part is None else part[chosen] for part in (total, epistemic))
     if not isinstance(truth, Tensor):
         return {"prediction": cells(mean)}
-    if predicts_classes(mean, truth):
-        confidence, predicted = mean.max(1)
-        columns = {"prediction": predicted.tolist(), "correct": (predicted == truth).tolist()}
-        columns |= {"confidence": confidence.tolist()}
-    elif truth.shape == mean.shape and total is not None and total.shape == mean.shape:  # variances
-        columns = {"prediction": cells(mean)}
-        total, epistemic = (None if part is None else part.sqrt() for part in (total, epistemic))
+    if shown.likelihood == "bernoulli" and mean[0].numel() == 1:
+        columns = _class_columns(
+            torch.cat([1 - mean.reshape(-1, 1), mean.reshape(-1, 1)], dim=1), truth.flatten() > 0.5
+        )
+    elif predicts_classes(mean, truth):
+        columns = _class_columns(mean, truth)
     else:
         columns = {"prediction": cells(mean)}
+        if shown.likelihood == "gaussian":  # from variances
+            total, epistemic = (None if part is None else part.sqrt() for part in (total, epistemic))
     nothing = [None] * len(mean)
     columns["uncertainty"] = nothing if total is None else cells(total)
     columns["epistemic"] = nothing if epistemic is None else cells(epistemic)
     return columns
+
+
+def _class_columns(probabilities: Tensor, truth: Tensor) -> dict[str, list[Any]]:
+    """Return the columns of class probabilities ``[query, classes]`` for labels ``[query]``."""
+    confidence, predicted = probabilities.max(1)
+    right = predicted == truth
+    return {"prediction": predicted.tolist(), "correct": right.tolist(), "confidence": confidence.tolist()}
 
 
 def predicts_classes(mean: Tensor, truth: Tensor) -> bool:

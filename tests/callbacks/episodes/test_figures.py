@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta import MAML, AmortizedMAML, Conv4, Episode
+from lightning_meta import MAML, MLP, AmortizedMAML, BayesianMAML, Conv4, Episode
 from lightning_meta.callbacks.episodes.episode_figures import draw_episodes
 from lightning_meta.callbacks.episodes.figures import draw_adaptation, draw_difficulty, draw_rates
 from lightning_meta.callbacks.episodes.outlets import rendered
@@ -105,6 +105,28 @@ def test_tasks_of_vectors_and_classes_have_no_picture():
     x, y = torch.randn(1, 6, 3), torch.arange(6)[None] % 3
     record = record_of(MAML(nn.Linear(3, 3)), [Episode(x, y, x, y)], {"acc": torch.rand(1)}, 1)
     assert draw_episodes(record.episodes) is None
+
+
+def test_a_single_logit_is_shown_as_two_classes():
+    x, y = torch.randn(1, 6, 3), (torch.arange(6) % 2).float()[None, :, None]
+    learner = MAML(nn.Linear(3, 1), nn.BCEWithLogitsLoss())
+    (shown,) = record_of(learner, [Episode(x, y, x, y)], {"acc": torch.rand(1)}, 1).episodes
+    assert draw_episodes([shown]) is None
+    columns = episode_table([shown], 6).columns
+    positive = shown.prediction.mean.flatten()
+    assert columns["prediction"][6:] == (positive > 0.5).long().tolist()
+    assert columns["confidence"][6:] == pytest.approx(torch.maximum(positive, 1 - positive).tolist())
+    assert columns["correct"][6:] == ((positive > 0.5) == (y.flatten() > 0.5)).tolist()
+    assert columns["uncertainty"][6:] == pytest.approx(shown.prediction.total.flatten().tolist())
+
+
+def test_uncertainty_of_real_targets_is_a_standard_deviation():
+    x, y = torch.randn(1, 6, 1), torch.randn(1, 6, 1)
+    learner = BayesianMAML(MLP(hidden=[4]), nn.MSELoss(), num_particles=3)
+    (shown,) = record_of(learner, [Episode(x, y, x, y)], {"mse": torch.rand(1)}, 1).episodes
+    columns = episode_table([shown], 6).columns
+    assert columns["uncertainty"][6:] == pytest.approx(shown.prediction.total.sqrt().flatten().tolist())
+    assert columns["epistemic"][6:] == pytest.approx(shown.prediction.epistemic.sqrt().flatten().tolist())
 
 
 def test_examples_are_spread_over_the_set():
