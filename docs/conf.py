@@ -16,11 +16,12 @@ for variable in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTE
     os.environ[variable] = str(BUILD / "jupyter")
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 
-from copied_examples import copy_examples  # noqa: E402
+from copied_examples import copy_examples, draw_thumbnail  # noqa: E402
 
 import lightning_meta  # noqa: E402
 
-copy_examples(ROOT / "examples", BUILD / "examples")
+copy_examples(ROOT / "examples", BUILD / "examples", {"sinusoid_demo": "images/sinusoid_demo.png"})
+draw_thumbnail(BUILD / "needs_data.png")
 
 project = "lightning_meta"
 author = "the authors of lightning_meta"
@@ -75,12 +76,16 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 python_use_unqualified_type_names = True
 default_role = "py:obj"  # docstrings have names in single backticks
+nitpick_ignore = [("py:obj", name) for name in ("GBML", "MetaDataset", "Taskset")]  # of learn2learn
 
 # The gallery. Only quick examples run; the others need data or minutes, and tests run them.
 sphinx_gallery_conf = {
     "examples_dirs": str(BUILD / "examples"),
     "gallery_dirs": "gallery",
-    "filename_pattern": "/(predict_a_table)",
+    "filename_pattern": "/(posterior_tightening|predict_a_table)",
+    "image_scrapers": ("copied_examples.written_pictures",),
+    "default_thumb_file": str(BUILD / "needs_data.png"),
+    "remove_config_comments": True,
     "abort_on_example_error": True,
     "min_reported_time": 1,
     "download_all_examples": False,

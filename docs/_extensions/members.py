@@ -1,8 +1,9 @@
-"""How autodoc treats members: fields of named tuples are in the class's own list, and attributes are plain text."""
+"""How autodoc shows classes: fields of named tuples once, attributes as plain text, the arguments of constructors."""
 
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.util import inspect
 
 
 def skip_fields(app: Sphinx, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
@@ -16,8 +17,19 @@ def keep_colons(app: Sphinx, what: str, name: str, member: Any, options: Any, li
         lines[:0] = ["..", ""]
 
 
+def show_constructor(
+    app: Sphinx, what: str, name: str, member: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str, str | None] | None:
+    """Show the arguments of a constructor, where a base class catches them all before."""
+    if what != "class" or not signature or not signature.startswith("(*args"):
+        return None
+    own = inspect.signature(member.__init__, bound_method=True)
+    return inspect.stringify_signature(own, show_annotation=False), returned
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to autodoc, before napoleon does its work."""
     app.connect("autodoc-skip-member", skip_fields)
+    app.connect("autodoc-process-signature", show_constructor)
     app.connect("autodoc-process-docstring", keep_colons, priority=400)
     return {"parallel_read_safe": True}
