@@ -36,6 +36,10 @@ class EpisodeDataset(Dataset[Episode], ABC):
         """Return one task, without a task dimension."""
         return self.make(np.array([index])).select(0)
 
+    def __iter__(self) -> Iterator[Episode]:
+        """Yield the tasks of an epoch, one at a time."""
+        return (self[index] for index in range(len(self)))  # by `__getitem__` alone it would never end
+
     def __getitems__(self, indices: Sequence[int]) -> Episode:
         """Return a batch of tasks; torch's loader calls this instead of `__getitem__`."""
         return self.make(np.asarray(indices))

@@ -32,9 +32,9 @@ class TasksetEpisodes(EpisodeDataset):
     Args:
         taskset: Anything with ``sample_task_description`` and ``get_task``, or else with ``sample``, which then must
             not remember tasks; returns inputs and targets.
-        shots: As in `split_task`, like ``query_shots`` and ``ways``.
-        query_shots: As above.
-        ways: As above.
+        shots: Support examples per class; for regression in all.
+        query_shots: Query examples per class, or in all; None: all others.
+        ways: Classes in a task; None: not checked.
         split: Determines the tasks, together with ``seed``.
         num_tasks: Tasks in an epoch.
         seed: As in `TaskDataModule`.
@@ -128,9 +128,9 @@ class TasksetDataModule(TaskDataModule):
         train: The training tasks, a taskset or data set as in `episodes_from`.
         val: The validation tasks; None: no validation.
         test: The test tasks; None: no test.
-        shots: As in `episodes_from`, like ``query_shots`` and ``ways``.
-        query_shots: As above.
-        ways: As above.
+        shots: Support examples per class; for regression in all.
+        query_shots: Query examples per class, or in all; None: all others of a taskset's task.
+        ways: Classes in a task; None: a taskset's own number.
         **options: As in `TaskDataModule`.
 
     Raises:

@@ -107,6 +107,13 @@ def test_a_finite_taskset_has_its_tasks_again_and_what_it_remembers_does_not_cou
     torch.testing.assert_close(episodes[7], first, rtol=0, atol=0)
 
 
+def test_a_loop_over_episodes_ends(taskset):
+    episodes = episodes_from(taskset(), shots=1, num_tasks=3)
+    for index, episode in enumerate(episodes):
+        torch.testing.assert_close(episode, episodes[index], rtol=0, atol=0)
+    assert index == 2
+
+
 def test_a_finite_taskset_is_tested_on_once(taskset):
     data = TasksetDataModule(taskset(), taskset(num_tasks=5), taskset(num_tasks=50), shots=1, test_tasks=20)
     assert {split: len(data.episodes(split)) for split in ("train", "val", "test")} == {
