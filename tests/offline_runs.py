@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record
@@ -33,6 +34,12 @@ def without_connection(folder: Path) -> Iterator[None]:
         finally:
             wandb.finish()
             wandb.teardown()
+
+
+def without_drawing(patch: pytest.MonkeyPatch) -> None:
+    """Leave out the drawing of pictures, which takes most of a dashboard's time; they become black."""
+    black = np.zeros((2, 2, 3), dtype=np.uint8)
+    patch.setattr("lightning_meta.callbacks.episode_dashboard.rendered", lambda figure: black)
 
 
 @dataclass

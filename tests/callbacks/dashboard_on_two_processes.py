@@ -6,17 +6,20 @@ import sys
 import warnings
 
 import lightning as L
+import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lightning_meta import MLP, AmortizedMAML, SinusoidDataModule
 from lightning_meta.callbacks import EpisodeDashboard
+from tests.offline_runs import without_drawing
 
 
 def main(folder: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    without_drawing(pytest.MonkeyPatch())
     for name, callbacks in (("without", []), ("with", [EpisodeDashboard(num_episodes=3)])):
         L.seed_everything(0, verbose=False)
         learner = AmortizedMAML(MLP(hidden=[6]), nn.MSELoss())

@@ -17,6 +17,7 @@ from torch import nn
 from lightning_meta import MAML, SinusoidDataModule
 from lightning_meta.callbacks import EpisodeDashboard
 from lightning_meta.models import MLP
+from tests.offline_runs import without_drawing
 from tests.registry import every
 
 
@@ -37,10 +38,7 @@ def learner(**options):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Leave out the drawing of pictures, which takes most of the time."""
-    monkeypatch.setattr(
-        "lightning_meta.callbacks.episode_dashboard.rendered", lambda figure: torch.zeros(2, 2, 3).byte().numpy()
-    )
+    without_drawing(monkeypatch)
 
 
 @pytest.mark.usefixtures("quick")

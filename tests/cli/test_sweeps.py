@@ -10,7 +10,7 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from lightning_meta.cli import main
-from tests.offline_runs import without_connection
+from tests.offline_runs import without_connection, without_drawing
 from tests.test_cli import ROOT, random_omniglot, small  # noqa: F401 (a fixture)
 
 SWEEPS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
@@ -43,6 +43,7 @@ def command_of(sweep, values):
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_run_of_a_sweep_takes_its_values(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    without_drawing(monkeypatch)
     random.seed(0)
     sweep = yaml.safe_load(path.read_text())
     assert sweep["method"] in ("bayes", "random")

@@ -61,9 +61,8 @@ def prediction_columns(shown: ShownEpisode, truth: Any, chosen: Tensor) -> dict[
     if not isinstance(truth, Tensor):
         return {"prediction": cells(mean)}
     if shown.likelihood == "bernoulli" and mean[0].numel() == 1:
-        columns = _class_columns(
-            torch.cat([1 - mean.reshape(-1, 1), mean.reshape(-1, 1)], dim=1), truth.flatten() > 0.5
-        )
+        positive = mean.reshape(-1, 1)
+        columns = _class_columns(torch.cat([1 - positive, positive], dim=1), truth.flatten() > 0.5)
     elif predicts_classes(mean, truth):
         columns = _class_columns(mean, truth)
     else:
