@@ -44,8 +44,7 @@ class GBML(nn.Module):
         self.compute_update = Update([transform(p) for p in module.parameters()])
 
 
-for _cls in (MAML, MetaSGD, Scale, GBML):
-    _cls.__module__ = "learn2learn.algorithms.stand_in"
+MODULES = (MAML, MetaSGD, Scale, GBML)
 
 
 class MetaDataset:
