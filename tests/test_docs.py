@@ -13,20 +13,27 @@ ROOT = Path(__file__).parent.parent
 pytest.importorskip("sphinx", reason="the extra `docs` is not installed")
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """A checkout's files in a folder of their own, and what Sphinx makes of them without running code."""
-    root = tmp_path_factory.mktemp("checkout")
+def build(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Build it from a checkout's files in a folder of their own, which has the user's home too."""
     shutil.copytree(ROOT / "docs", root / "docs", ignore=shutil.ignore_patterns("_build", "gallery", "generated"))
     for name in ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks", "configs", "examples", "results", "tools"):
         (root / name).symlink_to(ROOT / name)
-    home = root / "home"
-    home.mkdir()
-    without_code = ["-D", "plot_gallery=0", "-D", "nb_execution_mode=off"]
-    command = [sys.executable, "-m", "sphinx", "-q", "-n", "-W", "--keep-going", *without_code, "docs", "html"]
-    environment = {"PYTHONPATH": str(ROOT), "HOME": str(home), "PATH": "/usr/bin:/bin", "MPLCONFIGDIR": str(root)}
-    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    return root, run
+    (root / "home").mkdir()
+    command = [sys.executable, "-m", "sphinx", "-q", "-n", "-W", "--keep-going", *options, "docs", "html"]
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(root / "home"),
+        "PATH": "/usr/bin:/bin",
+        "MPLCONFIGDIR": str(root),
+    }
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """What Sphinx makes of the documentation without running its code."""
+    root = tmp_path_factory.mktemp("checkout")
+    return root, build(root, "-D", "plot_gallery=0", "-D", "nb_execution_mode=off")
 
 
 def test_no_warning(built):
@@ -52,3 +59,17 @@ def test_names_in_code_font_are_links_in_pages_and_docstrings(built):
     assert 'lightning_meta.data.TabularTasksDataModule.html#lightning_meta.TabularTasksDataModule"' in page
     docstring = (root / "html" / "reference" / "generated" / "lightning_meta.learners.GradientLearner.html").read_text()
     assert 'lightning_meta.inner.UpdateRule.html#lightning_meta.inner.UpdateRule"' in docstring
+
+
+@pytest.mark.slow
+def test_with_all_code(tmp_path):
+    run = build(tmp_path)
+    assert run.returncode == 0, run.stderr
+    gallery = tmp_path / "html" / "gallery"
+    assert "12 support points" in (gallery / "posterior_tightening.html").read_text()
+    assert "upper_90" in (gallery / "predict_a_table.html").read_text()
+    assert (
+        "inside of the 90 % interval"
+        in (tmp_path / "html" / "tutorials" / "from-checkpoint-to-predictions.html").read_text()
+    )
+    assert not list((tmp_path / "home").iterdir())

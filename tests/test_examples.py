@@ -1,6 +1,7 @@
-"""The examples on users' problems run, on small files in the publishers' layouts."""
+"""The examples run; those on users' problems on small files in the publishers' layouts."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,19 @@ def test_predict_a_table(capsys):
     runpy.run_path(str(EXAMPLES / "predict_a_table.py"))["main"](epochs=1)
     assert "upper_90" in capsys.readouterr().out
     assert Path("outputs/predict_a_table/trained.ckpt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["maml", "reptile", "imaml"])
+def test_sinusoid_demo(algorithm, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sinusoid_demo.py", algorithm])
+    runpy.run_path(str(EXAMPLES / "sinusoid_demo.py"), run_name="__main__")
+    assert "mean squared error on 600 unseen tasks" in capsys.readouterr().out
+    assert Path("outputs/sinusoid_demo.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_posterior_tightening(capsys):
+    runpy.run_path(str(EXAMPLES / "posterior_tightening.py"), run_name="__main__")
+    assert "12 support points" in capsys.readouterr().out
+    assert Path("outputs/posterior_tightening.png").stat().st_size > 10_000
