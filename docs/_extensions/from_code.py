@@ -137,9 +137,9 @@ class Configurations(FromCode):
             self.env.note_dependency(str(path))
             lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
             comment = " ".join(line.lstrip("# ") for line in lines)
-            classes = [f"`{class_of(content, part)}`" for part in ("model", "data")]
-            rows.append([f"`{path.stem}`", *classes, comment.replace("|", "\\|")])
-        return table(["configuration", "learner", "data", "about"], rows)
+            classes = " on ".join(f"`{class_of(content, part)}`" for part in ("model", "data"))
+            rows.append([f"`{path.stem}`", f"{classes}. {comment}".replace("|", "\\|")])
+        return table(["configuration", "about"], rows)
 
 
 class CommandHelp(FromCode):
