@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_meta import algorithms
 from tests.registry import BY_NAME
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -60,3 +61,11 @@ def test_all_that_is_logged_is_explained(facts):
         assert "train/loss" in facts.logged(variant, real)
         for name in facts.logged(variant, real) + facts.logged(variant, False):
             assert name.partition("/")[2] in explained
+
+
+def test_each_algorithm_has_a_page_with_what_it_logs_and_its_results():
+    pages = [page.read_text() for page in (DOCS / "explanation" / "algorithms").glob("*.md")]
+    for directive in ("logged", "measured"):
+        shown = {name for page in pages for name in re.findall(rf"{{{directive}}} (\w+)", page)}
+        assert shown == set(algorithms.__all__) - {"BOIL"}  # which shares ANIL's page, and logs what ANIL does
+    assert sum("{differences}" in page for page in pages) == len(algorithms.__all__) - 1
