@@ -61,7 +61,8 @@ $(VENV)-peers/.installed: pyproject.toml constraints.txt benchmarks/install_peer
 	touch $@
 
 results: $(VENV)/.installed  ## Each shipped configuration, to results/ and docs/results; hours; DATA names the folder of data.
-	$(BIN)/python -m tools.results $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m tools.results $(if $(DATA),--data $(DATA)) $(if $(BUDGET),--budget $(BUDGET))
 
-clean:
-	rm -rf $(VENV) $(VENV)-peers outputs lightning_logs docs/_build docs/gallery docs/reference/generated
+clean:  # but outputs/results, which may hold hours of training
+	rm -rf $(VENV) $(VENV)-peers lightning_logs docs/_build docs/gallery docs/reference/generated
+	find outputs -mindepth 1 -maxdepth 1 ! -name results -exec rm -rf {} + 2> /dev/null || true

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tools.results.record import Record
-from tools.results.tables import tables
+from tools.results.record import Record, digest_of
+from tools.results.tables import budgets, configuration_bytes, tables
 
 _INTRODUCTION = """\
 # Results
@@ -16,6 +16,9 @@ _INTRODUCTION = """\
 means over test tasks, ± the half-width of their 95 % interval over tasks of these classes, patients or shares. In
 italics: the learner before adaptation, and baselines without meta-learning on the same tasks, with penalties chosen on
 validation tasks. Hyper-parameters were chosen on validation tasks; [studies](studies.md) tell how.
+
+`make results BUDGET=paper`, for a GPU, trains some configurations for as long as their papers did. An interrupted run
+goes on at its last checkpoint; minutes include what was lost. `DATA=FOLDER` names the folder of the data sets.
 
 ```{toctree}
 :hidden:
@@ -61,9 +64,10 @@ def _sections(results: Path) -> Iterable[str]:
 
 def _records(results: Path, table: dict[str, Any]) -> Iterable[tuple[Record, dict[str, Any]]]:
     for name, entry in table["configurations"].items():
-        for tag in (name, f"{name}_paper"):
+        for budget, tag in (("shipped", name), ("paper", f"{name}_paper")):
             record = Record.read(results / f"{tag}.json")
-            if record is not None:
+            # What an earlier configuration reached is no result of this one.
+            if record and record.digest == digest_of(configuration_bytes(name, budgets(budget).get(name, []))):
                 yield record, entry
 
 
@@ -71,12 +75,15 @@ def _row(record: Record, table: dict[str, Any], entry: dict[str, Any]) -> list[s
     metric = table["metric"]
     compared = record.comparison[0]
     value = (compared["mean"], compared["ci95"]) if metric == "rmse" else record.metrics[metric]
+    label = f"`{record.algorithm}`" + (f", {entry['label']}" if "label" in entry else "")
+    time = f"{record.minutes:.0f} min" if record.minutes >= 1 else f"{60 * record.minutes:.0f} s"
     budget = "" if record.budget == "shipped" else ", the paper's budget"
+    root = f"; root {_figure(compared['mean'], compared['ci95'], metric)}" if metric == "mse" else ""
     return [
-        f"`{record.algorithm}`{budget}",
-        _figure(*value, metric),
+        label,
+        _figure(*value, metric) + root,
         entry.get("published", ""),
-        f"{record.minutes:.0f} min on {record.device}" if record.minutes >= 1 else f"{60 * record.minutes:.0f} s",
+        f"{time} on {record.device}{budget}",
         f"`{record.configuration}`, {record.seed}, {record.commit}",
     ]
 
@@ -93,8 +100,9 @@ def _baselines(records: list[Record], metric: str) -> Iterable[list[str]]:
         if row["learner"].startswith(first.algorithm):
             if row["learner"] != first.algorithm and metric == "rmse":
                 yield [f"*{first.algorithm} before adaptation*", _figure(row["mean"], row["ci95"], metric), "", "", ""]
-        elif metric != "mse":
-            yield [f"*{row['learner']}*", _figure(row["mean"], row["ci95"], metric), "", "", ""]
+        else:
+            root = "root " if metric == "mse" else ""
+            yield [f"*{row['learner']}*", root + _figure(row["mean"], row["ci95"], metric), "", "", ""]
 
 
 def _figure(mean: float, half_width: float, metric: str) -> str:

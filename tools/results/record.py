@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ class Record:
         commands: The commands that were run, from the root of a copy of the project.
         seed: The seed of the training.
         digest: The SHA-256 of the configuration file and of the further arguments.
-        commit: The commit of the project.
+        commit: The commit of the project; several if the training was resumed with others.
         minutes: Minutes of training, the time before an interruption included.
         device: Where it ran, with the number of threads.
         versions: Versions of Python, torch and lightning.
@@ -43,10 +44,6 @@ class Record:
     metrics: dict[str, tuple[float, float]]
     comparison: list[dict[str, Any]]
 
-    def is_of(self, configuration: bytes) -> bool:
-        """Whether this is the result of a configuration, given as the bytes that `digest_of` takes."""
-        return self.digest == digest_of(configuration)
-
     def summary(self) -> str:
         """One line: the result and the minutes."""
         row = self.comparison[0]
@@ -56,7 +53,7 @@ class Record:
     def write(self, path: Path) -> None:
         """Write to a JSON file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_whole(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Record | None:
@@ -67,3 +64,10 @@ class Record:
 def digest_of(configuration: bytes) -> str:
     """Return the SHA-256 of a configuration."""
     return hashlib.sha256(configuration).hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that an interruption leaves the old one or the new one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -14,26 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import polars as pl
 import torch
 import yaml
 
-from tools.results.record import Record, digest_of
-from tools.results.tables import tables
+from lightning_meta.metrics.task_metrics import TaskMetrics
+from tools.results.record import Record, digest_of, write_whole
+from tools.results.tables import ROOT, configuration_bytes
 
-ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "results"
 _QUIET = ["--trainer.enable_progress_bar", "false"]
 _SAVE_TIME_SECONDS = 10
-
-
-def budgets(budget: str) -> dict[str, list[str]]:
-    """Return the arguments beside the configuration by its name, in the order in which they are run."""
-    entries = {name: entry for table in tables() for name, entry in table["configurations"].items()}
-    if budget == "shipped":
-        return {name: [] for name in entries}
-    return {name: [str(a) for a in e["paper_budget"]] for name, e in entries.items() if "paper_budget" in e}
+_STOP_SECONDS = 30
 
 
 class Run:
@@ -54,9 +46,8 @@ class Run:
         tag = name if budget == "shipped" else f"{name}_{budget}"
         self.result = FOLDER / f"{tag}.json"
         self.folder = ROOT / "outputs" / "results" / tag
-        path = ROOT / "configs" / f"{name}.yaml"
-        self.configuration = path.read_bytes() + " ".join(arguments).encode()
-        self.content: dict[str, Any] = yaml.safe_load(path.read_text())
+        self.digest = digest_of(configuration_bytes(name, arguments))
+        self.content: dict[str, Any] = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
 
     def missing_data(self) -> Path | None:
         """Return the file or folder of the data that the configuration names, if it does not exist."""
@@ -67,31 +58,34 @@ class Run:
         path = self.data / Path(named).relative_to("data")
         return None if path.exists() else path
 
-    def complete(self, again: bool = False) -> Record:
-        """Train, or go on with an interrupted training, test, and return the result.
+    def forget(self) -> None:
+        """Remove an earlier result, and what an interrupted run has left."""
+        self.result.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
-        Args:
-            again: Whether to forget an earlier run.
+    def complete(self) -> Record:
+        """Train, or go on with an interrupted training, test, and return the result.
 
         Raises:
             RuntimeError: If a command fails.
         """
         state = self.folder / "run.json"
-        digest = digest_of(self.configuration)
-        if again or not state.exists() or json.loads(state.read_text())["digest"] != digest:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if not state.exists() or json.loads(state.read_text())["digest"] != self.digest:
+            self.forget()
             self.folder.mkdir(parents=True)
             (self.folder / "configs").symlink_to(ROOT / "configs")
-            (self.folder / "data").symlink_to(self.data)
-            state.write_text(json.dumps({"digest": digest, "commit": _commit(), "minutes": 0.0, "trained": False}))
+            write_whole(state, json.dumps({"digest": self.digest, "commits": [], "minutes": 0.0, "trained": False}))
+        (self.folder / "data").unlink(missing_ok=True)
+        (self.folder / "data").symlink_to(self.data)
         progress = json.loads(state.read_text())
         base = ["--config", f"configs/{self.name}.yaml", *self.arguments]
         if not progress["trained"]:
+            progress["commits"] = list(dict.fromkeys([*progress["commits"], _commit()]))
             newest = self._checkpoint()
             resumed = [] if newest is None else ["--ckpt_path", str(newest)]
             self._call(["fit", *base, *resumed, *_QUIET], state, progress)
             progress["trained"] = True
-            state.write_text(json.dumps(progress))
+            write_whole(state, json.dumps(progress))
         checkpoint = self._checkpoint()
         if checkpoint is None:
             raise RuntimeError(f"training left no checkpoint in {self.folder}")
@@ -100,15 +94,14 @@ class Run:
         compared = self.folder / "comparison.csv"
         self._call(["baselines", *tested, "--output", compared.name, "--overwrite"])
         metrics, tasks = self._metrics()
-        fit = ["fit", *base]
         return Record(
             configuration=self.name,
             algorithm=self.content["model"]["class_path"].rpartition(".")[2],
             budget=self.budget,
-            commands=[" ".join(["lightning-meta", *command]) for command in (fit, ["test", *tested])],
+            commands=[" ".join(["lightning-meta", *command]) for command in (["fit", *base], ["test", *tested])],
             seed=self.content["seed_everything"],
-            digest=digest,
-            commit=progress["commit"],
+            digest=self.digest,
+            commit=", ".join(progress["commits"]),
             minutes=round(progress["minutes"], 2),
             device=_device(),
             versions={
@@ -129,48 +122,65 @@ class Run:
     def _metrics(self) -> tuple[dict[str, tuple[float, float]], int]:
         files = sorted(self.folder.glob("lightning_logs/*/per_task.csv"), key=lambda path: path.stat().st_mtime)
         table = pl.read_csv(files[-1]).drop("task")
-        values = {name: table[name].to_numpy() for name in table.columns}
-        means = {n: (float(v.mean()), float(1.96 * v.std(ddof=1) / np.sqrt(len(v)))) for n, v in values.items()}
-        return means, len(table)
+        collected = TaskMetrics()
+        collected.update({name: torch.tensor(table[name].to_list()) for name in table.columns})
+        values = {name: float(value) for name, value in collected.compute().items()}
+        return {name: (values[name], values[f"{name}_ci95"]) for name in table.columns}, len(table)
 
     def _call(self, arguments: list[str], state: Path | None = None, progress: dict[str, Any] | None = None) -> None:
         """Run a command of the package in the folder; count its minutes in ``progress`` and save them meanwhile."""
+        before = progress["minutes"] if progress is not None else 0.0
+        start = time.monotonic()
+
+        def save() -> None:
+            if state is not None and progress is not None:
+                progress["minutes"] = before + (time.monotonic() - start) / 60
+                write_whole(state, json.dumps(progress))
+
         with (self.folder / "output.txt").open("a") as output:
             print("$ lightning-meta", *arguments, file=output, flush=True)
-            command = [sys.executable, "-m", "lightning_meta", *arguments]
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            places = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
             process = subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+                [sys.executable, "-m", "lightning_meta", *arguments],
+                cwd=self.folder,
+                env={**os.environ, "PYTHONPATH": places},
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
-            before = progress["minutes"] if progress is not None else 0.0
-            start = time.monotonic()
             try:
                 while process.poll() is None:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(_SAVE_TIME_SECONDS)
-                    if state is not None and progress is not None:
-                        progress["minutes"] = before + (time.monotonic() - start) / 60
-                        state.write_text(json.dumps(progress))
+                    save()
             finally:
-                if process.poll() is None:
-                    process.terminate()
-                    process.wait()
+                save()
+                _stop(process)
         if process.returncode:
             raise RuntimeError(f"`lightning-meta {arguments[0]}` failed, see the end of {self.folder / 'output.txt'}")
 
 
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process, by force if it takes too long or the wait is interrupted too."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
 def _commit() -> str:
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
-    )
-    return described.stdout.strip()
+    """Return the commit of the code, with "-dirty" if the code or a configuration differs from it."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    code = ["git", "diff", "--quiet", "HEAD", "--", "lightning_meta", "configs"]
+    changed = subprocess.run(code, cwd=ROOT, check=False).returncode
+    return commit.stdout.strip() + ("-dirty" if changed else "")
 
 
 def _device() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "CPU, 1 thread"
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "lightning": lightning.__version__}
