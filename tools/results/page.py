@@ -18,7 +18,8 @@ italics: the learner before adaptation, and baselines without meta-learning on t
 validation tasks. Hyper-parameters were chosen on validation tasks; [studies](studies.md) tell how.
 
 `make results BUDGET=paper`, for a GPU, trains some configurations for as long as their papers did. An interrupted run
-goes on at its last checkpoint; minutes include what was lost. `DATA=FOLDER` names the folder of the data sets.
+goes on at its last checkpoint; minutes include what was lost, and depend on what else the machine did.
+`DATA=FOLDER` names the folder of the data sets.
 
 ```{toctree}
 :hidden:
@@ -112,5 +113,6 @@ def _figure(mean: float, half_width: float, metric: str) -> str:
 
 
 def _markdown(head: list[str], body: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    rule = "|" + "---|" * len(head)
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *body)]
+    return "\n".join([lines[0], rule, *lines[1:], ""])
