@@ -19,6 +19,11 @@ def log_folder(trainer: Any) -> Path | None:
     return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
 
 
+def has_run_folder(trainer: Any) -> bool:
+    """Whether the logger makes a folder for each run, so that nothing of the user is there."""
+    return isinstance(trainer.logger, WandbLogger) or isinstance(getattr(trainer.logger, "log_dir", None), str)
+
+
 @rank_zero_only
 def say_saved(**places: Any) -> None:
     """Print in one line those of the files and folders that exist, such as ``checkpoint=path``."""
@@ -26,14 +31,14 @@ def say_saved(**places: Any) -> None:
     print(f"Saved: {', '.join(found)}" if found else "Nothing was saved.", flush=True)
 
 
-def say_training_saved(trainer: Any, interrupted: bool) -> None:
+def say_training_saved(trainer: Any, configuration: Path | None, interrupted: bool) -> None:
     """Print where checkpoint, configuration and logs of a training are; after Ctrl-C how to go on."""
-    logs = log_folder(trainer)
     callback = trainer.checkpoint_callback
     best, last = getattr(callback, "best_model_path", ""), getattr(callback, "last_model_path", "")
-    config = (logs if trainer.logger else Path(trainer.default_root_dir)) or Path()
     also_last = {"last checkpoint": last} if last != best else {}
-    say_saved(checkpoint=best, **also_last, configuration=config / "config.yaml", logs=logs)
-    resume = last if last and Path(last).exists() else best
-    if interrupted and resume and trainer.is_global_zero:
-        print(f"Resume with the same command and --ckpt_path {Path(resume)}", flush=True)
+    say_saved(checkpoint=best, **also_last, configuration=configuration, logs=log_folder(trainer))
+    kept = [Path(path) for path in (best, last, *getattr(callback, "best_k_models", ())) if path]
+    kept = [path for path in kept if path.exists()]
+    if interrupted and kept and trainer.is_global_zero:
+        newest = max(kept, key=lambda path: path.stat().st_mtime_ns)
+        print(f"Resume with the same command and --ckpt_path {newest}", flush=True)

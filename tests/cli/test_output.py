@@ -120,7 +120,7 @@ def test_each_command_says_where_things_are_saved(capsys):
 
 def test_without_a_logger_there_are_no_logs(capsys):
     main(["fit", *SMALL, "--trainer.logger=false"])
-    assert set(places(capsys.readouterr().out)) == {"checkpoint", "configuration"}
+    assert set(places(capsys.readouterr().out)) == {"checkpoint"}
 
 
 def test_nothing_is_said_to_be_saved_that_is_not(capsys):
