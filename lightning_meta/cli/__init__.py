@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.cli import ArgsType
 
 from lightning_meta.cli.adapt import adapt_command
-from lightning_meta.cli.bad_input import message_of
+from lightning_meta.cli.bad_input import one_message
 from lightning_meta.cli.baselines import baselines_command
 from lightning_meta.cli.completion import print_completion
 from lightning_meta.cli.dashboard import dashboard_command
@@ -55,11 +55,5 @@ def main(args: ArgsType = None) -> Any:
 
 def command() -> None:
     """Run ``lightning-meta``; bad input ends it with status 2 and one message, other errors with their traceback."""
-    try:
+    with one_message("lightning-meta"):
         main()
-    except Exception as error:
-        message = message_of(error)
-        if message is None:
-            raise
-        sys.stderr.write(f"lightning-meta: error: {message}\n")
-        sys.exit(2)

@@ -8,7 +8,7 @@ import polars as pl
 from jsonargparse import ArgumentParser
 
 from lightning_meta import arguments
-from lightning_meta.cli.bad_input import BAD_INPUT
+from lightning_meta.cli.bad_input import one_message
 from lightning_meta.data.tables import check_output, write_table
 from lightning_meta.models.batch_statistics import BatchStatistics
 from lightning_meta.prediction import FewShotPredictor
@@ -69,9 +69,7 @@ def adapt_command(args: Sequence[str]) -> pl.DataFrame:
     parser.add_function_arguments(adapt, as_group=False, skip={"overwrite"})
     parser.add_argument("--overwrite", action="store_true", help="Replace the output file if it exists.")
     config = parser.parse_args(list(args))
-    try:
+    with one_message("lightning-meta adapt"):
         predictions = adapt(**vars(config))
-    except BAD_INPUT as error:
-        parser.exit(2, f"lightning-meta adapt: error: {error}\n")
     print(f"{len(predictions)} predictions are saved in {Path(config.output)}", file=sys.stderr)
     return predictions

@@ -1,26 +1,51 @@
 """The errors of bad input, which end a command with a message in place of a traceback."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pickle import UnpicklingError
 from traceback import walk_tb
 
 from polars.exceptions import PolarsError
 
-BAD_INPUT = (ValueError, OSError, RuntimeError, FloatingPointError, ImportError, UnpicklingError, PolarsError)
+# What this library's own code calls; user code is in other modules.
+_LIBRARIES = {
+    *("lightning_meta", "lightning", "lightning_utilities", "fsspec", "jsonargparse", "yaml"),
+    *("torch", "torchmetrics", "numpy", "polars", "PIL"),
+    *(sys.stdlib_module_names - {"__main__"}),
+}
+
+_ALWAYS = (FileNotFoundError, UnpicklingError, PolarsError)
+_KINDS = (ValueError, OSError, RuntimeError, FloatingPointError, ImportError, *_ALWAYS)
 
 
 def message_of(error: BaseException) -> str | None:
     """Return the message to print in place of a traceback; None: the error needs its traceback.
 
-    This library's own errors are messages to its users. So are missing files, and what jsonargparse says about
-    arguments that a constructor refused, in which case the constructor's message is returned.
+    This library's own errors are messages to its users. So are missing or unreadable files, and what jsonargparse says about
+    arguments that a constructor refused, in which case the constructor's message is returned. An error on whose way
+    there is code of others, such as a user's learner, keeps its traceback.
     """
-    if isinstance(error, FileNotFoundError):
-        return str(error)
-    if not isinstance(error, (ValueError, OSError, FloatingPointError)):
+    if not isinstance(error, _KINDS):
         return None
-    *_, (frame, _) = walk_tb(error.__traceback__)
-    package = frame.f_globals.get("__name__", "").split(".")[0]
-    if package == "jsonargparse":
+    packages = [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in walk_tb(error.__traceback__)]
+    own = packages.index("lightning_meta") if "lightning_meta" in packages else 0  # before it is who called the command
+    if not _LIBRARIES.issuperset(packages[own:]):
+        return None
+    if packages[-1] == "jsonargparse":
         refused = error.__cause__ or error.__context__
         return str(error) if refused is None else message_of(refused)
-    return str(error) if package == "lightning_meta" else None
+    return str(error) if packages[-1] == "lightning_meta" or isinstance(error, _ALWAYS) else None
+
+
+@contextmanager
+def one_message(program: str) -> Iterator[None]:
+    """End the process with status 2 and a message on bad input; other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        message = message_of(error)
+        if message is None:
+            raise
+        sys.stderr.write(f"{program}: error: {message}\n")
+        sys.exit(2)

@@ -10,7 +10,7 @@ from rich.table import Table
 from lightning_meta.analysis.comparison import compare_with_baselines
 from lightning_meta.checkpoints.checked_io import read_checkpoint
 from lightning_meta.checkpoints.loading import check_learner_class, check_preparation
-from lightning_meta.cli.bad_input import BAD_INPUT
+from lightning_meta.cli.bad_input import one_message
 from lightning_meta.cli.lightning_cli import MetaLearningCLI, run
 from lightning_meta.data.tables import check_output, write_table
 
@@ -35,10 +35,8 @@ _OF_FIT = ("weights_only", "verbose")
 def baselines_command(args: Sequence[str]) -> pl.DataFrame:
     """Run ``lightning-meta baselines``: print the table, and return it; bad input ends it with status 2."""
     cli = run(list(args), cls=BaselinesCLI, run=False)
-    try:
+    with one_message("lightning-meta baselines"):
         found = _compared(cli)
-    except BAD_INPUT as error:
-        cli.parser.exit(2, f"lightning-meta baselines: error: {error}\n")
     table = Table("learner", f"test {found['metric'][0]}", "95 % interval", "tasks", "penalty")
     for row in found.iter_rows(named=True):
         chosen = "" if row["penalty"] is None else f"{row['penalty']:g}"

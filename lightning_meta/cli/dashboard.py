@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from lightning_meta.cli.bad_input import BAD_INPUT
+from lightning_meta.cli.bad_input import one_message
 from lightning_meta.cli.lightning_cli import run
 from lightning_meta.dashboard import ANY_LEARNER, RunKind, build_report, build_workspace, kind_of, sections_of
 from lightning_meta.data.tables import check_output
@@ -70,12 +70,11 @@ def dashboard_command(args: Sequence[str]) -> Any:
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace the output file if it exists.")
     config = parser.parse_args(list(args))
-    try:
-        workspace = dashboard(**vars(config))
-    except ConnectionError as error:
-        parser.exit(1, f"lightning-meta dashboard: {error}\n")
-    except BAD_INPUT as error:
-        parser.exit(2, f"lightning-meta dashboard: error: {error}\n")
+    with one_message("lightning-meta dashboard"):
+        try:
+            workspace = dashboard(**vars(config))
+        except ConnectionError as error:
+            parser.exit(1, f"lightning-meta dashboard: {error}\n")
     if config.output is not None:
         print(f"The workspace is written to {config.output}", file=sys.stderr)
     return workspace

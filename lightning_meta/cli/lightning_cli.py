@@ -1,7 +1,10 @@
 """Lightning's part of the command line: ``lightning-meta fit|validate|test|predict --config configs/NAME.yaml``."""
 
+import io
 import json
+import sys
 import warnings
+from contextlib import redirect_stderr
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lightning_meta.algorithms.baselines
 import lightning_meta.models  # noqa: F401 (imported so that class names without a module path resolve)
+from lightning_meta.cli.named_classes import import_named_classes
 from lightning_meta.cli.progress_bar import AdaptationProgressBar
 from lightning_meta.cli.result_table import print_results
 from lightning_meta.cli.run_configuration import log_configuration
@@ -68,11 +72,24 @@ def _new_file(folder: Path, name: str) -> Path:
 class MetaLearningCLI(LightningCLI):
     """Lightning's command line, with saved predictions, and with flags that a checkpoint does not override."""
 
+    trainer: Any  # Lightning's own annotation lacks attributes of its trainer
+
     def parse_arguments(self, parser: Any, args: ArgsType) -> None:
-        """Parse the arguments; that they are also those of the process is right here."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-            super().parse_arguments(parser, args)
+        """Parse the arguments; that they are also those of the process is right here.
+
+        Of a module that fails on import, jsonargparse says only that it is not found: its own error is raised instead.
+        """
+        said = io.StringIO()
+        try:
+            with warnings.catch_warnings(), redirect_stderr(said):
+                warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+                super().parse_arguments(parser, args)
+        except SystemExit as stopped:
+            if stopped.code == 2:
+                import_named_classes(sys.argv[1:] if args is None else args)
+            raise
+        finally:
+            sys.stderr.write(said.getvalue())
 
     def _parse_ckpt_path(self) -> None:
         """Keep the arguments as given; Lightning would replace them by the checkpoint's without a message."""

@@ -38,13 +38,56 @@ def test_bad_input_is_one_message(arguments, message, capsys, monkeypatch):
     assert "Traceback" not in error
 
 
-def test_errors_of_other_code_keep_their_traceback(monkeypatch):
-    def broken():
-        raise ValueError("a mistake in the code")
+LEARNER = """
+import lightning as L
+from lightning_meta import MAML
 
-    monkeypatch.setattr("lightning_meta.cli.main", broken)
-    with pytest.raises(ValueError, match="a mistake in the code"):
+class Own(MAML):
+    def on_fit_start(self):
+        {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("mistake", "error"),
+    [
+        ("raise ValueError('a mistake in the code')", ValueError),
+        ("open('nowhere')", FileNotFoundError),
+        ("self.adapt(self.model, self.model)", Exception),
+        ("import numpy; numpy.load('nowhere.npy')", FileNotFoundError),
+    ],
+)
+def test_errors_of_other_code_keep_their_traceback(mistake, error, tmp_path, monkeypatch):
+    name = f"own_{abs(hash(mistake))}"
+    (tmp_path / f"{name}.py").write_text(LEARNER.format(mistake))
+    monkeypatch.syspath_prepend(tmp_path)
+    model = [f"--model={name}.Own", "--model.model=MLP", "--model.loss_fn=torch.nn.MSELoss"]
+    arguments = ["fit", *model, "--data=SinusoidDataModule", "--data.train_tasks=25", "--trainer.max_epochs=1"]
+    monkeypatch.setattr("sys.argv", ["lightning-meta", *arguments, *QUIET])
+    with pytest.raises(error) as raised:
         command()
+    assert f"{name}.py" in {entry.path.name for entry in raised.traceback}
+
+
+@pytest.mark.parametrize("place", ["flag", "class_path", "configuration"])
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("x = undefined_name", NameError),
+        ("import missing_package", ModuleNotFoundError),
+        ("raise ValueError('early')", ValueError),
+    ],
+)
+def test_a_module_that_fails_on_import_keeps_its_traceback(place, text, error, tmp_path, monkeypatch, capsys):
+    (tmp_path / "broken.py").write_text(text)
+    (tmp_path / "own.yaml").write_text("model: {class_path: broken.A}")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = {"flag": "--model=broken.A", "class_path": "--model.class_path=broken.A", "configuration": "-c=own.yaml"}
+    arguments = ["fit", model[place].replace("-c=", "--config="), "--data=SinusoidDataModule"]
+    monkeypatch.setattr("sys.argv", ["lightning-meta", *arguments])
+    with pytest.raises(error) as raised:
+        command()
+    assert raised.traceback[-1].path.name == "broken.py"
 
 
 def test_from_python_errors_are_raised():
