@@ -22,9 +22,9 @@ _KINDS = (ValueError, OSError, RuntimeError, FloatingPointError, ImportError, *_
 def message_of(error: BaseException) -> str | None:
     """Return the message to print in place of a traceback; None: the error needs its traceback.
 
-    This library's own errors are messages to its users. So are missing or unreadable files, and what jsonargparse says about
-    arguments that a constructor refused, in which case the constructor's message is returned. An error on whose way
-    there is code of others, such as a user's learner, keeps its traceback.
+    This library's own errors are messages to its users. So are missing or unreadable files, and what jsonargparse says
+    about arguments that a constructor refused, in which case the constructor's message is returned. An error that went
+    through code of others, such as a user's learner, keeps its traceback.
     """
     if not isinstance(error, _KINDS):
         return None

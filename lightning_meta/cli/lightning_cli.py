@@ -85,8 +85,9 @@ class MetaLearningCLI(LightningCLI):
                 warnings.filterwarnings("ignore", "LightningCLI's args parameter")
                 super().parse_arguments(parser, args)
         except SystemExit as stopped:
-            if stopped.code == 2:
-                import_named_classes(sys.argv[1:] if args is None else args)
+            given = sys.argv[1:] if args is None else args
+            if stopped.code == 2 and isinstance(given, list):
+                import_named_classes(given)
             raise
         finally:
             sys.stderr.write(said.getvalue())

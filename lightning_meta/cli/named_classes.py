@@ -3,10 +3,11 @@
 import importlib
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
@@ -31,7 +32,7 @@ def import_named_classes(args: Sequence[str]) -> None:
 
 def _named(args: Sequence[str]) -> Iterable[str]:
     words = [part for argument in args for part in str(argument).split("=", 1)]
-    for flag, value in zip(words, words[1:], strict=False):
+    for flag, value in pairwise(words):
         if flag in ("--model", "--data", "--model.class_path", "--data.class_path"):
             found: Any = [value]
         elif flag in ("--config", "-c") and Path(value).is_file():
