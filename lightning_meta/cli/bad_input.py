@@ -11,7 +11,7 @@ from polars.exceptions import PolarsError
 # What this library's own code calls; user code is in other modules.
 _LIBRARIES = {
     *("lightning_meta", "lightning", "lightning_utilities", "fsspec", "jsonargparse", "yaml"),
-    *("torch", "torchmetrics", "numpy", "polars", "PIL"),
+    *("torch", "torchmetrics", "numpy", "polars", "PIL", "transformers"),
     *(sys.stdlib_module_names - {"__main__"}),
 }
 
@@ -28,14 +28,22 @@ def message_of(error: BaseException) -> str | None:
     """
     if not isinstance(error, _KINDS):
         return None
-    packages = [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in walk_tb(error.__traceback__)]
-    own = packages.index("lightning_meta") if "lightning_meta" in packages else 0  # before it is who called the command
-    if not _LIBRARIES.issuperset(packages[own:]):
+    packages = _packages(error)
+    if not _LIBRARIES.issuperset(packages):
+        return None
+    cause = error.__cause__
+    if cause is not None and not _LIBRARIES.issuperset(_packages(cause)):
         return None
     if packages[-1] == "jsonargparse":
         refused = error.__cause__ or error.__context__
         return str(error) if refused is None else message_of(refused)
     return str(error) if packages[-1] == "lightning_meta" or isinstance(error, _ALWAYS) else None
+
+
+def _packages(error: BaseException) -> list[str]:
+    """Those of the frames that an error went through, from this library's first one on."""
+    found = [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in walk_tb(error.__traceback__)]
+    return found[found.index("lightning_meta") :] if "lightning_meta" in found else found
 
 
 @contextmanager
