@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import lightning as L
 import polars as pl
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +13,7 @@ from lightning_meta.checkpoints.checked_io import read_checkpoint
 from lightning_meta.checkpoints.loading import check_learner_class, check_preparation
 from lightning_meta.cli.bad_input import one_message
 from lightning_meta.cli.lightning_cli import MetaLearningCLI, run
+from lightning_meta.cli.saved import say_saved
 from lightning_meta.data.tables import check_output, write_table
 
 
@@ -30,22 +32,32 @@ class BaselinesCLI(MetaLearningCLI):
 
 
 _OF_FIT = ("weights_only", "verbose")
+_SILENT = {"logger": False, "callbacks": None, "enable_checkpointing": False}
+_SILENT |= {"enable_progress_bar": False, "enable_model_summary": False}
 
 
 def baselines_command(args: Sequence[str]) -> pl.DataFrame:
     """Run ``lightning-meta baselines``: print the table, and return it; bad input ends it with status 2."""
     cli = run(list(args), cls=BaselinesCLI, run=False)
+    trainer = L.Trainer(**{**cli.config_init.trainer, **_SILENT})
     with one_message("lightning-meta baselines"):
-        found = _compared(cli)
+        found = _compared(cli, trainer)
+    if trainer.is_global_zero:
+        _print_table(found)
+        if cli.config.output is not None:
+            say_saved(table=cli.config.output)
+    return found
+
+
+def _print_table(found: pl.DataFrame) -> None:
     table = Table("learner", f"test {found['metric'][0]}", "95 % interval", "tasks", "penalty")
     for row in found.iter_rows(named=True):
         chosen = "" if row["penalty"] is None else f"{row['penalty']:g}"
         table.add_row(row["learner"], f"{row['mean']:.4f}", f"± {row['ci95']:.4f}", str(row["tasks"]), chosen)
     Console().print(table)
-    return found
 
 
-def _compared(cli: MetaLearningCLI) -> pl.DataFrame:
+def _compared(cli: MetaLearningCLI, trainer: L.Trainer) -> pl.DataFrame:
     config, data = cli.config, cli.datamodule
     path = None if config.output is None else check_output(config.output, config.overwrite)
     learner = None
@@ -59,7 +71,7 @@ def _compared(cli: MetaLearningCLI) -> pl.DataFrame:
         learner = cli.model
         learner.on_load_checkpoint(checkpoint)
         learner.load_state_dict(checkpoint["state_dict"])
-    found = compare_with_baselines(data, learner, config.pooled_epochs)
-    if path is not None:
+    found = compare_with_baselines(data, learner, config.pooled_epochs, trainer)
+    if path is not None and trainer.is_global_zero:
         write_table(found, path)
     return found

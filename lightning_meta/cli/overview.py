@@ -11,7 +11,6 @@ SUMMARIES = {
     "adapt": "predict a file's rows from labelled examples in another file",
     "baselines": "compare a trained learner with simple baselines",
     "dashboard": "make a dashboard of a project's runs in Weights & Biases",
-    "analyze": "examine a trained learner; write a report with pictures",
 }
 
 _OVERVIEW = """\

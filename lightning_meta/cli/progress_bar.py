@@ -10,6 +10,8 @@ from rich.progress import TimeRemainingColumn
 class AdaptationProgressBar(RichProgressBar):
     """Lightning's bar with few values: the training loss, and the validation metric before and after adaptation.
 
+    Of a learner without adaptation, that is the first metric; more do not fit a line of 80 columns.
+
     Where the output is no terminal, as in a log file, there is no bar.
     """
 
@@ -24,11 +26,11 @@ class AdaptationProgressBar(RichProgressBar):
         """Return the values to show by name."""
         shown = super().get_metrics(trainer, pl_module)
         found = {"loss": shown["train/loss"]} if "train/loss" in shown else {}
-        for name, value in shown.items():
-            stage, _, metric = name.partition("/")
-            if stage == "val" and metric != "loss":
-                before = trainer.callback_metrics.get(f"{name}_pre")
-                found[name] = ("" if before is None else f"{float(before):.3f} -> ") + f"{value:.3f}"
+        metrics = [name for name in shown if name.startswith("val/") and name != "val/loss"]
+        with_before = [name for name in metrics if f"{name}_pre" in trainer.callback_metrics]
+        for name in with_before or metrics[:1]:
+            before = trainer.callback_metrics.get(f"{name}_pre")
+            found[name] = ("" if before is None else f"{float(before):.3f} -> ") + f"{shown[name]:.3f}"
         return found
 
     def configure_columns(self, trainer: Any) -> list[Any]:

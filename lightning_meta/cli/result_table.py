@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -19,21 +20,27 @@ def print_results(metrics: Mapping[str, Tensor], stage: str, tasks: int) -> None
         tasks: The number of tasks.
     """
     values = {n.removeprefix(f"{stage}/"): float(v) for n, v in metrics.items() if n.startswith(f"{stage}/")}
-    means = {name: value for name, value in values.items() if f"{name}_ci95" in values}
-    shown = {name: f"{value:.4g} ± {values[f'{name}_ci95']:.2g}" for name, value in means.items()}
+    intervals = {f"{name}_ci95" for name in values} & values.keys()
     # Lightning's metrics of a user's own subclass have no interval.
-    shown |= {n: f"{v:.4g}" for n, v in values.items() if n not in means and not n.endswith("_ci95")}
-    steps = {name: match for name in shown if (match := _STEP.fullmatch(name))}
-    rows = [name for name in shown if name not in steps and not name.endswith("_pre")]
-    has_before = any(f"{name}_pre" in shown for name in rows)
+    shown = {
+        name: f"{value:.4g}" + (f" ± {values[f'{name}_ci95']:.2g}" if f"{name}_ci95" in values else "")
+        for name, value in values.items()
+        if name not in intervals
+    }
+    # A user's own metric may end as if it were a part of another: it is one only if that is there.
+    steps = {name: match for name in shown if (match := _STEP.fullmatch(name)) and match[1] in shown}
+    before = {f"{name}_pre" for name in shown} & shown.keys()
+    rows = [name for name in shown if name not in steps and name not in before]
+    has_before = bool(before)
     table = Table("metric", *(["before adaptation"] if has_before else []), "after adaptation")
     for name in rows:
-        table.add_row(name, *([shown.get(f"{name}_pre", "")] if has_before else []), shown[name])
+        table.add_row(escape(name), *([shown.get(f"{name}_pre", "")] if has_before else []), shown[name])
     console = Console()
     if steps:
-        by_step = Table("inner steps", *dict.fromkeys(match[1] for match in steps.values()))
+        names = dict.fromkeys(match[1] for match in steps.values())
+        by_step = Table("inner steps", *map(escape, names))
         for step in sorted({int(match[2]) for match in steps.values()}):
-            by_step.add_row(str(step), *(shown.get(f"{c.header}_step_{step}", "") for c in by_step.columns[1:]))
+            by_step.add_row(str(step), *(shown.get(f"{name}_step_{step}", "") for name in names))
         console.print(by_step)
     console.print(table)
     console.print(f"Means over {tasks} {stage} tasks, ± 95 % interval over tasks.")

@@ -223,9 +223,9 @@ class Evaluation(PerTaskFunctions):
 
     def _log_evaluation(self, stage: str) -> None:
         values = self._metrics[stage].compute()
-        shown = {name for name in values if "_" not in name}
-        self.log_dict({f"{stage}/{n}": v for n, v in values.items() if n in shown}, prog_bar=True)
-        self.log_dict({f"{stage}/{n}": v for n, v in values.items() if n not in shown})
+        # Each process has the values over all tasks. Lightning advises to reduce them: the maximum of equals is exact.
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, prog_bar="_" not in name, sync_dist=True, reduce_fx="max")
 
     def _draws_of(self, step: int) -> AbstractContextManager[None]:
         """Under a trainer, make random numbers a function of seed, process and step alone."""

@@ -127,7 +127,9 @@ data:
     )
     arguments = ["baselines", "--config", "experiment.yaml", "--ckpt_path", "trained.ckpt", "--output", "table.csv"]
     found = main(arguments)
-    assert "ridge regression" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "ridge regression" in out
+    assert out.splitlines()[-1] == "Saved: table table.csv"
     saved = pl.read_csv("table.csv")
     assert saved["mean"].to_list() == pytest.approx(found["mean"].to_list())
     trainer.test(learner, data, verbose=False)
@@ -157,6 +159,9 @@ def test_the_command_takes_the_configuration_that_fit_saved(tmp_path, monkeypatc
     (checkpoint,) = Path("lightning_logs").rglob("*.ckpt")
     main(["baselines", "--config", str(config), "--ckpt_path", str(checkpoint)])
     assert "MAML, no adaptation" in capsys.readouterr().out
+    whole = next(iter(main(["baselines", "--config", str(config)])["tasks"]))
+    few = main(["baselines", "--config", str(config), "--data.tasks_per_batch=1", "--trainer.limit_test_batches=1"])
+    assert set(few["tasks"]) == {1} != {whole}
 
 
 def test_the_pooled_model_starts_from_new_values():

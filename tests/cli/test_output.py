@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,6 +70,33 @@ def test_the_table_of_a_learner_without_inner_steps(capsys):
     assert "before" not in out
     assert [line.split()[1] for line in out.splitlines() if line.startswith("│")] == [*names, "own"]
     assert "600 test tasks" in out
+
+
+def test_own_metrics_that_end_like_others_have_rows(capsys):
+    own = ("auc_pre", "cov_ci95", "skill_step_2", "[best]")
+    names = ["acc", "acc_ci95", "acc_pre", "acc_pre_ci95", "acc_step_0", "acc_step_1", *own]
+    print_results({f"test/{name}": torch.tensor(0.25) for name in names}, "test", 600)
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines() if line.startswith("│")]
+    assert rows[:2] == [["0", "0.25"], ["1", "0.25"]]
+    assert rows[2] == ["acc", "0.25 ± 0.25", "0.25 ± 0.25"]
+    assert rows[3:] == [[name, "", "0.25"] for name in own]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["loss", "mse", "mse_pre", "nll", "ece"], {"val/mse": "1.000 -> 1.000"}),
+        (["loss", "acc", "nll"], {"val/acc": "1.000"}),
+    ],
+    ids=["adapts", "does not"],
+)
+def test_the_bar_has_one_metric(names, expected, monkeypatch):
+    values = {f"val/{name}": 1.0 for name in names}
+    bar = {name: value for name, value in values.items() if "_" not in name}
+    monkeypatch.setattr(RichProgressBar, "get_metrics", lambda *_: bar)
+    trainer = SimpleNamespace(callback_metrics={name: torch.tensor(value) for name, value in values.items()})
+    assert AdaptationProgressBar().get_metrics(trainer, None) == expected
 
 
 class Shown(Callback):
