@@ -13,6 +13,7 @@ from lightning_meta.checkpoints.checked_io import read_checkpoint
 from lightning_meta.checkpoints.loading import check_learner_class, check_preparation
 from lightning_meta.cli.bad_input import one_message
 from lightning_meta.cli.lightning_cli import MetaLearningCLI, run
+from lightning_meta.cli.run_configuration import OF_SUBCOMMANDS
 from lightning_meta.cli.saved import say_saved
 from lightning_meta.data.tables import check_output, write_table
 
@@ -27,11 +28,10 @@ class BaselinesCLI(MetaLearningCLI):
         add("--pooled_epochs", type=int, default=0, help="Epochs in which to train the model without adaptation.")
         add("--output", type=str | None, default=None, help="A CSV, Parquet or JSON file for the table.")
         add("--overwrite", action="store_true", help="Replace the output file if it exists.")
-        for argument in _OF_FIT:
-            add(f"--{argument}", default=None, help="In configurations that `fit` saved; without effect.")
+        for argument in OF_SUBCOMMANDS[1:]:  # `ckpt_path` is its own
+            add(f"--{argument}", default=None, help="In configurations that a run saved; without effect.")
 
 
-_OF_FIT = ("weights_only", "verbose")
 _SILENT = {"logger": False, "callbacks": None, "enable_checkpointing": False}
 _SILENT |= {"enable_progress_bar": False, "enable_model_summary": False}
 

@@ -11,7 +11,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from lightning_meta.cli.bad_input import one_message
-from lightning_meta.cli.lightning_cli import run
+from lightning_meta.cli.lightning_cli import MetaLearningCLI, run
+from lightning_meta.cli.run_configuration import OF_SUBCOMMANDS
 from lightning_meta.dashboard import ANY_LEARNER, RunKind, build_report, build_workspace, kind_of, sections_of
 from lightning_meta.data.tables import check_output
 from lightning_meta.data.vision.image_data_module import ImageDataModule
@@ -22,6 +23,15 @@ _HOW_TO_SAVE = (
     "log in by `wandb login` or set WANDB_API_KEY, unset WANDB_MODE, and run this again; or write the workspace to a "
     "file with --output FILE.json"
 )
+
+
+class _SavedCLI(MetaLearningCLI):
+    """Lightning's command line for configurations that a run of any subcommand saved."""
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """Add the arguments of single subcommands, without effect."""
+        for argument in OF_SUBCOMMANDS:
+            parser.add_argument(f"--{argument}", default=None)
 
 
 def dashboard(
@@ -93,7 +103,7 @@ def _kinds(configs: list[str]) -> Sequence[RunKind]:
         return ANY_LEARNER
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # which come from the command line here
-        cli = run([f"--config={path}" for path in configs], run=False)
+        cli = run([f"--config={path}" for path in configs], cls=_SavedCLI, run=False)
     pictures = isinstance(cli.datamodule, ImageDataModule | OmniglotDataModule)
     return [kind_of(cli.model, pictures)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import wandb
@@ -104,3 +106,23 @@ def test_validation_and_test_have_a_dashboard_too(tmp_path):
     for command, stage in (("validate", "val"), ("test", "test")):
         _, run = run_of(tmp_path, command, *arguments, *WANDB)
         assert {f"{stage}/mse", f"{stage}_episodes/examples", f"{stage}_episodes/adaptation"} <= run.keys
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_the_configuration_of_any_run_serves_other_commands(command, tmp_path):
+    _, run = run_of(tmp_path, command, *small(ROOT / "configs/sinusoid_maml.yaml"), *WANDB)
+    (files,) = [files for kind, files in run.artifacts.values() if kind == "config"]
+    for other in ("fit", "predict"):
+        with pytest.raises(SystemExit) as stopped:
+            main([other, "--config", files["config.yaml"], "--print_config"])
+        assert stopped.value.code in (0, None)
+    for path in (files["config.yaml"], with_arguments_of_commands(tmp_path, files["config.yaml"])):
+        main(["dashboard", "--entity=me", "--project=mine", "--config", path, "--output=panels.json", "--overwrite"])
+        assert "val/mse" in (tmp_path / "panels.json").read_text()
+
+
+def with_arguments_of_commands(folder, path):
+    """Write a configuration as the commands save it in the folder of their logs."""
+    arguments = {"ckpt_path": None, "weights_only": None, "verbose": True, "return_predictions": None}
+    (folder / "saved.yaml").write_text(yaml.safe_dump(yaml.safe_load(Path(path).read_text()) | arguments))
+    return str(folder / "saved.yaml")
