@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_meta.arguments import check_count
+from lightning_meta.callbacks.episodes.own_units import target_label
 from lightning_meta.callbacks.pictures import save_picture
 from lightning_meta.data.base import TaskDataModule
 from lightning_meta.episodes.episode import Episode
@@ -54,12 +55,12 @@ class PosteriorBands(L.Callback):
         for task, axis in zip(range(self.num_tasks), axes, strict=False):
             one = batch.select(task)
             adapted = pl_module.adapt(one.support_x.to(device), one.support_y.to(device))
-            draw_task(axis, adapted, one, device)
+            draw_task(axis, adapted, one, device, target_label(data.preparation))
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
         save_picture(trainer, figure, "posterior_bands")
 
 
-def draw_task(axis: "Axes", adapted: AdaptedTask, task: Episode, device: torch.device) -> None:
+def draw_task(axis: "Axes", adapted: AdaptedTask, task: Episode, device: torch.device, target: str = "target") -> None:
     """Draw a task of one input and one target: the points of both sets, and the predictive band between them.
 
     Args:
@@ -67,6 +68,7 @@ def draw_task(axis: "Axes", adapted: AdaptedTask, task: Episode, device: torch.d
         adapted: The adapted model.
         task: The task, on the CPU.
         device: The model's device.
+        target: The label of the axis with targets.
     """
     inputs = torch.cat([task.support_x, task.query_x])
     grid = torch.linspace(float(inputs.min()), float(inputs.max()), 200)[:, None]  # [points, 1]
@@ -75,7 +77,7 @@ def draw_task(axis: "Axes", adapted: AdaptedTask, task: Episode, device: torch.d
     axis.plot(*query, ".", color="gray", markersize=3, label="query points")
     support = task.support_x.float().numpy(), task.support_y.float().numpy()
     axis.plot(*support, "v", color="crimson", markersize=8, label="support points")
-    axis.set(xlabel="input", ylabel="target")
+    axis.set(xlabel="input", ylabel=target)
 
 
 def draw_band(axis: "Axes", task: AdaptedTask, grid: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_meta.callbacks.episodes.inputs import pictures_of
+from lightning_meta.callbacks.episodes.own_units import in_own_units, target_label
 from lightning_meta.callbacks.episodes.record import ShownEpisode
 from lightning_meta.callbacks.episodes.tables import evenly_spread, predicts_classes
 from lightning_meta.callbacks.posterior_bands import draw_task
@@ -24,10 +25,15 @@ _INCHES = 0.9  # of a picture
 _RIGHT, _WRONG = "tab:green", "tab:red"
 
 
-def draw_episodes(episodes: list[ShownEpisode]) -> Figure | None:
+def draw_episodes(episodes: list[ShownEpisode], preparation: Any = None) -> Figure | None:
     """Draw tasks: pictures with their classes, curves through points, or predictions against targets.
 
     None for tasks of other inputs and class labels, which only a table shows.
+
+    Args:
+        episodes: The tasks, with their predictions.
+        preparation: The data module's preparation, which turns standardized targets into their own units again; the
+            axis of curves, which the adapted model computes, says that it is standardized.
     """
     from matplotlib.figure import Figure
 
@@ -50,9 +56,9 @@ def draw_episodes(episodes: list[ShownEpisode]) -> Figure | None:
     for axis, shown in zip(axes, episodes, strict=False):
         axis.set_title(f"task {shown.number}", fontsize="medium")
         if _is_a_curve(shown):
-            draw_task(axis, shown.adapted, shown.task, shown.device)
+            draw_task(axis, shown.adapted, shown.task, shown.device, target_label(preparation))
         else:
-            _draw_against_targets(axis, shown)
+            _draw_against_targets(axis, in_own_units(shown, preparation))
     for axis in axes[len(episodes) :]:
         axis.set_axis_off()
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)

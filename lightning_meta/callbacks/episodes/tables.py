@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_meta.callbacks.episodes.inputs import cells, shown_inputs
+from lightning_meta.callbacks.episodes.own_units import in_own_units
 from lightning_meta.callbacks.episodes.record import ShownEpisode
 from lightning_meta.episodes.trees import leaves_of, map_leaves
 
@@ -31,15 +32,17 @@ def episode_table(episodes: list[ShownEpisode], num_examples: int, preparation: 
 
     For classes ``confidence`` is the probability of the predicted class and ``uncertainty`` the entropy in nats; for
     real targets ``uncertainty`` is the predictive standard deviation. ``epistemic`` is the part of it that more support
-    examples would remove. They are None where a learner does not know them.
+    examples would remove. They are None where a learner does not know them. Standardized targets are in their own
+    units again, as are their predictions and deviations.
 
     Args:
         episodes: The tasks, with their predictions.
         num_examples: The most examples to show of a support or query set, evenly spread over the set.
-        preparation: The data module's preparation, which turns ids into words again.
+        preparation: The data module's preparation, which turns ids into words and standardized targets into their own
+            units again.
     """
     rows: list[dict[str, Any]] = []
-    for shown in episodes:
+    for shown in (in_own_units(shown, preparation) for shown in episodes):
         task = shown.task
         for name, x, y in (("support", task.support_x, task.support_y), ("query", task.query_x, task.query_y)):
             chosen = evenly_spread(len(leaves_of(x)[0]), num_examples)
