@@ -42,5 +42,4 @@ class ReliabilityDiagram(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw and save ``reliability_diagram.png``; on several devices, from the first one's tasks."""
-        if trainer.is_global_zero:
-            save_picture(trainer, self._calibration.draw(), "reliability_diagram")
+        save_picture(trainer, self._calibration.draw, "reliability_diagram")

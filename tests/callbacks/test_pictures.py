@@ -10,11 +10,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from lightning_meta import MAML, AmortizedMAML, EpisodicDataModule, SinusoidDataModule
+from lightning_meta import MAML, MLP, AmortizedMAML, BayesianMAML, EpisodicDataModule, SinusoidDataModule
 from lightning_meta.callbacks import PosteriorBands, ReliabilityDiagram
 
 
-def outcome(learner, data, folder, *callbacks):
+def outcome(learner, data, folder, *callbacks, **options):
     trainer = L.Trainer(
         logger=False,
         default_root_dir=folder,
@@ -22,6 +22,7 @@ def outcome(learner, data, folder, *callbacks):
         enable_progress_bar=False,
         enable_checkpointing=False,
         accelerator="cpu",
+        **options,
     )
     return trainer.test(learner, data, verbose=False)[0]
 
@@ -55,10 +56,19 @@ def test_the_reliability_diagram_refuses_regression(tmp_path):
         outcome(learner, SinusoidDataModule(test_tasks=4), tmp_path, ReliabilityDiagram())
 
 
-@pytest.mark.parametrize("learner", [MAML, AmortizedMAML])
-def test_posterior_bands_are_drawn(tmp_path, learner):
-    model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
-    outcome(learner(model, nn.MSELoss()), SinusoidDataModule(test_tasks=4), tmp_path, PosteriorBands(num_tasks=3))
+@pytest.mark.parametrize(
+    ("learner", "precision"),
+    [
+        (MAML, "32-true"),
+        (AmortizedMAML, "32-true"),
+        (MAML, "bf16-true"),
+        (BayesianMAML, "bf16-true"),
+        (MAML, "64-true"),
+    ],
+)
+def test_posterior_bands_are_drawn(tmp_path, learner, precision):
+    own, data = learner(MLP(hidden=[8]), nn.MSELoss()), SinusoidDataModule(test_tasks=4)
+    outcome(own, data, tmp_path, PosteriorBands(num_tasks=3), precision=precision)
     assert matplotlib.image.imread(tmp_path / "posterior_bands.png")[..., :3].std() > 0.05
 
 

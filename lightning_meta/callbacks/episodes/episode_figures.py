@@ -55,20 +55,14 @@ def draw_episodes(episodes: list[ShownEpisode], preparation: Any = None) -> Figu
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, shown in zip(axes, episodes, strict=False):
         axis.set_title(f"task {shown.number}", fontsize="medium")
-        if _is_a_curve(shown):
-            draw_task(axis, shown.adapted, shown.task, shown.device, target_label(preparation))
+        if shown.band is not None:
+            draw_task(axis, shown.band, shown.task, target_label(preparation))
         else:
             _draw_against_targets(axis, in_own_units(shown, preparation))
     for axis in axes[len(episodes) :]:
         axis.set_axis_off()
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
-
-
-def _is_a_curve(shown: ShownEpisode) -> bool:
-    """Whether a task has one real input and one real target."""
-    x, y = shown.task.query_x, shown.task.query_y
-    return isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == (1,) and y.shape[1:] == (1,)
 
 
 def _draw_against_targets(axis: Axes, shown: ShownEpisode) -> None:

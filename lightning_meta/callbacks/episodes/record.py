@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_meta.callbacks.episodes.inner_gradients import with_recorder
+from lightning_meta.callbacks.posterior_bands import Band, band_of_task
 from lightning_meta.episodes import Episode
 from lightning_meta.episodes.trees import map_leaves
-from lightning_meta.learners.adapted_task import AdaptedTask
 from lightning_meta.learners.task_learner import TaskLearner
 from lightning_meta.likelihoods.losses import likelihood_of
 from lightning_meta.likelihoods.predictive import Likelihood, Prediction
@@ -33,18 +33,16 @@ class ShownEpisode(NamedTuple):
 
     Attributes:
         number: The task's index in its split.
-        task: Its sets without padding, on the CPU.
-        adapted: The adapted model.
-        prediction: Its prediction of the queries, on the CPU.
-        device: The adapted model's device.
+        task: Its sets without padding, on the CPU; real numbers are float32.
+        prediction: The prediction of its queries, on the CPU.
+        band: The prediction between them, of tasks with one real input and one real target.
         likelihood: The distribution of the targets, if the loss names one.
     """
 
     number: int
     task: Episode
-    adapted: AdaptedTask
     prediction: Prediction
-    device: torch.device
+    band: Band | None
     likelihood: Likelihood | None
 
 
@@ -95,17 +93,20 @@ def record_of(
         recorded, recorder = with_recorder(learner)
         adapted = recorded.adapt(task.support_x, task.support_y)
         norms.append(recorder.norms() if recorder else {})  # before predictions, which may take steps too
-        prediction = Prediction(*map_leaves(lambda leaf: leaf.float().cpu(), tuple(adapted.predict(task.query_x))))
-        on_cpu = map_leaves(Tensor.cpu, task)
+        prediction = Prediction(*map_leaves(_shown, tuple(adapted.predict(task.query_x))))
+        is_curve = _is_a_curve(task) and prediction.mean.shape == task.query_y.shape
+        band = band_of_task(adapted, task) if is_curve else None
         likelihood = likelihood_of(learner.loss_fn)
-        episodes.append(ShownEpisode(number * processes, on_cpu, adapted, prediction, learner.device, likelihood))
+        episodes.append(ShownEpisode(number * processes, map_leaves(_shown, task), prediction, band, likelihood))
     before = [step for step in shown_steps(losses.shape[1] - 1) if step < losses.shape[1]] if losses.numel() else []
     taken = sorted(set.intersection(*map(set, norms)) & set(shown_steps(max(map(max, norms))))) if all(norms) else []
+    # Of float32, whatever the trainer makes torch's default.
+    by_step = torch.tensor([[own[step] for step in taken] for own in norms], dtype=torch.float32)
     return Record(
         metric,
         curve,
         _curve(before, losses[:, before].float()) if before else None,
-        _curve(taken, torch.tensor([[own[step] for step in taken] for own in norms])) if taken else None,
+        _curve(taken, by_step) if taken else None,
         episodes,
     )
 
@@ -130,13 +131,24 @@ def _metric_by_step(
     by_step = [
         torch.cat(
             [
-                learner.task_metrics(result.outputs[:, index], batch.query_y, batch.query_mask)[metric]
+                learner.task_metrics(result.outputs[:, index], batch.query_y, batch.query_mask)[metric].float()
                 for batch, result in zip(batches, results, strict=True)
             ]
         )
         for index in range(len(steps))
     ]
     return torch.stack(by_step, dim=1)
+
+
+def _shown(leaf: Tensor) -> Tensor:
+    """Return a tensor as pictures and tables take it: on the CPU, real numbers as float32."""
+    return leaf.float().cpu() if leaf.is_floating_point() else leaf.cpu()
+
+
+def _is_a_curve(task: Episode) -> bool:
+    """Whether a task has one real input and one real target."""
+    x, y = task.query_x, task.query_y
+    return all(isinstance(own, Tensor) and own.is_floating_point() and own.shape[1:] == (1,) for own in (x, y))
 
 
 def _curve(steps: Sequence[int], values: Tensor) -> Curve:
