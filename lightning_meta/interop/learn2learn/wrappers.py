@@ -66,6 +66,7 @@ def from_learn2learn(
     model, prefix = wrapper.module, ""
     if features is not None:
         check_module("features", features)
+        _check_untied(features, wrapper.module)
         model, prefix = nn.Sequential(OrderedDict(features=features, head=wrapper.module)), "head."
         options.setdefault("adapt", ["head.*"])
     if rates.learned == "tensor":
@@ -174,11 +175,21 @@ def _parts(learner: MAML) -> tuple[nn.Module | None, nn.Module]:
             "nn.Sequential(features, head) and adapt all of the head, or adapt everything"
         )
     modules = [module for _, module in children]
-    return _joined(modules[:first]), _joined(modules[first:])
+    features, module = _joined(modules[:first]), _joined(modules[first:])
+    _check_untied(features, module)
+    return features, module
 
 
 def _joined(modules: list[nn.Module]) -> nn.Module:
     return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+
+
+def _check_untied(features: nn.Module, head: nn.Module) -> None:
+    """Check that features and head share no trainable parameter, which would have to adapt and not to adapt."""
+    shared = {id(p) for p in features.parameters() if p.requires_grad}
+    names = [name for name, p in head.named_parameters() if id(p) in shared]
+    if names:
+        raise ValueError(f"features and head share {names} of the head: untie them, or adapt the whole model")
 
 
 def _check_meta_sgd(module: nn.Module) -> None:

@@ -183,6 +183,23 @@ def test_a_head_there_and_back(l2l, learned):
     assert to_learn2learn(ANIL(model)).head.module is model[2]
 
 
+def tied():
+    features, head = nn.Linear(3, 3), nn.Linear(3, 3)
+    head.weight = features.weight
+    return features, head
+
+
+def test_a_head_tied_to_the_features_is_refused(wrappers):
+    features, head = tied()
+    with pytest.raises(ValueError, match=r"features and head share \['weight'\] of the head: untie them"):
+        from_learn2learn(wrappers.MAML(head, lr=0.1), features=features)
+
+
+def test_a_head_tied_to_the_features_is_refused_on_the_way_back(l2l):
+    with pytest.raises(ValueError, match=r"features and head share \['weight'\] of the head: untie them"):
+        to_learn2learn(ANIL(nn.Sequential(*tied())))
+
+
 def test_frozen_parameters_stay_as_they_are(l2l):
     model = mlp()
     model[0].requires_grad_(False)
