@@ -81,7 +81,8 @@ def from_learn2learn(
         **options,
     )
     for name, rate in rates.values.items():
-        learner.inner_rates.learned_rates[key_of(prefix + name)] = rate
+        if prefix + name in learner.adapted_names:
+            learner.inner_rates.learned_rates[key_of(prefix + name)] = rate
     return learner
 
 
@@ -107,15 +108,16 @@ def to_learn2learn(learner: MAML) -> Any:
     algorithms = learn2learn("to_learn2learn").algorithms
     features, module = _parts(learner)
     first_order = isinstance(learner.meta_gradient, FirstOrder)
-    parameters = dict(module.named_parameters())
+    frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
     if learner.inner_rates.learned == "none":
-        frozen = not all(p.requires_grad for p in parameters.values())
         # Our inner loop leaves parameters alone that are frozen or not used, where learn2learn needs permission.
         head = algorithms.MAML(
-            module, lr=learner.inner_lr, first_order=first_order, allow_unused=True, allow_nograd=frozen
+            module, lr=learner.inner_lr, first_order=first_order, allow_unused=True, allow_nograd=bool(frozen)
         )
     else:
         _check_meta_sgd(module)
+        if frozen:
+            raise ValueError(f"learn2learn's MetaSGD cannot adapt a module with frozen parameters, {frozen}: use MAML")
         # Both are in the order of the parameters.
         lrs = nn.ParameterList(learner.inner_rates.learned_rates.values())
         head = algorithms.MetaSGD(module, first_order=first_order, lrs=lrs)
@@ -135,6 +137,7 @@ def _rates_of(wrapper: Any) -> Rates:
     if kind == "MAML":
         return fixed(wrapper.lr)
     if kind == "MetaSGD":
+        _check_meta_sgd(wrapper.module)
         return learned(list(wrapper.lrs), parameters)
     return rates_of_transforms(wrapper, parameters)
 
@@ -193,9 +196,6 @@ def _check_untied(features: nn.Module, head: nn.Module) -> None:
 
 
 def _check_meta_sgd(module: nn.Module) -> None:
-    frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
-    if frozen:
-        raise ValueError(f"learn2learn's MetaSGD cannot adapt a module with frozen parameters, {frozen}: use MAML")
     names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     twice = sorted(names - {name for name, _ in module.named_parameters()})
     if twice:

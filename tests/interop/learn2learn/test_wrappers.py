@@ -71,6 +71,19 @@ def test_adapts_with_the_rates_of_each_element(wrappers, float64):
     torch.testing.assert_close(task(query), query @ (start - slope * torch.tensor([[0.5, 0.0]])).T)
 
 
+def partly_normalized():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("options", [{"adapt": "head"}, {"batch_norm_per_step": True}], ids=str)
+def test_only_rates_of_what_adapts_are_kept(wrappers, options):
+    """As in a learner that is made anew, so that checkpoints load."""
+    learner = from_learn2learn(wrappers.MetaSGD(partly_normalized(), lr=0.3), **options)
+    anew = MetaSGD(partly_normalized(), inner_lr=0.3, **options)
+    anew.load_state_dict(learner.state_dict())
+    assert [p.shape for p in anew.parameters()] == [p.shape for p in learner.parameters()]
+
+
 def test_head_behind_features(wrappers):
     features, head = (
         nn.Sequential(nn.Linear(3, 4), nn.Tanh()),
@@ -119,6 +132,7 @@ def test_gbml_with_scales(wrappers, scale):
         (lambda w: w.MetaSGD(mlp(), lrs=[torch.ones(())] * 4), "the wrapper's rate of 0.weight is not trainable"),
         (lambda w: w.MetaSGD(mlp(), lrs=nn.ParameterList([torch.ones(())])), "1 rates, and its module 4 parameters"),
         (lambda w: w.MetaSGD(mlp(), lrs=nn.ParameterList([torch.ones(2)] * 4)), "must all be scalars, or all have"),
+        (lambda w: w.MetaSGD(in_two_places()), r"\['1.0.bias', '1.0.weight'\] are other names"),
         (lambda w: type("Own", (w.MAML,), {})(mlp(), lr=0.1), "and not of a derived class"),
         (lambda w: MAML(mlp()), "must be MAML, MetaSGD or GBML of learn2learn"),
     ],
