@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from lightning_meta.arguments import check_rate
 from lightning_meta.inner import LearnedRates
 
 
@@ -30,6 +31,7 @@ def fixed(lr: Any) -> Rates:
 
     Raises:
         TypeError: If it is not a number.
+        ValueError: If it is not positive and finite.
     """
     if isinstance(lr, Tensor) and lr.numel() == 1 and not lr.requires_grad:
         lr = lr.item()
@@ -38,6 +40,7 @@ def fixed(lr: Any) -> Rates:
             f"the wrapper's lr={lr!r} is not a number: a learned rate for all parameters together has no counterpart; "
             "set lr to a number, or use learn2learn's MetaSGD"
         )
+    check_rate("the wrapper's lr", lr)
     return Rates(float(lr), "none", {})
 
 

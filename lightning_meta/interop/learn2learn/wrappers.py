@@ -17,6 +17,11 @@ from lightning_meta.interop.learn2learn.transforms import rates_of_transforms
 from lightning_meta.likelihoods import LossFunction
 from lightning_meta.models.batch_statistics import has_batch_statistics
 
+_LIGHTNING_MODULES = {
+    "LightningMAML": "pass module.model, module.loss and module.adaptation_steps",
+    "LightningANIL": "pass module.classifier, module.loss, module.adaptation_steps and features=module.features",
+}
+
 
 class FeaturesAndHead(NamedTuple):
     """What learn2learn's users keep for ANIL.
@@ -50,19 +55,24 @@ def from_learn2learn(
         inner_steps: How often a training loop would call ``adapt`` for each task.
         features: For ANIL, the module that computes what the wrapped head takes; it does not adapt. The learner's
             model is a sequence of the two.
-        **options: As in `MAML`.
+        **options: As in `MAML`, except for what the wrapper determines.
 
     Returns:
         `MetaSGD` if each scalar parameter has a learned rate, otherwise `MAML`.
 
     Raises:
         TypeError: If the wrapper is of another kind or a class derived from these, or its rate is not a number.
-        ValueError: If the wrapper is a clone, or has rates or a transform without a counterpart.
+        ValueError: If the wrapper is a clone, or has rates or a transform without a counterpart; if an option
+            contradicts the wrapper; if features and head share parameters.
 
     Example:
         >>> learner = from_learn2learn(maml, nn.MSELoss(), inner_steps=5)  # doctest: +SKIP
     """
     rates = _rates_of(wrapper)
+    determined = {"model", "inner_lr", "first_order"} | ({"learned_rates"} if rates.values else set())
+    if given := sorted(determined & options.keys()):
+        name, value = given[0], options[given[0]]
+        raise ValueError(f"{name}={value!r}: the wrapper determines it; leave it out, or change the wrapper")
     model, prefix = wrapper.module, ""
     if features is not None:
         check_module("features", features)
@@ -80,6 +90,8 @@ def from_learn2learn(
         first_order=wrapper.first_order,
         **options,
     )
+    if not all(name.startswith(prefix) for name in learner.adapted_names):
+        raise ValueError(f"adapt={options['adapt']!r} adapts features, but only the head can adapt: leave out adapt")
     for name, rate in rates.values.items():
         if prefix + name in learner.adapted_names:
             learner.inner_rates.learned_rates[key_of(prefix + name)] = rate
@@ -101,7 +113,7 @@ def to_learn2learn(learner: MAML) -> Any:
 
     Raises:
         TypeError: If the learner is of another class.
-        ValueError: If it has an option without a counterpart.
+        ValueError: If it has an option without a counterpart, or features and head share parameters.
         ImportError: If learn2learn is not installed.
     """
     _check_counterpart(learner)
@@ -126,6 +138,8 @@ def to_learn2learn(learner: MAML) -> Any:
 
 def _rates_of(wrapper: Any) -> Rates:
     kind = class_of(wrapper)
+    if kind in _LIGHTNING_MODULES:
+        raise TypeError(f"wrapper={kind} is a Lightning module, which holds one: {_LIGHTNING_MODULES[kind]}")
     if kind not in ("MAML", "MetaSGD", "GBML"):
         raise TypeError(
             f"wrapper={type(wrapper).__module__}.{type(wrapper).__qualname__} must be MAML, MetaSGD or GBML of "
@@ -164,13 +178,15 @@ def _check_counterpart(learner: Any) -> None:
 
 
 def _parts(learner: MAML) -> tuple[nn.Module | None, nn.Module]:
-    """Return the modules that do not adapt, if there are any, and those that do."""
+    """Return the modules that do not adapt, None if all are to adapt, and those that do."""
     trainable = [name for name, p in learner.model.named_parameters() if p.requires_grad]
     adapted = list(learner.adapted_names)
-    if adapted == trainable:
-        return None, learner.model
     children = list(learner.model.named_children()) if type(learner.model) is nn.Sequential else []
     first = next((i for i, (name, _) in enumerate(children) if adapted[0].startswith(f"{name}.")), 0)
+    # If only the head is trainable, adapted names do not tell whether it was chosen.
+    chosen = type(learner) is ANIL or learner.hparams.get("adapt", "all") != "all"
+    if adapted == trainable and (first == 0 or not chosen):
+        return None, learner.model
     head = tuple(f"{name}." for name, _ in children[first:])
     if first == 0 or [name for name in trainable if name.startswith(head)] != adapted:
         raise ValueError(

@@ -133,6 +133,7 @@ def test_gbml_with_scales(wrappers, scale):
         (lambda w: w.MetaSGD(mlp(), lrs=nn.ParameterList([torch.ones(())])), "1 rates, and its module 4 parameters"),
         (lambda w: w.MetaSGD(mlp(), lrs=nn.ParameterList([torch.ones(2)] * 4)), "must all be scalars, or all have"),
         (lambda w: w.MetaSGD(in_two_places()), r"\['1.0.bias', '1.0.weight'\] are other names"),
+        (lambda w: w.MAML(mlp(), lr=0.0), "the wrapper's lr=0.0 must be a positive number"),
         (lambda w: type("Own", (w.MAML,), {})(mlp(), lr=0.1), "and not of a derived class"),
         (lambda w: MAML(mlp()), "must be MAML, MetaSGD or GBML of learn2learn"),
     ],
@@ -140,6 +141,28 @@ def test_gbml_with_scales(wrappers, scale):
 def test_wrappers_without_counterpart_are_refused(wrappers, make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         from_learn2learn(make(wrappers))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inner_lr": 0.3}, "inner_lr=0.3: the wrapper determines it; leave it out, or change the wrapper"),
+        ({"first_order": True}, "first_order=True: the wrapper determines it"),
+        ({"learned_rates": "tensor"}, "learned_rates='tensor': the wrapper determines it"),
+        ({"features": nn.Linear(3, 3), "adapt": "all"}, "adapt='all' adapts features, but only the head can"),
+    ],
+)
+def test_options_that_the_wrapper_determines_are_refused(wrappers, options, message):
+    with pytest.raises(ValueError, match=message):
+        from_learn2learn(wrappers.MetaSGD(mlp(), lr=0.1), **options)
+
+
+def test_its_lightning_modules_are_refused_by_what_to_pass(l2l):
+    maml, anil = l2l.algorithms.LightningMAML(mlp()), l2l.algorithms.LightningANIL(nn.Linear(3, 4), nn.Linear(4, 5))
+    with pytest.raises(TypeError, match=r"LightningMAML .*pass module.model, module.loss and module.adaptation_steps$"):
+        from_learn2learn(maml)
+    with pytest.raises(TypeError, match=r"pass module.classifier, .* and features=module.features$"):
+        from_learn2learn(anil)
 
 
 def test_mixed_scales_are_refused(wrappers, scale):
@@ -195,6 +218,25 @@ def test_a_head_there_and_back(l2l, learned):
     assert again.features is features
     assert again.head.module is head.module
     assert to_learn2learn(ANIL(model)).head.module is model[2]
+
+
+@pytest.mark.parametrize("algorithm", ["MAML", "MetaSGD"])
+def test_a_head_behind_frozen_features_there_and_back(l2l, algorithm):
+    features, head = nn.Linear(3, 4).requires_grad_(False), getattr(l2l.algorithms, algorithm)(nn.Linear(4, 2), lr=0.1)
+    back = to_learn2learn(from_learn2learn(head, features=features))
+    assert type(back.head) is type(head)
+    assert back.features is features
+    assert back.head.module is head.module
+
+
+@pytest.mark.parametrize("first", [nn.Linear(3, 4).requires_grad_(False), nn.Flatten()], ids=["frozen", "empty"])
+def test_a_chosen_head_is_always_apart_from_its_features(l2l, first):
+    model = nn.Sequential(first, nn.Linear(4, 2))
+    for learner in (ANIL(model), MetaSGD(model, adapt="head")):
+        features, head = to_learn2learn(learner)
+        assert features is first
+        assert head.module is model[1]
+    assert to_learn2learn(MAML(model)).module is model
 
 
 def tied():
