@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from pathlib import Path
@@ -28,29 +29,51 @@ def test_tables_have_all_learners(facts):
     assert {OF_REGISTRY.get(variant.name, variant.name) for variant in facts.VARIANTS} == BY_NAME.keys()
 
 
-def test_cells_agree_with_the_registry(facts):
-    for variant in facts.VARIANTS:
-        entry = BY_NAME[OF_REGISTRY.get(variant.name, variant.name)]
-        assert facts.takes_classes(variant)
-        assert facts.takes_real_targets(variant) != entry.classes_only
-        assert facts.takes_any_ways(variant) == entry.classes_only
-        assert facts.takes_inner_steps(variant) == facts.takes_update_rule(variant) == entry.takes_steps
-        assert facts.is_uncertain_of_classes(variant) == entry.is_bayesian
-        assert facts.has_noise_model(variant) == facts.is_uncertain_of_targets(variant) == entry.is_bayesian
+def test_each_dash_is_expected(facts):
+    points = {"MAML", "FOMAML", "ANIL", "BOIL", "MetaSGD", "Reptile", "ImplicitMAML", "ProtoMAML", "ProtoNet"}
+    prototypes = {"ProtoMAML", "ProtoNet"}
+    bayesian = {"ABML", "AmortizedMAML", "BayesianMAML"}
+    expected = {
+        "regression": prototypes,
+        "classification": set(),
+        "any number of ways": BY_NAME.keys() - prototypes,
+        "unequal sizes, padded": {"AmortizedMAML"},
+        "gradient steps": {"ProtoNet"},
+        "update rule": {"ProtoNet"},
+        "part of the model": {"ABML", "AmortizedMAML", "ANIL", "BOIL", "ProtoNet", "Reptile"},
+        "first order": BY_NAME.keys() - {"FOMAML", "Reptile", "ProtoNet", "AmortizedMAML"},
+        "weights": prototypes | bayesian,
+        "classes: epistemic": points,
+        "regression: noise": points,
+        "regression: epistemic": points,
+    }
+    found = {
+        column: {OF_REGISTRY.get(one.name, one.name) for one in facts.VARIANTS if not question(one)}
+        for table in facts.TABLES.values()
+        for column, question in table.items()
+    }
+    assert found == expected
 
 
-@pytest.mark.parametrize(
-    ("question", "answer"),
-    [
-        ("is_first_order", {"FOMAML", "Reptile", "ProtoNet", "AmortizedMAML"}),
-        ("takes_part", {"MAML", "FOMAML", "MetaSGD", "ImplicitMAML", "ProtoMAML", "BayesianMAML"}),
-        ("has_weights", {"MAML", "FOMAML", "ANIL", "BOIL", "MetaSGD", "Reptile", "ImplicitMAML"}),
-        ("keeps_padding", BY_NAME.keys() - {"AmortizedMAML"}),
-    ],
-)
-def test_cells_by_algorithm(facts, question, answer):
-    yes = {variant.name for variant in facts.VARIANTS if getattr(facts, question)(variant)}
-    assert {OF_REGISTRY.get(name, name) for name in yes} == answer
+@pytest.mark.parametrize("error", [ValueError("shapes differ"), TypeError("no len()"), RuntimeError("is refused")])
+def test_a_bug_is_no_dash(facts, error):
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+
+    def crash():
+        raise error
+
+    with pytest.raises(type(error), match=re.escape(str(error))):
+        facts._succeeds(crash, "is refused")
+    assert log.level == level
+
+
+def test_a_refusal_is_a_dash(facts):
+    def refuse():
+        raise ValueError("more than one class is refused: give one")
+
+    assert not facts._succeeds(refuse, "is refused")
+    assert facts._succeeds(lambda: None, "is refused")
 
 
 def test_all_that_is_logged_is_explained(facts):
@@ -67,5 +90,5 @@ def test_each_algorithm_has_a_page_with_what_it_logs_and_its_results():
     pages = [page.read_text() for page in (DOCS / "explanation" / "algorithms").glob("*.md")]
     for directive in ("logged", "measured"):
         shown = {name for page in pages for name in re.findall(rf"{{{directive}}} (\w+)", page)}
-        assert shown == set(algorithms.__all__) - {"BOIL"}  # which shares ANIL's page, and logs what ANIL does
-    assert sum("{differences}" in page for page in pages) == len(algorithms.__all__) - 1
+        assert shown == set(algorithms.__all__)
+    assert sum("{differences}" in page for page in pages) == len(algorithms.__all__) - 1  # ANIL and BOIL share one

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ from torch.utils.data import TensorDataset
 from lightning_meta import Episode, EpisodicDataModule, GradientLearner, SinusoidDataModule, TaskLearner, algorithms
 
 WAYS = 3
-_REFUSALS = (TypeError, ValueError, RuntimeError)
 
 
 class Variant(NamedTuple):
@@ -75,17 +74,24 @@ def _quiet() -> Iterator[None]:
     log, random = logging.getLogger("lightning.pytorch"), torch.random.fork_rng(devices=[])
     level = log.level
     log.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), random:
-        warnings.simplefilter("ignore")
-        yield
-    log.setLevel(level)
+    try:
+        with warnings.catch_warnings(), random:
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
-def _succeeds(action: Callable[[], Any]) -> bool:
-    with _quiet(), suppress(*_REFUSALS):
-        action()
-        return True
-    return False
+def _succeeds(action: Callable[[], Any], refusal: str) -> bool:
+    """Return whether the action is not refused; an error without the words of the refusal is a bug, and goes on."""
+    try:
+        with _quiet():
+            action()
+    except (TypeError, ValueError) as error:
+        if refusal not in str(error):
+            raise
+        return False
+    return True
 
 
 # ---- Questions that a cell of the tables answers. -----------------------------------------------------------
@@ -94,20 +100,28 @@ def _succeeds(action: Callable[[], Any]) -> bool:
 @cache
 def takes_real_targets(variant: Variant) -> bool:
     """Whether it learns regressions."""
-    return _succeeds(lambda: variant.learner(model(1), nn.MSELoss()).training_step(regression_batch(), 0))
+    return _succeeds(
+        lambda: variant.learner(model(1), nn.MSELoss()).training_step(regression_batch(), 0), "needs class labels"
+    )
 
 
 @cache
 def takes_classes(variant: Variant) -> bool:
     """Whether it learns classifications."""
-    return _succeeds(lambda: variant.learner(model(WAYS), nn.CrossEntropyLoss()).training_step(class_batch(), 0))
+    return _succeeds(
+        lambda: variant.learner(model(WAYS), nn.CrossEntropyLoss()).training_step(class_batch(), 0),
+        "needs real targets",
+    )
 
 
 @cache
 def takes_any_ways(variant: Variant) -> bool:
     """Whether one learner adapts to more classes than its model has outputs."""
     task = class_batch(WAYS + 2).select(0)
-    return _succeeds(lambda: variant.learner(model(WAYS), nn.CrossEntropyLoss()).adapt(task.support_x, task.support_y))
+    return _succeeds(
+        lambda: variant.learner(model(WAYS), nn.CrossEntropyLoss()).adapt(task.support_x, task.support_y),
+        "give the model as many outputs",
+    )
 
 
 @cache
@@ -121,16 +135,22 @@ def takes_inner_steps(variant: Variant) -> bool:
     return issubclass(variant.cls, GradientLearner)
 
 
+def _takes_argument(variant: Variant, **argument: Any) -> bool:
+    (name,) = argument
+    refusal = f"keyword argument '{name}'"  # Python's words, for one that is not known and for one that is fixed
+    return _succeeds(lambda: variant.learner(model(WAYS), nn.CrossEntropyLoss(), **argument), refusal)
+
+
 @cache
 def takes_update_rule(variant: Variant) -> bool:
     """Whether the inner loop's update rule is an argument."""
-    return _succeeds(lambda: variant.learner(model(WAYS), nn.CrossEntropyLoss(), inner_optimizer="adam"))
+    return _takes_argument(variant, inner_optimizer="adam")
 
 
 @cache
 def takes_part(variant: Variant) -> bool:
     """Whether the parameters that adapt are an argument."""
-    return _succeeds(lambda: variant.learner(model(WAYS), nn.CrossEntropyLoss(), adapt=["2.*"]))
+    return _takes_argument(variant, adapt=["2.*"])
 
 
 @cache
@@ -157,7 +177,7 @@ def has_weights(variant: Variant) -> bool:
     """Whether an adapted task is the model with other weights."""
     task = class_batch().select(0)
     learner = variant.learner(model(WAYS), nn.CrossEntropyLoss())
-    return _succeeds(lambda: learner.adapt(task.support_x, task.support_y).state_dict())
+    return _succeeds(lambda: learner.adapt(task.support_x, task.support_y).state_dict(), "has no state_dict()")
 
 
 @cache

@@ -5,7 +5,7 @@
 - ``{paper} module`` and ``{differences} module``: these parts of an algorithm's docstring.
 - ``{configurations}``: the files of ``configs/``.
 - ``{command-help} adapt``: what ``lightning-meta adapt --help`` prints.
-- ``{measured} MAML``: an algorithm's configurations, and its lines of the results, if there are any.
+- ``{measured} MAML``: an algorithm's configurations, its lines of the results, and which were not run yet.
 """
 
 from __future__ import annotations
@@ -162,18 +162,24 @@ class CommandHelp(FromCode):
 
         printed = io.StringIO()
         arguments = [*self.arguments, "--help"]
+        code: str | int | None = 0
         with (
             contextlib.redirect_stdout(printed),
-            contextlib.suppress(SystemExit),
             mock.patch.object(sys, "argv", ["lightning-meta", *arguments]),
             mock.patch.dict(os.environ, {"COLUMNS": "100"}),
         ):
-            main()
-        return printed.getvalue()
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code
+        text = printed.getvalue()
+        assert not code, f"lightning-meta {' '.join(arguments)} ended with status {code}"
+        assert text.strip(), f"lightning-meta {' '.join(arguments)} printed nothing"
+        return text
 
 
 class Measured(FromCode):
-    """An algorithm's configurations, and its lines of the results."""
+    """An algorithm's configurations, its lines of the results, and which were not run yet."""
 
     def markdown(self) -> str:
         """Read the configurations, and ask the module that writes the page of results."""
@@ -189,7 +195,10 @@ class Measured(FromCode):
             f"lightning-meta {verb} --config configs/NAME.yaml{path}"
             for verb, path in (("fit", ""), ("test", " --ckpt_path CHECKPOINT"))
         )
-        return f"{listed}\n\n```bash\n{commands}\n```\n\n{rows(ROOT / 'results', learner)}"
+        measured = rows(ROOT / "results", learner)
+        absent = [name for name in names if name not in measured]
+        not_run = f"Not run yet: {', '.join(absent)}." if absent else ""
+        return f"{listed}\n\n```bash\n{commands}\n```\n\n{measured}\n{not_run}\n"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
