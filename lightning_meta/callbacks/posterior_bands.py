@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_meta.arguments import check_count
-from lightning_meta.callbacks.episodes.own_units import target_label
 from lightning_meta.callbacks.pictures import save_picture
 from lightning_meta.data.base import TaskDataModule
+from lightning_meta.data.preparation import RealTargets
 from lightning_meta.episodes.episode import Episode
 from lightning_meta.episodes.trees import map_leaves
 from lightning_meta.learners.adapted_task import AdaptedTask
@@ -103,6 +103,11 @@ def draw_task(axis: "Axes", band: Band, task: Episode, target: str = "target") -
     support = task.support_x.float().numpy(), task.support_y.float().numpy()
     axis.plot(*support, "v", color="crimson", markersize=8, label="support points")
     axis.set(xlabel="input", ylabel=target)
+
+
+def target_label(preparation: Any) -> str:
+    """Return the label of an axis with targets as the model has them."""
+    return "target (standardized)" if isinstance(getattr(preparation, "targets", None), RealTargets) else "target"
 
 
 def draw_band(axis: "Axes", task: AdaptedTask, grid: Tensor) -> None:

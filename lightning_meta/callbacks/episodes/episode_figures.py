@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_meta.callbacks.episodes.inputs import pictures_of
-from lightning_meta.callbacks.episodes.own_units import in_own_units, target_label
+from lightning_meta.callbacks.episodes.own_units import in_own_units
 from lightning_meta.callbacks.episodes.record import ShownEpisode
 from lightning_meta.callbacks.episodes.tables import evenly_spread, predicts_classes
-from lightning_meta.callbacks.posterior_bands import draw_task
+from lightning_meta.callbacks.posterior_bands import draw_task, target_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -32,8 +32,3 @@ def in_own_units(shown: ShownEpisode, preparation: Any) -> ShownEpisode:
         prediction = prediction._replace(**known)
     task = shown.task._replace(support_y=support_y, query_y=query_y)
     return shown._replace(task=task, prediction=prediction)
-
-
-def target_label(preparation: Any) -> str:
-    """Return the label of an axis with targets as the model has them."""
-    return "target (standardized)" if isinstance(getattr(preparation, "targets", None), RealTargets) else "target"
