@@ -75,8 +75,9 @@ class QuantileCalibration:
     def add(self, samples: Samples, batch: Episode) -> None:
         """Add the queries of a batch; samples are ``[tasks, samples, query, ...]``, with noise."""
         at_targets = vmap(lambda fields, targets: cumulative(Samples(**fields), targets))
-        levels = at_targets(samples.present(), batch.query_y)  # [tasks, query, ...]
-        self._levels.append((levels if batch.query_mask is None else levels[batch.query_mask]).flatten().float().cpu())
+        fields = {name: value.float() for name, value in samples.present().items()}
+        levels = at_targets(fields, batch.query_y.float())  # [tasks, query, ...]
+        self._levels.append((levels if batch.query_mask is None else levels[batch.query_mask]).flatten().cpu())
 
     def draw(self) -> Figure:
         """Draw the share of targets below each predictive quantile against the quantile's level."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from lightning_meta.arguments import check_count
@@ -15,14 +18,17 @@ from lightning_meta.callbacks.calibration import Calibration, add_to_calibration
 from lightning_meta.callbacks.episodes.episode_figures import draw_episodes
 from lightning_meta.callbacks.episodes.figures import draw_adaptation, draw_difficulty, draw_rates
 from lightning_meta.callbacks.episodes.learned_rates import learned_rates, rate_metrics
-from lightning_meta.callbacks.episodes.outlets import Shown, outlet_of, rendered
+from lightning_meta.callbacks.episodes.outlets import Shown, is_remote, outlet_of, rendered
 from lightning_meta.callbacks.episodes.record import Record, record_of
 from lightning_meta.callbacks.episodes.tables import Table, episode_table, per_task_table
 from lightning_meta.callbacks.episodes.wandb_metrics import define_metrics
 from lightning_meta.episodes import Episode
+from lightning_meta.episodes.trees import map_leaves
 from lightning_meta.learners.randomness import keeping_random_state
 from lightning_meta.learners.step_logging import is_shown
 from lightning_meta.learners.task_learner import TaskLearner
+
+_logger = logging.getLogger(__name__)
 
 
 class EpisodeDashboard(L.Callback):
@@ -31,9 +37,10 @@ class EpisodeDashboard(L.Callback):
     In training it logs ``train/meta_gradient_norm``, before clipping. After an evaluation, with ``STAGE`` either "val"
     or "test", it logs what the learner and the data have of:
 
-    - ``STAGE_episodes/METRIC_step_K``: accuracy or error after K inner steps, as a mean over tasks, and
-      ``STAGE_episodes/inner_gradient_norm_step_K``, the norm of the gradient (or of the direction that the learner
-      gives its update rule) after K steps, as a mean over the shown tasks;
+    - ``STAGE_episodes/METRIC_step_K``: accuracy or error after K inner steps, as a mean over the shown tasks, or over
+      all tasks if the learner has ``log_step_metrics``, and ``STAGE_episodes/inner_gradient_norm_step_K``, the norm of
+      the gradient (or of the direction that the learner gives its update rule) after K steps, as a mean over the shown
+      tasks;
     - ``STAGE_episodes/adaptation``: both and the support loss as a picture, with the curves of earlier evaluations;
     - ``STAGE_episodes/examples``: a table of the shown tasks' examples with truth, prediction and uncertainty, and
       ``STAGE_episodes/tasks``, a picture of them;
@@ -47,8 +54,9 @@ class EpisodeDashboard(L.Callback):
     histograms, `CSVLogger` scalars, and both tables as CSV files in ``episodes/`` of their folder, where `CSVLogger`'s
     pictures are too. Other loggers get scalars.
 
-    Training does not change, nor do its random numbers. A dashboard costs an evaluation of the first batches of the
-    first process, as many as have ``num_episodes`` tasks, and the drawing, which takes about a second.
+    Training does not change, nor do its random numbers. A dashboard costs an evaluation of ``num_episodes`` tasks on
+    the first process and the drawing, which takes about a second. If showing an evaluation fails, a warning says so
+    once, and the run goes on.
 
     Args:
         num_episodes: How many tasks to show.
@@ -69,17 +77,24 @@ class EpisodeDashboard(L.Callback):
         self.every_n_validations = every_n_validations
         self._validations = 0
         self._history: dict[str, list[tuple[int, Record]]] = {"val": [], "test": []}
-        self._shows = False
+        self._shows = self._has_warned = False
         self._batches: list[Episode] = []
         self._calibration: Calibration | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Check the module, and tell Weights & Biases how to show the metrics."""
+        """Check the module and the loggers, and tell Weights & Biases how to show the metrics."""
         if not isinstance(pl_module, TaskLearner):
             raise TypeError(f"EpisodeDashboard shows the tasks of a TaskLearner, not a {type(pl_module).__name__}")
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+        if stage == "validate":
+            self._history["val"] = []
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            if isinstance(logger, WandbLogger):
                 define_metrics(logger.experiment)
+            elif isinstance(logger, TensorBoardLogger | CSVLogger) and is_remote(logger):
+                warnings.warn(
+                    f"EpisodeDashboard saves no files in {logger.log_dir}: it writes to local folders alone",
+                    stacklevel=2,
+                )
 
     # ---- Training. ------------------------------------------------------------------------------------------
 
@@ -152,9 +167,13 @@ class EpisodeDashboard(L.Callback):
     def _keep(self, trainer: L.Trainer, learner: Any, outputs: Any, batch: Episode) -> None:
         if not self._shows or not trainer.is_global_zero:
             return
-        if sum(kept.num_tasks for kept in self._batches) < self.num_episodes:
-            self._batches.append(batch)
-        self._calibration = add_to_calibration(self._calibration, learner.loss_fn, outputs, batch)
+        missing = self.num_episodes - sum(kept.num_tasks for kept in self._batches)
+        if missing > 0:
+            # Whole batches draw the random numbers of the evaluation; of others a copy, which frees the rest.
+            whole = batch.num_tasks <= missing
+            self._batches.append(batch if whole else map_leaves(Tensor.clone, batch.select(slice(0, missing))))
+        with self._guarded():
+            self._calibration = add_to_calibration(self._calibration, learner.loss_fn, outputs, batch)
 
     def _show(self, trainer: L.Trainer, learner: Any, stage: str) -> None:
         if not self._shows:
@@ -162,15 +181,29 @@ class EpisodeDashboard(L.Callback):
         per_task = learner.per_task(stage)  # collects from all processes, so that all must call it
         if not trainer.is_global_zero:
             return
-        per_task = {name: values.cpu() for name, values in per_task.items()}
+        per_task = {name: values.float().cpu() for name, values in per_task.items()}
         step = trainer.fit_loop.epoch_loop._batches_that_stepped  # as Lightning logs the metrics of an evaluation
-        with keeping_random_state(learner.device), trainer.precision_plugin.forward_context():
-            record = record_of(learner, self._batches, per_task, self.num_episodes, trainer.world_size)
+        with self._guarded():
+            # Drawing must not happen in this context, which may make bfloat16 torch's default.
+            with keeping_random_state(learner.device), trainer.precision_plugin.forward_context():
+                record = record_of(learner, self._batches, per_task, self.num_episodes, trainer.world_size)
             self._history[stage].append((step, record._replace(episodes=[])))
             shown = self._shown(trainer, learner, stage, record, per_task)
+            for logger in trainer.loggers:
+                outlet_of(logger).show(shown, step)
         self._batches, self._calibration = [], None
-        for logger in trainer.loggers:
-            outlet_of(logger).show(shown, step)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Turn an error into a warning; for what the first process does alone, without messages to the others."""
+        try:
+            yield
+        except Exception as error:  # whatever it is, a picture that fails must not end a training of days
+            _logger.debug("EpisodeDashboard failed", exc_info=True)
+            if not self._has_warned:
+                self._has_warned = True
+                text = f"EpisodeDashboard cannot show an evaluation: {type(error).__name__}: {error}"
+                warnings.warn(f"{text}. The run goes on without.", stacklevel=2)
 
     def _shown(
         self, trainer: L.Trainer, learner: Any, stage: str, record: Record, per_task: Mapping[str, Tensor]
@@ -194,4 +227,5 @@ class EpisodeDashboard(L.Callback):
             "per_task": per_task_table(per_task),
         }
         pictures = {name: rendered(figure) for name, figure in figures.items() if figure is not None}
-        return Shown(section, scalars, pictures, tables, {"difficulty_histogram": per_task[record.metric]})
+        finite = per_task[record.metric][per_task[record.metric].isfinite()]
+        return Shown(section, scalars, pictures, tables, {"difficulty_histogram": finite} if len(finite) else {})

@@ -130,7 +130,7 @@ class Evaluation(PerTaskFunctions):
 
     def predict_step(self, batch: Episode, batch_idx: int = 0) -> Tensor:
         """Return the adapted models' outputs on the query sets, ``[tasks, query, ...]``."""
-        with self._draws_of(batch_idx):
+        with self.draws_of(batch_idx):
             return self.evaluate(batch).outputs[:, -1]
 
     def on_validation_epoch_start(self) -> None:
@@ -201,7 +201,7 @@ class Evaluation(PerTaskFunctions):
     def _evaluation_step(self, batch: Episode, batch_idx: int, stage: str) -> dict[str, Any]:
         steps = self.eval_inner_steps
         record = tuple(range(steps + 1)) if self.log_step_metrics else tuple({0: None, steps: None})
-        with self._draws_of(batch_idx):
+        with self.draws_of(batch_idx):
             result = self.evaluate(batch, record=record)
         values = {"loss": result.loss}
         for index, step in enumerate(record):
@@ -227,7 +227,7 @@ class Evaluation(PerTaskFunctions):
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, prog_bar="_" not in name, sync_dist=True, reduce_fx="max")
 
-    def _draws_of(self, step: int) -> AbstractContextManager[None]:
+    def draws_of(self, step: int) -> AbstractContextManager[None]:
         """Under a trainer, make random numbers a function of seed, process and step alone."""
         if self._trainer is None:
             return nullcontext()

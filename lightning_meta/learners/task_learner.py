@@ -152,7 +152,7 @@ class TaskLearner(Evaluation, Checkpointing):
             raise ValueError(f"{names} were frozen after {type(self).__name__} was made: freeze the model before")
         meta = {name: p.detach() for name, p in trainable.items()}
         check_batch(batch, self._targets())
-        with self._draws_of(self._steps_taken()):
+        with self.draws_of(self._steps_taken()):
             totals, results = self._mapping.gradients(
                 meta, self._prepared(batch), self._traits(), self._steps_processed()
             )

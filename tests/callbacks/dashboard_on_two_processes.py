@@ -18,6 +18,7 @@ from tests.offline_runs import without_drawing
 
 def main(folder: str) -> None:
     warnings.simplefilter("ignore")
+    warnings.filterwarnings("error", message="EpisodeDashboard")
     torch.set_num_threads(1)
     without_drawing(pytest.MonkeyPatch())
     for name, callbacks in (("without", []), ("with", [EpisodeDashboard(num_episodes=3)])):

@@ -97,15 +97,22 @@ def _draw_pictures(axis: Axes, shown: ShownEpisode, tiles: float) -> None:
     for place, (picture, truth, guess, sure) in enumerate(
         zip(pictures[len(support) :], truths, predicted.tolist(), confidence.tolist(), strict=True)
     ):
-        right = guess == truth
-        text = f"{guess} ({100 * sure:.0f} %)" if right else f"{guess} ({100 * sure:.0f} %), is {truth}"
-        _tile(axis, start + place, picture, text, _RIGHT if right else _WRONG)
+        text = f"{guess} ({100 * sure:.0f} %)"
+        if truth < 0:
+            _tile(axis, start + place, picture, text, "black")
+        elif guess == truth:
+            _tile(axis, start + place, picture, text, _RIGHT)
+        else:
+            _tile(axis, start + place, picture, f"{text}, is {truth}", _WRONG)
     axis.set(xlim=(0, tiles), ylim=(1.0, -0.2), aspect="equal")
     axis.axvline(start - _GAP / 2, color="gray", linewidth=0.8)
     axis.set_axis_off()
-    accuracy = float((probabilities.argmax(1) == task.query_y).float().mean())
-    title = f"task {shown.number}: support set with classes | queries with prediction and probability; "
-    axis.set_title(f"{title}{100 * accuracy:.0f} % of {len(task.query_y)} right", fontsize="small", loc="left")
+    title = f"task {shown.number}: support set with classes | queries with prediction and probability"
+    counts = task.query_y >= 0  # ignored labels are negative
+    if counts.any():
+        accuracy = float((probabilities.argmax(1) == task.query_y)[counts].float().mean())
+        title += f"; {100 * accuracy:.0f} % of {int(counts.sum())} right"
+    axis.set_title(title, fontsize="small", loc="left")
 
 
 def _tile(axis: Axes, left: float, picture: NDArray[np.uint8], text: str, color: str) -> None:

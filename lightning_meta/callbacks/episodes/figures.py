@@ -49,13 +49,13 @@ def draw_adaptation(metric: str, history: Sequence[tuple[int, Record]]) -> Figur
             curve = getattr(record, field)
             if curve is not None:
                 _draw_curve(axis, curve, f"training step {step}", (position + 1) / len(chosen))
-        axis.set(xlabel="inner steps taken", ylabel=name)
-        if logarithmic and min(curves[field].mean) > 0:
+        axis.set(xlabel="inner steps taken", ylabel=name, title=f"mean over {curves[field].tasks}")
+        if logarithmic and all(0 < mean < np.inf for mean in curves[field].mean):
             _set_logarithmic(axis)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.2)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=_MOST_CURVES // 2)
-    figure.suptitle("mean over tasks with its 95 % interval", fontsize="medium")
+    figure.suptitle("means with their 95 % intervals", fontsize="medium")
     return figure
 
 
@@ -70,19 +70,25 @@ def _set_logarithmic(axis: Axes) -> None:
 
 
 def _draw_curve(axis: Axes, curve: Curve, label: str, darkness: float) -> None:
-    steps, mean, half = (np.asarray(part) for part in curve)
+    steps, mean, half = (np.asarray(part) for part in curve[:3])
     color = (0.12, 0.35 + 0.4 * (1 - darkness), 0.7 + 0.25 * (1 - darkness), 0.25 + 0.75 * darkness)
     if darkness == 1 and np.isfinite(half).all():
         axis.fill_between(steps, mean - half, mean + half, color=color[:3], alpha=0.2, linewidth=0)
     axis.plot(steps, mean, color=color, marker="o", markersize=3.5, label=label)
 
 
-def draw_difficulty(metric: str, per_task: Mapping[str, Tensor]) -> Figure:
-    """Draw a histogram of the metric over tasks, with its mean and interval; in outline before adaptation."""
+def draw_difficulty(metric: str, per_task: Mapping[str, Tensor]) -> Figure | None:
+    """Draw a histogram of the metric over tasks, with its mean and interval; in outline before adaptation.
+
+    Infinite values and NaN are left out; None if no others are left.
+    """
     from matplotlib.figure import Figure
 
-    values = per_task[metric].float().cpu()
-    before = per_task[f"{metric}_pre"].float().cpu().numpy() if f"{metric}_pre" in per_task else None
+    values = _finite(per_task[metric])
+    tasks = len(per_task[metric])
+    if not len(values):
+        return None
+    before = _finite(per_task[f"{metric}_pre"]).numpy() if f"{metric}_pre" in per_task else None
     center, half = map(float, mean_and_interval(values))
     figure = Figure(figsize=(6, 4.2), layout="constrained")
     axis = figure.subplots()
@@ -96,11 +102,18 @@ def draw_difficulty(metric: str, per_task: Mapping[str, Tensor]) -> Figure:
     axis.axvline(center, color="tab:red", label=f"mean {center:.3g} ± {half:.2g} (95 %)")
     if np.isfinite(half):
         axis.axvspan(center - half, center + half, color="tab:red", alpha=0.15, linewidth=0)
-    axis.set(xlabel=f"{_NAMES.get(metric, metric)} of a task", ylabel="tasks", title=f"{len(values)} tasks")
+    left_out = f", {tasks - len(values)} of {tasks} tasks are not finite" if len(values) < tasks else ""
+    title = f"{len(values)} tasks{left_out}"
+    axis.set(xlabel=f"{_NAMES.get(metric, metric)} of a task", ylabel="tasks", title=title)
     if metric != "acc":
         axis.set_xscale("log" if edges[0] > 0 else "linear")
     axis.legend(fontsize="small")
     return figure
+
+
+def _finite(values: Tensor) -> Tensor:
+    values = values.float().cpu()
+    return values[values.isfinite()]
 
 
 def _edges(metric: str, values: NDArray[np.float32]) -> NDArray[np.float64]:

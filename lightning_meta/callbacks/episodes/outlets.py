@@ -67,7 +67,7 @@ class ScalarOutlet(Outlet):
 
     def show(self, shown: Shown, step: int) -> None:
         """Log the scalars."""
-        self.logger.log_metrics(shown.scalars, step)
+        _log_scalars(self.logger, shown, step)
 
 
 class FolderOutlet(Outlet):
@@ -75,7 +75,9 @@ class FolderOutlet(Outlet):
 
     def show(self, shown: Shown, step: int) -> None:
         """Log the scalars and save the files."""
-        self.logger.log_metrics(shown.scalars, step)
+        _log_scalars(self.logger, shown, step)
+        if is_remote(self.logger):
+            return
         folder = _folder(self.logger, shown, step)
         for name, pixels in shown.pictures.items():
             Image.fromarray(pixels).save(folder / f"{name}.png")
@@ -87,13 +89,14 @@ class TensorBoardOutlet(Outlet):
 
     def show(self, shown: Shown, step: int) -> None:
         """Log everything."""
-        self.logger.log_metrics(shown.scalars, step)
+        _log_scalars(self.logger, shown, step)
         writer = self.logger.experiment
         for name, pixels in shown.pictures.items():
             writer.add_image(f"{shown.section}/{name}", pixels, step, dataformats="HWC")
         for name, values in shown.histograms.items():
             writer.add_histogram(f"{shown.section}/{name}", values, step)
-        _save_tables(shown, _folder(self.logger, shown, step))
+        if not is_remote(self.logger):
+            _save_tables(shown, _folder(self.logger, shown, step))
 
 
 class WandbOutlet(Outlet):
@@ -127,6 +130,16 @@ def _wandb_cell(cell: Any) -> Any:
     import wandb
 
     return wandb.Image(Image.fromarray(cell))
+
+
+def is_remote(logger: TensorBoardLogger | CSVLogger) -> bool:
+    """Whether a logger's folder is an address such as "s3://bucket/logs", where no pictures and tables are saved."""
+    return "://" in str(logger.log_dir)
+
+
+def _log_scalars(logger: Any, shown: Shown, step: int) -> None:
+    if shown.scalars:  # otherwise CSVLogger writes an empty row
+        logger.log_metrics(shown.scalars, step)
 
 
 def _folder(logger: Any, shown: Shown, step: int) -> Path:

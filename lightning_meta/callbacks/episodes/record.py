@@ -21,11 +21,19 @@ _MOST_STEPS = 10  # numbers of inner steps that are shown, besides 0
 
 
 class Curve(NamedTuple):
-    """A mean over tasks by inner step, with the half-width of its 95 % interval; NaN for a single task."""
+    """A mean over tasks by inner step.
+
+    Attributes:
+        steps: The numbers of inner steps.
+        mean: The means.
+        ci95: The half-widths of their 95 % intervals; NaN for a single task.
+        tasks: Which tasks, as "the 4 shown tasks".
+    """
 
     steps: list[int]
     mean: list[float]
     ci95: list[float]
+    tasks: str
 
 
 class ShownEpisode(NamedTuple):
@@ -75,18 +83,23 @@ def record_of(
 
     Args:
         learner: The learner.
-        batches: The first batches of this process.
+        batches: The first batches of this process, with ``num_episodes`` tasks if it has so many.
         per_task: The metrics of all tasks by name, ``[tasks]``.
         num_episodes: How many tasks to show.
         processes: How many processes share the tasks.
     """
+    shown = f"the {min(num_episodes, sum(batch.num_tasks for batch in batches))} shown tasks"
     metric = next((name for name in ("acc", "mse") if name in per_task), "loss")
     steps = shown_steps(learner.eval_inner_steps)
-    results = [learner.evaluate(batch, record=steps) for batch in batches]
+    results = []
+    for position, batch in enumerate(batches):
+        with learner.draws_of(position):  # as the evaluation that logged
+            results.append(learner.evaluate(batch, record=steps))
     losses = torch.cat([result.support_losses for result in results])  # [tasks, steps]
     curve = None
     if learner.eval_inner_steps and metric != "loss":
-        curve = _curve(steps, _metric_by_step(learner, batches, results, per_task, metric, steps))
+        by_step = _metric_by_step(learner, batches, results, per_task, metric, steps, processes)
+        curve = _curve(steps, by_step, f"all {len(by_step)} tasks" if learner.log_step_metrics else shown)
     episodes, norms = [], []
     for number in range(min(num_episodes, sum(batch.num_tasks for batch in batches))):
         task = _task(batches, number)
@@ -101,12 +114,12 @@ def record_of(
     before = [step for step in shown_steps(losses.shape[1] - 1) if step < losses.shape[1]] if losses.numel() else []
     taken = sorted(set.intersection(*map(set, norms)) & set(shown_steps(max(map(max, norms))))) if all(norms) else []
     # Of float32, whatever the trainer makes torch's default.
-    by_step = torch.tensor([[own[step] for step in taken] for own in norms], dtype=torch.float32)
+    norms_by_step = torch.tensor([[own[step] for step in taken] for own in norms], dtype=torch.float32)
     return Record(
         metric,
         curve,
-        _curve(before, losses[:, before].float()) if before else None,
-        _curve(taken, by_step) if taken else None,
+        _curve(before, losses[:, before].float(), shown) if before else None,
+        _curve(taken, norms_by_step, shown) if taken else None,
         episodes,
     )
 
@@ -124,20 +137,23 @@ def _metric_by_step(
     per_task: Mapping[str, Tensor],
     metric: str,
     steps: tuple[int, ...],
+    processes: int,
 ) -> Tensor:
     """Return the metric ``[tasks, steps]``: of all tasks if the learner logs it by step, otherwise of these."""
     if learner.log_step_metrics:
         return torch.stack([per_task[f"{metric}_step_{step}"] for step in steps], dim=1)
-    by_step = [
-        torch.cat(
-            [
-                learner.task_metrics(result.outputs[:, index], batch.query_y, batch.query_mask)[metric].float()
-                for batch, result in zip(batches, results, strict=True)
-            ]
-        )
+    metrics = [
+        [
+            learner.task_metrics(result.outputs[:, index], batch.query_y, batch.query_mask)[metric].float().cpu()
+            for batch, result in zip(batches, results, strict=True)
+        ]
         for index in range(len(steps))
     ]
-    return torch.stack(by_step, dim=1)
+    by_step = torch.stack([torch.cat(own) for own in metrics], dim=1)
+    # What was logged: a learner that draws random numbers draws others where it is asked at more steps.
+    for column, name in ((0, f"{metric}_pre"), (-1, metric)):
+        by_step[:, column] = per_task[name].float().cpu()[::processes][: len(by_step)]
+    return by_step
 
 
 def _shown(leaf: Tensor) -> Tensor:
@@ -151,11 +167,11 @@ def _is_a_curve(task: Episode) -> bool:
     return all(isinstance(own, Tensor) and own.is_floating_point() and own.shape[1:] == (1,) for own in (x, y))
 
 
-def _curve(steps: Sequence[int], values: Tensor) -> Curve:
+def _curve(steps: Sequence[int], values: Tensor, tasks: str) -> Curve:
     """Return the mean over tasks of values ``[tasks, steps]``."""
     # Not by a metric, which would wait for other processes.
     mean, ci95 = zip(*(map(float, mean_and_interval(own)) for own in values.T), strict=True)
-    return Curve(list(steps), list(mean), list(ci95))
+    return Curve(list(steps), list(mean), list(ci95), tasks)
 
 
 def _task(batches: Sequence[Episode], number: int) -> Episode:

@@ -79,10 +79,10 @@ def prediction_columns(shown: ShownEpisode, truth: Any, chosen: Tensor) -> dict[
 
 
 def _class_columns(probabilities: Tensor, truth: Tensor) -> dict[str, list[Any]]:
-    """Return the columns of class probabilities ``[query, classes]`` for labels ``[query]``."""
+    """Return the columns of class probabilities ``[query, classes]`` for labels ``[query]``, ignored where negative."""
     confidence, predicted = probabilities.max(1)
-    right = predicted == truth
-    return {"prediction": predicted.tolist(), "correct": right.tolist(), "confidence": confidence.tolist()}
+    right = [None if label < 0 else own == label for own, label in zip(predicted.tolist(), truth.tolist(), strict=True)]
+    return {"prediction": predicted.tolist(), "correct": right, "confidence": confidence.tolist()}
 
 
 def predicts_classes(mean: Tensor, truth: Tensor) -> bool:

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision
 from torch import nn
 
 from lightning_meta import MAML, MLP, AmortizedMAML, BayesianMAML, Conv4, Episode
@@ -24,7 +25,7 @@ def texts_of(figure):
 
 def test_curves_of_earlier_evaluations_stay_in_the_picture():
     records = [
-        (step, _NOTHING._replace(curve=Curve([0, 1, 2], [3.0, 2.0, 4.0 / (1 + step)], [0.1] * 3)))
+        (step, _NOTHING._replace(curve=Curve([0, 1, 2], [3.0, 2.0, 4.0 / (1 + step)], [0.1] * 3, "the 4 shown tasks")))
         for step in range(0, 2000, 100)
     ]
     (axis,) = draw_adaptation("mse", records).axes
@@ -35,6 +36,7 @@ def test_curves_of_earlier_evaluations_stay_in_the_picture():
     assert axis.lines[-1].get_ydata()[-1] == 4.0 / 1901
     assert axis.get_ylabel() == "mean squared error on queries"
     assert axis.get_xlabel() == "inner steps taken"
+    assert axis.get_title() == "mean over the 4 shown tasks"
     assert draw_adaptation("mse", [(0, _NOTHING)]) is None
 
 
@@ -46,6 +48,21 @@ def test_the_histogram_counts_tasks_before_and_after():
     assert heights[10] == 2
     assert "mean 0.505 ± 0.4 (95 %)" in texts_of(axis)
     assert axis.get_title() == "4 tasks"
+
+
+def test_values_that_are_not_finite_are_left_out_of_the_histogram():
+    infinite = [float("inf"), float("nan"), -float("inf")]
+    values = {"mse": torch.tensor([1.0, 3.0, *infinite]), "mse_pre": torch.tensor([2.0, 2.0, *infinite])}
+    figure = draw_difficulty("mse", values)
+    assert rendered(figure).std() > 5
+    assert figure.axes[0].get_title() == "2 tasks, 3 of 5 tasks are not finite"
+    assert any(text.startswith("mean 2 ±") for text in texts_of(figure))
+    assert draw_difficulty("mse", {"mse": torch.tensor(infinite)}) is None
+
+
+def test_curves_that_are_not_finite_are_drawn_where_they_are():
+    curve = Curve([0, 1, 2], [3.0, float("inf"), float("nan")], [0.1, float("nan"), float("nan")], "the 2 shown tasks")
+    assert rendered(draw_adaptation("mse", [(0, _NOTHING._replace(curve=curve, gradient_norm=curve))])).std() > 5
 
 
 @pytest.mark.parametrize("values", [[2.0], [0.0, 1.0], [1.0, 1.0], [-1.0, 5.0], [1e-12, 3.0]])
@@ -73,7 +90,7 @@ def pictures():
 def test_pictures_show_class_prediction_and_truth():
     learner = MAML(Conv4(5, filters=4), inner_lr=0.1)
     batch = pictures()
-    episodes = record_of(learner, [batch], {"acc": torch.rand(2)}, 2).episodes
+    episodes = record_of(learner, [batch], {"acc": torch.rand(2), "acc_pre": torch.rand(2)}, 2).episodes
     figure = draw_episodes(episodes)
     assert len(figure.axes) == 2
     texts = texts_of(figure)
@@ -91,26 +108,55 @@ def test_pictures_show_class_prediction_and_truth():
     assert table.columns["correct"][-1] == bool(episodes[1].prediction.mean[9].argmax() == 4)
 
 
+def test_ignored_labels_are_neither_right_nor_wrong():
+    values = {"acc": torch.ones(2), "acc_pre": torch.ones(2)}
+    shown, _ = record_of(MAML(Conv4(5, filters=4), inner_lr=0.1), [pictures()], values, 2).episodes
+    predicted = shown.prediction.mean.argmax(1)
+    labels = torch.cat([predicted[:3], (predicted[3:4] + 1) % 5, torch.full((6,), -100)])
+    nothing, shown = (shown._replace(task=shown.task._replace(query_y=own)) for own in (labels * 0 - 100, labels))
+    assert draw_episodes([nothing]).axes[0].get_title(loc="left").endswith("prediction and probability")
+    figure = draw_episodes([shown])
+    assert figure.axes[0].get_title(loc="left").endswith("75 % of 4 right")
+    assert sum("is" in text.split() for text in texts_of(figure)) == 1
+    assert episode_table([shown], 10).columns["correct"][5:] == [True] * 3 + [False] + [None] * 6
+
+
 @pytest.mark.parametrize("learner", [MAML, AmortizedMAML])
 def test_regressions_of_many_inputs_are_drawn_against_their_targets(learner):
     sets = torch.randn(1, 6, 3), torch.randn(1, 6, 1)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-    record = record_of(learner(model, nn.MSELoss()), [Episode(*sets, *sets)], {"mse": torch.rand(1)}, 1)
+    record = record_of(
+        learner(model, nn.MSELoss()), [Episode(*sets, *sets)], {"mse": torch.rand(1), "mse_pre": torch.rand(1)}, 1
+    )
     figure = draw_episodes(record.episodes)
     assert figure.axes[0].get_xlabel() == "target"
     assert rendered(figure).std() > 5
 
 
+def test_tasks_in_bfloat16_are_recorded_in_its_context_and_drawn_outside():
+    learner = MAML(nn.Linear(3, 2), nn.MSELoss()).to(torch.bfloat16)
+    sets = torch.randn(1, 6, 3, dtype=torch.bfloat16), torch.randn(1, 6, 2, dtype=torch.bfloat16)
+    values = {"mse": torch.ones(1), "mse_pre": torch.ones(1)}
+    with HalfPrecision("bf16-true").forward_context():
+        record = record_of(learner, [Episode(*sets, *sets)], values, 1)
+    assert rendered(draw_episodes(record.episodes)).std() > 5
+    assert record.episodes[0].task.query_y.dtype == record.episodes[0].prediction.mean.dtype == torch.float32
+    norms = record.gradient_norm.mean
+    assert norms != torch.tensor(norms).bfloat16().tolist()
+
+
 def test_tasks_of_vectors_and_classes_have_no_picture():
     x, y = torch.randn(1, 6, 3), torch.arange(6)[None] % 3
-    record = record_of(MAML(nn.Linear(3, 3)), [Episode(x, y, x, y)], {"acc": torch.rand(1)}, 1)
+    record = record_of(
+        MAML(nn.Linear(3, 3)), [Episode(x, y, x, y)], {"acc": torch.rand(1), "acc_pre": torch.rand(1)}, 1
+    )
     assert draw_episodes(record.episodes) is None
 
 
 def test_a_single_logit_is_shown_as_two_classes():
     x, y = torch.randn(1, 6, 3), (torch.arange(6) % 2).float()[None, :, None]
     learner = MAML(nn.Linear(3, 1), nn.BCEWithLogitsLoss())
-    (shown,) = record_of(learner, [Episode(x, y, x, y)], {"acc": torch.rand(1)}, 1).episodes
+    (shown,) = record_of(learner, [Episode(x, y, x, y)], {"acc": torch.rand(1), "acc_pre": torch.rand(1)}, 1).episodes
     assert draw_episodes([shown]) is None
     columns = episode_table([shown], 6).columns
     positive = shown.prediction.mean.flatten()
@@ -123,7 +169,7 @@ def test_a_single_logit_is_shown_as_two_classes():
 def test_uncertainty_of_real_targets_is_a_standard_deviation():
     x, y = torch.randn(1, 6, 1), torch.randn(1, 6, 1)
     learner = BayesianMAML(MLP(hidden=[4]), nn.MSELoss(), num_particles=3)
-    (shown,) = record_of(learner, [Episode(x, y, x, y)], {"mse": torch.rand(1)}, 1).episodes
+    (shown,) = record_of(learner, [Episode(x, y, x, y)], {"mse": torch.rand(1), "mse_pre": torch.rand(1)}, 1).episodes
     columns = episode_table([shown], 6).columns
     assert columns["uncertainty"][6:] == pytest.approx(shown.prediction.total.sqrt().flatten().tolist())
     assert columns["epistemic"][6:] == pytest.approx(shown.prediction.epistemic.sqrt().flatten().tolist())
