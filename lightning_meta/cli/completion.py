@@ -94,8 +94,9 @@ class _Words:
                 self.target.add_argument(*flags, action="store_true")
                 continue
             choices = action.choices or _choices(getattr(action, "_typehint", None))
-            added: Any = self.target.add_argument(*flags, choices=choices or None)
             name = flags[-1].removeprefix("--").split(".")[-1]
+            repeats = "append" if name == "config" else "store"  # zsh completes other options once
+            added: Any = self.target.add_argument(*flags, choices=choices or None, action=repeats)
             if name in (*_FILES, *_FOLDERS):
                 added.complete = self.shtab.FILE if name in _FILES else self.shtab.DIRECTORY
 

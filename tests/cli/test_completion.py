@@ -84,13 +84,28 @@ def test_bash_completes_files(bash_script, tmp_path, monkeypatch):
     assert completed(bash_script, "fit", "--data.root", "f") == {"folder"}
 
 
+def loaded_by_zsh(path, text) -> subprocess.CompletedProcess[str]:
+    """The start of zsh with a script in its path, which it reads whole."""
+    (path.parent / "_lightning-meta").write_text(text)  # as a user saves it
+    load = (
+        f"fpath=({path.parent} $fpath); autoload -Uz compinit && compinit -D && print $_comps[lightning-meta] "
+        "&& autoload +X _lightning-meta"
+    )
+    return subprocess.run(["zsh", "-f", "-c", load], capture_output=True, text=True, check=False)
+
+
 def test_zsh_takes_the_script(zsh_script):
-    folder = zsh_script.parent
-    shutil.copy(zsh_script, folder / "_lightning-meta")  # as a user saves it
-    load = f"fpath=({folder} $fpath); autoload -Uz compinit && compinit -D && print $_comps[lightning-meta]"
-    done = subprocess.run(["zsh", "-f", "-c", load], capture_output=True, text=True, check=True)
-    assert (done.stdout.strip(), done.stderr) == ("_lightning-meta", "")
-    assert "--model.inner_steps" in zsh_script.read_text()
+    text = zsh_script.read_text()
+    done = loaded_by_zsh(zsh_script, text)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "_lightning-meta", "")
+    assert loaded_by_zsh(zsh_script, text + "\nif (").returncode != 0
+    assert "--model.inner_steps" in text
+
+
+def test_zsh_completes_a_second_configuration(zsh_script):
+    lines = [line.strip() for line in zsh_script.read_text().splitlines() if "--config" in line]
+    assert lines
+    assert all(line.startswith(('"*"{', '"*--config')) for line in lines), lines  # the star: any number of times
 
 
 def test_other_shells_are_refused(capsys):
