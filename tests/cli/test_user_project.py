@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -30,17 +31,17 @@ def test_a_project_outside_the_library(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "user_project"
     ignored = shutil.ignore_patterns("__pycache__", "lightning_logs", "examples.csv")
     shutil.copytree(ROOT / "examples/user_project", folder, ignore=ignored)
-    ran(folder, "make_table.py")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    runpy.run_path("make_table.py")
     out = ran(folder, "-m", "lightning_meta", "fit", "--config", "my_project.yaml", *CPU)
     (checkpoint,) = folder.rglob("*.ckpt")
     assert f"checkpoint {checkpoint.relative_to(folder)}" in out
     arguments = ["--config", "my_project.yaml", *CPU]
-    out = ran(folder, "-m", "lightning_meta", "test", *arguments, "--ckpt_path", str(checkpoint))
+    main(["test", *arguments, "--ckpt_path", str(checkpoint)])
     (saved,) = folder.rglob("per_task.csv")
-    assert f"│ acc    │ {pl.read_csv(saved)['acc'].mean():.4g} ± " in out
+    assert f"│ acc    │ {pl.read_csv(saved)['acc'].mean():.4g} ± " in capsys.readouterr().out
 
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(folder)
     from my_project.learner import MedianPrototypes
 
     learner = MedianPrototypes.load_from_checkpoint(checkpoint)
