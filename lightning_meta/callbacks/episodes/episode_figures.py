@@ -32,8 +32,8 @@ def draw_episodes(episodes: list[ShownEpisode], preparation: Any = None) -> Figu
 
     Args:
         episodes: The tasks, with their predictions.
-        preparation: The data module's preparation, which turns standardized targets into their own units again; the
-            axis of curves, which the adapted model computes, says that it is standardized.
+        preparation: The data module's preparation, which turns inputs into pixels and standardized targets into
+            their own units again; the axis of curves, which the adapted model computes, says that it is standardized.
     """
     from matplotlib.figure import Figure
 
@@ -44,7 +44,7 @@ def draw_episodes(episodes: list[ShownEpisode], preparation: Any = None) -> Figu
         tiles = max(_tiles(shown) for shown in episodes)
         figure = Figure(figsize=(_INCHES * tiles, 1.6 * _INCHES * len(episodes)), layout="constrained")
         for axis, shown in zip(figure.subplots(len(episodes), 1, squeeze=False).flat, episodes, strict=True):
-            _draw_pictures(axis, shown, tiles)
+            _draw_pictures(axis, shown, tiles, preparation)
         return figure
     is_real = first.query_y.is_floating_point() and episodes[0].likelihood != "bernoulli"
     if not is_real or first.query_y.shape != episodes[0].prediction.mean.shape:
@@ -83,11 +83,11 @@ def _tiles(shown: ShownEpisode) -> float:
     return sum(min(size, _MOST_PICTURES) for size in sizes) + _GAP
 
 
-def _draw_pictures(axis: Axes, shown: ShownEpisode, tiles: float) -> None:
+def _draw_pictures(axis: Axes, shown: ShownEpisode, tiles: float, preparation: Any) -> None:
     """Draw support pictures with their classes, and to the right queries with prediction, confidence and truth."""
     task, probabilities = shown.task, shown.prediction.mean
     support, query = (evenly_spread(len(y), _MOST_PICTURES) for y in (task.support_y, task.query_y))
-    pictures = pictures_of(torch.cat([task.support_x[support], task.query_x[query]]))
+    pictures = pictures_of(torch.cat([task.support_x[support], task.query_x[query]]), preparation)
     assert pictures is not None
     confidence, predicted = probabilities[query].max(1)
     for place, (picture, label) in enumerate(zip(pictures, task.support_y[support].tolist(), strict=False)):

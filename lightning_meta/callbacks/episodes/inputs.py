@@ -12,9 +12,19 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_meta.data.text.preparation import TextPreparation
+from lightning_meta.data.vision.image_preparation import ImagePreparation
 
 _LEAST_PIXELS = 8  # of a picture's height and width
 _NUMBERS = 8  # of an example without picture or text
+
+
+def shown_sets(support_x: Any, query_x: Any, preparation: Any = None) -> tuple[str, tuple[list[Any], list[Any]]]:
+    """Return what kind of inputs a task has, and those of both sets as in `shown_inputs`, pictures scaled alike."""
+    if isinstance(support_x, Tensor) and isinstance(query_x, Tensor) and support_x.shape[1:] == query_x.shape[1:]:
+        kind, inputs = shown_inputs(torch.cat([support_x, query_x]), preparation)
+        return kind, (inputs[: len(support_x)], inputs[len(support_x) :])
+    (kind, support), (_, query) = (shown_inputs(x, preparation) for x in (support_x, query_x))
+    return kind, (support, query)
 
 
 def shown_inputs(x: Any, preparation: Any = None) -> tuple[str, list[Any]]:
@@ -22,13 +32,13 @@ def shown_inputs(x: Any, preparation: Any = None) -> tuple[str, list[Any]]:
 
     Args:
         x: Inputs, ``[examples, ...]``.
-        preparation: The data module's preparation, which turns ids into words again.
+        preparation: The data module's preparation, which turns inputs into pixels and ids into words again.
 
     Returns:
         "picture" and arrays ``[height, width, 3]`` of dtype uint8; "text" and texts; or "input" and a number each, or a
         text with the first numbers.
     """
-    pictures = pictures_of(x)
+    pictures = pictures_of(x, preparation)
     if pictures is not None:
         return "picture", list(pictures)
     if isinstance(x, Mapping) and "input_ids" in x and isinstance(preparation, TextPreparation):
@@ -36,18 +46,19 @@ def shown_inputs(x: Any, preparation: Any = None) -> tuple[str, list[Any]]:
     return "input", cells(x)
 
 
-def pictures_of(x: Any) -> NDArray[np.uint8] | None:
+def pictures_of(x: Any, preparation: Any = None) -> NDArray[np.uint8] | None:
     """Return inputs as pictures ``[examples, height, width, 3]``, or None if they are none.
 
-    Pictures are tensors ``[examples, channels, height, width]`` with one, three or four channels, or ``[examples,
-    height, width]``, of 8 pixels or more. Values outside [0, 1] are scaled to it, all examples together.
+    Pictures are tensors ``[examples, channels, height, width]`` with one, three or four channels, of 8 pixels or more.
+    An `ImagePreparation` is undone. Without one, values outside [0, 1] are scaled to it, all examples together.
     """
-    if not isinstance(x, Tensor) or x.ndim not in (3, 4) or min(x.shape[-2:]) < _LEAST_PIXELS or len(x) == 0:
+    if not isinstance(x, Tensor) or x.ndim != 4 or min(x.shape[-2:]) < _LEAST_PIXELS or len(x) == 0:
+        return None
+    if x.shape[1] not in (1, 3, 4):
         return None
     pixels = x.detach().cpu()
-    pixels = pixels[:, None] if x.ndim == 3 else pixels  # [examples, channels, height, width]
-    if pixels.shape[1] not in (1, 3, 4):
-        return None
+    if isinstance(preparation, ImagePreparation) and pixels.shape[1] == len(preparation.mean):
+        pixels = torch.from_numpy(preparation.pixels_of(pixels))
     pixels = pixels[:, :3].expand(-1, 3, -1, -1).movedim(1, 3)
     if pixels.dtype == torch.uint8:
         return pixels.numpy()

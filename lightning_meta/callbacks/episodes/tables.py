@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_meta.callbacks.episodes.inputs import cells, shown_inputs
+from lightning_meta.callbacks.episodes.inputs import cells, shown_sets
 from lightning_meta.callbacks.episodes.own_units import in_own_units
 from lightning_meta.callbacks.episodes.record import ShownEpisode
 from lightning_meta.episodes.trees import leaves_of, map_leaves
@@ -38,22 +38,31 @@ def episode_table(episodes: list[ShownEpisode], num_examples: int, preparation: 
     Args:
         episodes: The tasks, with their predictions.
         num_examples: The most examples to show of a support or query set, evenly spread over the set.
-        preparation: The data module's preparation, which turns ids into words and standardized targets into their own
-            units again.
+        preparation: The data module's preparation, which turns inputs into pixels, ids into words and standardized
+            targets into their own units again.
     """
     rows: list[dict[str, Any]] = []
     for shown in (in_own_units(shown, preparation) for shown in episodes):
         task = shown.task
-        for name, x, y in (("support", task.support_x, task.support_y), ("query", task.query_x, task.query_y)):
-            chosen = evenly_spread(len(leaves_of(x)[0]), num_examples)
-            x, y = (map_leaves(lambda leaf, chosen=chosen: leaf[chosen], tree) for tree in (x, y))
-            kind, inputs = shown_inputs(x, preparation)
-            predicted = prediction_columns(shown, y, chosen) if name == "query" else {}
+        sizes = len(leaves_of(task.support_x)[0]), len(leaves_of(task.query_x)[0])
+        chosen = [evenly_spread(size, num_examples) for size in sizes]
+        support_x, query_x = (_rows(x, own) for x, own in zip((task.support_x, task.query_x), chosen, strict=True))
+        kind, shown_x = shown_sets(support_x, query_x, preparation)
+        for name, inputs, y, own_rows in zip(
+            ("support", "query"), shown_x, (task.support_y, task.query_y), chosen, strict=True
+        ):
+            y = _rows(y, own_rows)
+            predicted = prediction_columns(shown, y, own_rows) if name == "query" else {}
             for row, (own, truth) in enumerate(zip(inputs, cells(y), strict=True)):
                 start = {"task": shown.number, "set": name, kind: own, "truth": truth}
                 rows.append(start | {column: values[row] for column, values in predicted.items()})
     names = list(dict.fromkeys(name for row in rows for name in row))
     return Table({name: [row.get(name) for row in rows] for name in names})
+
+
+def _rows(tree: Any, chosen: Tensor) -> Any:
+    """Return some rows of a pytree of tensors."""
+    return map_leaves(lambda leaf: leaf[chosen], tree)
 
 
 def prediction_columns(shown: ShownEpisode, truth: Any, chosen: Tensor) -> dict[str, list[Any]]:

@@ -97,6 +97,12 @@ class ImagePreparation(Preparation):
         mean, std = (numbers.new_tensor(each).mul_(255)[:, None, None] for each in (self.mean, self.std))
         return numbers.sub_(mean).div_(std)
 
+    def pixels_of(self, inputs: Tensor) -> NDArray[np.uint8]:
+        """Return the pixels ``[pictures, channels, height, width]`` that `normalize` made these inputs of."""
+        mean, std = (torch.tensor(each, dtype=torch.float64)[:, None, None] for each in (self.mean, self.std))
+        pixels = (inputs.double() * std + mean).nan_to_num().mul(255).round().clamp(0, 255).to(torch.uint8).numpy()
+        return 255 - pixels if self.invert else pixels
+
     def _own_state(self) -> dict[str, Any]:
         size, channels = self.picture_format
         return {
