@@ -21,6 +21,7 @@ class RunKind(NamedTuple):
         pictures: Whether pictures of tasks are drawn: for real targets, and for classes of pictures.
         learned_rates: Whether inner rates are learned.
         diagnostics: The algorithm's own metrics in training.
+        calibration: Whether calibration is drawn where there is ``uncertainty``; it is not for several labels.
     """
 
     metric: Literal["acc", "mse"] | None
@@ -30,6 +31,7 @@ class RunKind(NamedTuple):
     pictures: bool = True
     learned_rates: bool = False
     diagnostics: tuple[str, ...] = ()
+    calibration: bool = True
 
 
 ANY_LEARNER = (
@@ -58,7 +60,13 @@ def kind_of(learner: TaskLearner, pictures: bool) -> RunKind:
         pictures=pictures if classes else real,
         learned_rates=bool(learned_rates(learner)),
         diagnostics=_diagnostics(learner),
+        calibration=likelihood != "bernoulli" or _num_outputs(learner) == 1,
     )
+
+
+def _num_outputs(learner: TaskLearner) -> int:
+    """Return the size of the model's last parameter, which is that of its outputs."""
+    return len(list(learner.model.parameters())[-1])
 
 
 def _takes_gradients(learner: TaskLearner) -> bool:

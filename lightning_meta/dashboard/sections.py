@@ -95,7 +95,7 @@ def _uncertainty(kind: RunKind) -> list[Panel]:
     if kind.uncertainty is None:
         return []
     panels = [Panel(name, "lines", (f"val/{key}",)) for key, name in _UNCERTAINTY[kind.uncertainty].items()]
-    return [*panels, Panel("Calibration", "pictures", ("val_episodes/calibration",))]
+    return panels + [Panel("Calibration", "pictures", ("val_episodes/calibration",))] * kind.calibration
 
 
 def _tasks(kind: RunKind) -> list[Panel]:

@@ -67,3 +67,11 @@ def test_panels_that_two_kinds_share_are_there_once():
     panels = [panel for section in sections for panel in section.panels]
     assert len(set(panels)) == len(panels)
     assert sum(panel.keys == ("val/nll",) for panel in panels) == 1
+
+
+@pytest.mark.parametrize(("outputs", "drawn"), [(1, True), (2, False)])
+def test_calibration_of_several_labels_has_no_panel(outputs, drawn):
+    sections = sections_of([kind_of(MAML(nn.Linear(3, outputs), nn.BCEWithLogitsLoss()), pictures=False)])
+    keys = {key for section in sections for panel in section.panels for key in panel.keys}
+    assert "val/ece" in keys
+    assert ("val_episodes/calibration" in keys) == drawn
