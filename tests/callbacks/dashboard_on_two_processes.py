@@ -6,12 +6,13 @@ import sys
 import warnings
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from lightning_meta import MLP, AmortizedMAML, SinusoidDataModule
+from lightning_meta import MAML, MLP, AmortizedMAML, SinusoidDataModule
 from lightning_meta.callbacks import EpisodeDashboard
 from tests.offline_runs import without_drawing
 
@@ -40,6 +41,15 @@ def main(folder: str) -> None:
         trainer.fit(learner, data)
         trainer.test(learner, data, verbose=False)
         torch.save([learner.state_dict(), torch.rand(2)], f"{folder}/{name}_{trainer.global_rank}.pt")
+    # A learner that draws nothing, whose tasks can be evaluated alone.
+    learner = MAML(MLP(hidden=[6]), nn.MSELoss())
+    trainer.test(learner, data, verbose=False)
+    tasks = data.episodes("test").make(np.arange(7))
+    errors = [
+        (learner.adapt(tasks.support_x[i], tasks.support_y[i])(tasks.query_x[i]) - tasks.query_y[i]).square().mean()
+        for i in range(7)
+    ]
+    torch.save(torch.stack(errors), f"{folder}/alone_{trainer.global_rank}.pt")
 
 
 if __name__ == "__main__":

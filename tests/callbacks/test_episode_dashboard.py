@@ -48,8 +48,9 @@ def test_training_is_the_same_with_and_without(entry, tmp_path):
     for callbacks in ([], [EpisodeDashboard(num_episodes=3)]):
         torch.manual_seed(1)
         own = entry.learner(eval_inner_steps=2)
-        data = entry.data(tasks_per_batch=2, train_tasks=6, val_tasks=4)
-        runner = trainer(tmp_path / str(len(weights)), *callbacks)
+        data = entry.data(tasks_per_batch=2, train_tasks=24, val_tasks=4)  # enough steps to be captured and replayed
+        options = {"max_epochs": 1, "accumulate_grad_batches": 2, "val_check_interval": 0.5}
+        runner = trainer(tmp_path / str(len(weights)), *callbacks, **options)
         runner.fit(own, data)
         weights.append(copy.deepcopy(own.state_dict()))
         draws.append(torch.rand(3))
