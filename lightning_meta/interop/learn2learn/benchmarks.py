@@ -33,12 +33,14 @@ def get_tasksets(
     train_samples: int = 10,
     test_ways: int = 5,
     test_samples: int = 10,
-    root: str | Path = "~/data",
+    num_tasks: int = -1,
     *,
+    root: str | Path = "~/data",
+    device: None = None,
     shots: int = 1,
     **options: Any,
 ) -> NWayDataModule:
-    """Return a data module of a benchmark, by the names and arguments of learn2learn's function.
+    """Return a data module of a benchmark, chosen by the name and arguments of learn2learn's function.
 
     The files must be there: nothing is downloaded unless ``download=True`` is passed for Omniglot. learn2learn itself
     is not needed. Splits are those of the data module, which are disjoint.
@@ -49,9 +51,11 @@ def get_tasksets(
         train_samples: Examples per class in a training task, support and query sets together.
         test_ways: Classes in a validation or test task; must equal ``train_ways``.
         test_samples: Examples per class in a validation or test task.
+        num_tasks: Must be -1, as tasks are drawn anew in each epoch; options give the number of tasks of an epoch.
         root: The folder with the files, or with learn2learn's folder of them.
+        device: Must be None, as the trainer moves batches.
         shots: Support examples per class.
-        **options: As in the data module.
+        **options: As in the data module, such as ``train_tasks``.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -64,6 +68,13 @@ def get_tasksets(
     """
     if name not in _MODULES:
         raise ValueError(f"name={name!r} is not one of {list(get_args(Benchmark))}")
+    if num_tasks != -1:
+        raise ValueError(
+            f"num_tasks={num_tasks} has no counterpart: pass train_tasks, val_tasks and test_tasks, the tasks of an "
+            "epoch, and root by name"
+        )
+    if device is not None:
+        raise ValueError(f"device={device!r} has no counterpart: leave it out, and pass accelerator to the Trainer")
     if train_ways != test_ways:
         raise ValueError(
             f"train_ways={train_ways} and test_ways={test_ways} differ: make a data module for each number of ways"

@@ -20,16 +20,16 @@ def split_task(x: Any, y: Tensor, shots: int, query_shots: int | None = None, wa
 
     Args:
         x: Inputs ``[examples, ...]``, a pytree of tensors.
-        y: Labels ``[examples]``, or real targets ``[examples, ...]``.
+        y: Labels ``[examples]``, which must be 0, 1, ... without a gap, or real targets ``[examples, ...]``.
         shots: Support examples per class; for regression in all.
         query_shots: Query examples per class, or in all; None: all others.
-        ways: The number of classes, whose labels must then be 0, 1, ...; None: not checked.
+        ways: The number of classes; None: any.
 
     Returns:
         One task, its sets ordered by label.
 
     Raises:
-        ValueError: If there are too few examples, or other classes.
+        ValueError: If there are too few examples, or other labels.
 
     Example:
         >>> episode = split_task(torch.arange(6.0), torch.tensor([1, 0, 0, 1, 1, 0]), shots=1)
@@ -46,10 +46,11 @@ def split_task(x: Any, y: Tensor, shots: int, query_shots: int | None = None, wa
             raise ValueError(f"a task's labels have the shape {tuple(y.shape)}, and must be [examples]")
         y = y.long()
         labels = y.unique().tolist()
-        if ways is not None and labels != list(range(ways)):
+        classes = len(labels) if ways is None else ways
+        if labels != list(range(classes)):
             raise ValueError(
-                f"ways={ways} but a task has the labels {labels}: they must be 0 to {ways - 1}; check NWays, and add "
-                "RemapLabels to the transforms"
+                f"ways={ways} but a task has the labels {labels}: they must be 0 to {classes - 1}; check NWays, and "
+                "add RemapLabels to the transforms"
             )
         groups = {f"class {label}": (y == label).nonzero()[:, 0] for label in labels}
     needed = shots + (1 if query_shots is None else query_shots)

@@ -34,7 +34,7 @@ class TasksetEpisodes(EpisodeDataset):
             not remember tasks; returns inputs and targets.
         shots: Support examples per class; for regression in all.
         query_shots: Query examples per class, or in all; None: all others.
-        ways: Classes in a task; None: not checked.
+        ways: Classes in a task; None: any number.
         split: Determines the tasks, together with ``seed``.
         num_tasks: Tasks in an epoch.
         seed: As in `TaskDataModule`.

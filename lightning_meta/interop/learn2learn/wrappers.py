@@ -102,7 +102,8 @@ def to_learn2learn(learner: MAML) -> Any:
     """Return the wrapper of learn2learn that adapts as a learner does.
 
     Module and learned rates are not copied: the wrapper holds those of the learner. The loss, the number of inner steps
-    and the optimizer are up to the loop that uses the wrapper.
+    and the optimizer are up to the loop that uses the wrapper. learn2learn's ``MetaSGD`` cannot adapt a model with
+    parameters that it does not use: its first ``adapt`` fails.
 
     Args:
         learner: `MAML`, `MetaSGD`, or `ANIL` of an ``nn.Sequential``.

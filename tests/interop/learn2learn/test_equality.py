@@ -18,7 +18,7 @@ from tests.interop.learn2learn.loops import (
     train_theirs,
 )
 
-TOLERANCE = 1e-6
+TOLERANCES = {torch.float64: 1e-14, torch.float32: 1e-6}  # measured: 4e-16 and 6e-8
 # learn2learn's MetaSGD reads the gradient of tensors that are not leaves.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
@@ -67,7 +67,7 @@ def check(l2l, _dtype, record_property):
         record_property("difference", difference)
         print(f"moved {moved:.1e}, difference {difference:.1e}")
         assert moved > 1e-3  # both were trained
-        assert difference < TOLERANCE
+        assert difference < TOLERANCES[torch.get_default_dtype()]
 
     return run
 

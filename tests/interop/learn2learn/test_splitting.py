@@ -95,6 +95,11 @@ def test_labelled_examples_are_its_meta_dataset(l2l):
     assert len(labels.unique()) == 2
 
 
+def test_labels_that_are_not_consecutive_are_refused():
+    with pytest.raises(ValueError, match=r"the labels \[0, 7\]: they must be 0 to 1; .* add RemapLabels"):
+        split_task(torch.zeros(4), torch.tensor([7, 0, 0, 7]), shots=1)
+
+
 def test_uneven_tasks_are_refused():
     with pytest.raises(ValueError, match=r"different numbers of examples, \[3, 4\]"):
         split_task(torch.zeros(3), torch.zeros(4), shots=1)
