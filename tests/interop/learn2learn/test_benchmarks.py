@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import pickle
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,6 +11,7 @@ from lightning_meta import MiniImagenetDataModule, OmniglotDataModule
 from lightning_meta.data.vision import omniglot_files
 from lightning_meta.interop.learn2learn import TasksetDataModule, get_tasksets
 from tests.data.vision.look_alikes import COUNTS, drawings, write_zips
+from tests.interop.learn2learn.mini_imagenet_files import write_mini_imagenet
 
 
 def test_arguments_become_ours(tmp_path):
@@ -69,14 +67,7 @@ def test_it_takes_the_arguments_of_its_function(l2l):
 
 def test_its_mini_imagenet_feeds_our_data_module(l2l, tmp_path):
     """Its reader opens pickled files, here small ones of the same form."""
-    for number, (mode, classes) in enumerate({"train": 6, "validation": 5, "test": 5}.items()):
-        pictures = np.full((classes * 4, 84, 84, 3), number, dtype=np.uint8)
-        pictures[:, 0, 0, 0] = np.arange(classes * 4) // 4
-        content = {
-            "image_data": pictures,
-            "class_dict": {f"n{c}": list(range(4 * c, 4 * c + 4)) for c in range(classes)},
-        }
-        Path(tmp_path / f"mini-imagenet-cache-{mode}.pkl").write_bytes(pickle.dumps(content))
+    write_mini_imagenet(tmp_path, examples=4)
     tasksets = l2l.vision.benchmarks.get_tasksets(
         "mini-imagenet", train_ways=5, train_samples=4, test_ways=5, test_samples=3, root=str(tmp_path)
     )
