@@ -214,14 +214,14 @@ class EpisodeDashboard(L.Callback):
             if curve is not None:
                 scalars |= {f"{section}/{name}_step_{k}": v for k, v in zip(curve.steps, curve.mean, strict=True)}
         rates = learned_rates(learner)
+        preparation = getattr(getattr(trainer, "datamodule", None), "preparation", None)
         figures = {
             "adaptation": draw_adaptation(record.metric, self._history[stage]),
-            "tasks": draw_episodes(record.episodes),
+            "tasks": draw_episodes(record.episodes, preparation),
             "calibration": None if self._calibration is None else self._calibration.draw(),
             "difficulty": draw_difficulty(record.metric, per_task),
             "learned_rates": draw_rates(rates, learner.inner_lr) if rates else None,
         }
-        preparation = getattr(getattr(trainer, "datamodule", None), "preparation", None)
         tables: dict[str, Table] = {
             "examples": episode_table(record.episodes, self.num_examples, preparation),
             "per_task": per_task_table(per_task),
