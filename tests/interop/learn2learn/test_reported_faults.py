@@ -51,6 +51,12 @@ def test_meta_sgd_unties_a_layer_in_two_places(l2l):
     assert torch.equal(clone.module[1][0].weight, layer.weight)
 
 
+def test_meta_sgd_cannot_adapt_a_model_with_unused_parameters(l2l):
+    clone = l2l.algorithms.MetaSGD(nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)]), lr=0.1).clone()
+    with pytest.raises(RuntimeError, match="have been used in the graph"):
+        clone.adapt(clone.module[0](torch.ones(2, 3)).square().sum())
+
+
 def test_scales_made_by_module_transform_start_at_the_number_of_elements(l2l):
     transform = l2l.optim.ModuleTransform(l2l.nn.Scale)(torch.zeros(3, 4))
     assert transform.transform.alpha.tolist() == [12.0] * 12
