@@ -140,7 +140,7 @@ def to_learn2learn(learner: MAML) -> Any:
 def _rates_of(wrapper: Any) -> Rates:
     kind = class_of(wrapper)
     if kind in _LIGHTNING_MODULES:
-        raise TypeError(f"wrapper={kind} is a Lightning module, which holds one: {_LIGHTNING_MODULES[kind]}")
+        raise TypeError(f"wrapper={kind} is a Lightning module and not a wrapper: {_LIGHTNING_MODULES[kind]}")
     if kind not in ("MAML", "MetaSGD", "GBML"):
         raise TypeError(
             f"wrapper={type(wrapper).__module__}.{type(wrapper).__qualname__} must be MAML, MetaSGD or GBML of "
