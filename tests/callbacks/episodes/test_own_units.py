@@ -21,7 +21,7 @@ PREPARATION = SimpleNamespace(targets=TARGETS)
 
 def shown(learner, inputs):
     x, y = torch.randn(1, 6, inputs), TARGETS.standardized(OWN)[None]
-    return record_of(learner, [Episode(x, y, x, y)], {"mse": torch.rand(1)}, 1).episodes
+    return record_of(learner, [Episode(x, y, x, y)], {"mse": torch.rand(1), "mse_pre": torch.rand(1)}, 1).episodes
 
 
 def test_the_table_is_in_own_units():
