@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
@@ -102,17 +103,26 @@ class Evaluation(PerTaskFunctions):
         """
         steps = self.eval_inner_steps if steps is None else steps
         kept = (steps,) if record is None else record
-        check_batch(batch, self._targets())
-        meta = {name: p.detach() for name, p in self._meta_parameters().items()}
-
-        def evaluate_task(meta: MetaParameters, task: Episode) -> TaskResult:
-            return self._evaluate_task(meta, task, steps, kept)
-
-        with torch.no_grad():
-            results = self._mapping.map(evaluate_task, meta, self._prepared(batch), self._traits())
-        result = merge_results(results, query_size(batch))
+        result = self.map_tasks(lambda meta, task: self._evaluate_task(meta, task, steps, kept), batch)
         check_finite(result, self.rates_in_errors, self.parameters(), batch=batch)
         return result
+
+    def map_tasks(self, function: Callable[[MetaParameters, Episode], TaskResult], batch: Episode) -> TaskResult:
+        """Apply a function of the meta-parameters and one task to each task of a batch, without gradients.
+
+        Args:
+            function: A pure function as those of `PerTaskFunctions`. What else it computes goes into the report's
+                ``diagnostics``, as tensors of any shape.
+            batch: The tasks.
+
+        Returns:
+            The report ``[tasks, ...]``.
+        """
+        check_batch(batch, self._targets())
+        meta = {name: p.detach() for name, p in self._meta_parameters().items()}
+        with torch.no_grad():
+            results = self._mapping.map(function, meta, self._prepared(batch), self._traits())
+        return merge_results(results, query_size(batch))
 
     def per_task(self, stage: Literal["val", "test"] = "test") -> dict[str, Tensor]:
         """Return the metrics of the last validation or test by name, ``[tasks]``; all processes must call this."""

@@ -1,0 +1,41 @@
+"""The problem that a learner's inner loop solves, as a function for analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from lightning_meta.episodes import MetaParameters, Support
+from lightning_meta.inner.vectors import Vector
+from lightning_meta.learners import GradientLearner
+from lightning_meta.learners.task_learner import TaskLearner
+
+
+def support_loss(
+    learner: GradientLearner, meta: MetaParameters, support: Support
+) -> tuple[Vector, Callable[[Vector], Tensor]]:
+    """Return where a task's inner loop starts, and its support loss as a function of the adapted parameters.
+
+    Args:
+        learner: A learner that `check_adapts_a_model` takes.
+        meta: The meta-parameters.
+        support: One task's support set.
+    """
+    (first, *_) = learner.inner_loop(meta, support, 0)
+    state: dict[str, Tensor] = first.state
+    names = getattr(learner, "adapted_names", tuple(state))
+    fixed = {**learner.model_parameters(meta), **state}
+    return {name: fixed[name] for name in names}, lambda adapted: learner.set_loss({**fixed, **adapted}, support)
+
+
+def check_adapts_a_model(learner: TaskLearner, analysis: str) -> Any:
+    """Raise a ValueError unless the learner adapts the parameters of one model by gradients of its support loss."""
+    adapts = isinstance(learner, GradientLearner) and learner.adapted_parameters({}, {}) is not None
+    if not adapts:
+        raise ValueError(
+            f"{analysis} is for learners that adapt parameters of one model by gradient steps, such as MAML, Reptile "
+            f"and ImplicitMAML, not {type(learner).__name__}"
+        )
+    return learner
