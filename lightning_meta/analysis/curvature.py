@@ -85,14 +85,14 @@ def curvature(learner: TaskLearner, batch: Episode, steps: int = 20, probes: int
         >>> found.largest
         tensor([2., 2.], dtype=torch.float64)
     """
-    check_adapts_a_model(learner, "curvature")
+    adapting = check_adapts_a_model(learner, "curvature")
     check_count("steps", steps)
     check_count("probes", probes)
     generator = torch.Generator().manual_seed(seed)
 
     def task_spectrum(meta: MetaParameters, task: Episode) -> TaskResult:
-        point, loss = support_loss(learner, meta, task.support)
-        _, pull_back = vjp(grad(loss), point)
+        point, loss = support_loss(adapting, meta, task.support)
+        _, pull_back = vjp(grad(loss), point)  # type: ignore[misc]
         sizes = [leaf.numel() for leaf in point.values()]
 
         def product(vector: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def curvature(learner: TaskLearner, batch: Episode, steps: int = 20, probes: int
     first = next(iter(learner.model.parameters()))
     value_like = first.detach()
     meta = {name: p.detach() for name, p in learner.named_parameters()}
-    point, _ = support_loss(learner, meta, batch.select(0).support)  # for its size alone
+    point, _ = support_loss(adapting, meta, batch.select(0).support)  # for its size alone
     size = sum(leaf.numel() for leaf in point.values())
     starts = [torch.randn(size, generator=generator, dtype=torch.float64) for _ in range(probes)]
     queries = batch.query_y.shape[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
@@ -30,10 +29,9 @@ def support_loss(
     return {name: fixed[name] for name in names}, lambda adapted: learner.set_loss({**fixed, **adapted}, support)
 
 
-def check_adapts_a_model(learner: TaskLearner, analysis: str) -> Any:
-    """Raise a ValueError unless the learner adapts the parameters of one model by gradients of its support loss."""
-    adapts = isinstance(learner, GradientLearner) and learner.adapted_parameters({}, {}) is not None
-    if not adapts:
+def check_adapts_a_model(learner: TaskLearner, analysis: str) -> GradientLearner:
+    """Return the learner; raise a ValueError unless it adapts the parameters of one model by gradients of its support loss."""
+    if not isinstance(learner, GradientLearner) or learner.adapted_parameters({}, {}) is None:
         raise ValueError(
             f"{analysis} is for learners that adapt parameters of one model by gradient steps, such as MAML, Reptile "
             f"and ImplicitMAML, not {type(learner).__name__}"

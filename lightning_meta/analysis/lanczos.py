@@ -24,7 +24,8 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> t
     """
     vector = start / start.norm()
     basis = vector[None]  # [step, n]
-    diagonal, beside = [], []
+    diagonal: list[Tensor] = []
+    beside: list[Tensor] = []
     alive = torch.ones_like(vector[0], dtype=torch.bool)
     for step in range(steps):
         image = product(vector)
