@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 from scipy.optimize import brentq
-from scipy.stats import beta, binom
 
 from lightning_meta.arguments import check_choice
 
@@ -90,7 +90,7 @@ def quantile_bound(losses: Any, quantile: float = 0.9, delta: float = 0.05) -> f
     _check_probability("quantile", quantile)
     values = np.sort(np.asarray(losses, dtype=float))
     # The k-th smallest of n losses exceeds the quantile if fewer than k losses lie below it.
-    rank = int(binom.ppf(1 - delta, len(values), quantile)) + 1
+    rank = int(stats.binom.ppf(1 - delta, len(values), quantile)) + 1
     if rank > len(values):
         least = math.ceil(math.log(delta) / math.log(quantile))
         raise ValueError(
@@ -165,7 +165,7 @@ def _bernstein(x: Losses, delta: float) -> float:
 
 def _clopper_pearson(x: Losses, delta: float) -> float:
     errors = int(x.sum())
-    return 1.0 if errors == len(x) else float(beta.ppf(1 - delta, errors + 1, len(x) - errors))
+    return 1.0 if errors == len(x) else float(stats.beta.ppf(1 - delta, errors + 1, len(x) - errors))
 
 
 def _betting(x: Losses, delta: float) -> float:
