@@ -30,7 +30,7 @@ def support_loss(
 
 
 def check_adapts_a_model(learner: TaskLearner, analysis: str) -> GradientLearner:
-    """Return the learner; raise a ValueError unless it adapts parameters of one model by gradients of a support loss."""
+    """Return the learner; raise a ValueError unless it adapts parameters of one model by gradients of its loss."""
     if not isinstance(learner, GradientLearner) or learner.adapted_parameters({}, {}) is None:
         raise ValueError(
             f"{analysis} is for learners that adapt parameters of one model by gradient steps, such as MAML, Reptile "
