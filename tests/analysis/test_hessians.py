@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from lightning_meta import MAML, MLP, Conv4, ImplicitMAML, ProtoNet, Reptile, collate_episodes
-from lightning_meta.analysis.curvature import Curvature, cg_error_bound, cg_steps_for, curvature
+from lightning_meta.analysis.hessians import Curvature, cg_error_bound, cg_steps_for, curvature
 from tests.registry import BY_NAME
 
 
