@@ -14,9 +14,9 @@ from lightning_meta.arguments import check_count
 def noise_scale(gradients: Tensor) -> float:
     """Return the simple noise scale of meta-gradients, in tasks; NaN if it is undetermined.
 
-    ``B = tr Σ / |G|²`` (McCandlish et al., 2018, equation 2.9) with the mean G and the covariance Σ of the tasks'
-    gradients, both estimated without bias: ``|G|² ≈ (T |ḡ|² − mean |g_i|²) / (T − 1)`` and
-    ``tr Σ ≈ (mean |g_i|² − |ḡ|²) T / (T − 1)``. Late in training |G|² is small beside the noise and its estimate may be
+    ``B = tr Σ / ‖G‖²`` (McCandlish et al., 2018, equation 2.9) with the mean G and the covariance Σ of the tasks'
+    gradients, both estimated without bias: ``‖G‖² ≈ (T ‖ḡ‖² − mean ‖g_i‖²) / (T − 1)`` and
+    ``tr Σ ≈ (mean ‖g_i‖² − ‖ḡ‖²) T / (T − 1)``. Late in training ‖G‖² is small beside the noise and its estimate may be
     negative: then B is undetermined. The estimate is a diagnostic, not advice on the number of tasks.
 
     Args:
@@ -42,11 +42,11 @@ class GradientVariance(NamedTuple):
     """Parts of the mean squared norm of meta-gradients; they add up to ``total``. Estimates may be negative.
 
     Attributes:
-        common: ``|E g|²``, the squared norm of the mean gradient.
-        between: ``E_τ |E[g | τ]|² − |E g|²``, the variance between tasks: more tasks reduce it.
-        within: ``E |g|² − E_τ |E[g | τ]|²``, the variance between draws of the same task: more shots and queries reduce
+        common: ``‖E g‖²``, the squared norm of the mean gradient.
+        between: ``E_τ ‖E[g | τ]‖² − ‖E g‖²``, the variance between tasks: more tasks reduce it.
+        within: ``E ‖g‖² − E_τ ‖E[g | τ]‖²``, the variance between draws of the same task: more shots and queries reduce
             it, and more tasks too.
-        total: ``E |g|²``.
+        total: ``E ‖g‖²``.
         p_value: The probability of a variance between tasks as large as this one, if the tasks do not differ.
     """
 
@@ -60,7 +60,7 @@ class GradientVariance(NamedTuple):
 def gradient_variance(gradients: Tensor, permutations: int = 999, seed: int = 0) -> GradientVariance:
     """Split the variance of meta-gradients into parts between tasks and within tasks.
 
-    The estimates are without bias: ``|E g|²`` from products of gradients of different tasks, ``E_τ |E[g | τ]|²`` from
+    The estimates are without bias: ``‖E g‖²`` from products of gradients of different tasks, ``E_τ ‖E[g | τ]‖²`` from
     products of different draws of one task. The test permutes draws among all tasks.
 
     Args:
