@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+import lightning_meta
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 BUILD = HERE / "_build"
@@ -16,9 +18,7 @@ for variable in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTE
     os.environ[variable] = str(BUILD / "jupyter")
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 
-from copied_examples import copy_examples, draw_thumbnail  # noqa: E402
-
-import lightning_meta  # noqa: E402
+from copied_examples import copy_examples, draw_thumbnail  # noqa: E402 (found only by the path above)
 
 copy_examples(ROOT / "examples", BUILD / "examples", {"sinusoid_demo": "images/sinusoid_demo.png"})
 draw_thumbnail(BUILD / "needs_data.png")

@@ -8,6 +8,9 @@ import sys
 import pytest
 import torch
 
+from lightning_meta.data.vision import omniglot
+from lightning_meta.data.vision.omniglot_files import OmniglotImages
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: together they have as many threads as cores
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
@@ -30,3 +33,11 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def random_omniglot(monkeypatch):
+    """Noise in the place of Omniglot's drawings."""
+    names = tuple(f"images_{'background' if i < 964 else 'evaluation'}/alphabet/character{i:04}" for i in range(1623))
+    images = torch.randint(256, (1623, 20, 28, 28), dtype=torch.uint8)
+    monkeypatch.setattr(omniglot, "load_omniglot", lambda *args, **kwargs: OmniglotImages(images, names))

@@ -13,50 +13,12 @@ import wandb
 
 from lightning_meta import ANIL, MAML, MetaLearner, MetaSGD
 from lightning_meta.cli import main
-from lightning_meta.data.vision import omniglot
-from lightning_meta.data.vision.omniglot_files import OmniglotImages
-from tests.domains import WRITERS
-
-ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+from tests.shipped import CONFIGS, QUIET, ROOT, small
 
 
 @pytest.fixture(autouse=True)
 def _inside_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def random_omniglot(monkeypatch):
-    names = tuple(f"images_{'background' if i < 964 else 'evaluation'}/alphabet/character{i:04}" for i in range(1623))
-    images = torch.randint(256, (1623, 20, 28, 28), dtype=torch.uint8)
-    monkeypatch.setattr(omniglot, "load_omniglot", lambda *args, **kwargs: OmniglotImages(images, names))
-
-
-def small(config: Path) -> list[str]:
-    """Arguments that make a configuration's run take seconds."""
-    few = ["--data.tasks_per_batch=2", "--data.train_tasks=4", "--data.val_tasks=4", "--data.test_tasks=4"]
-    domain = config.stem.split("_")[0]
-    lean = ["--model.model.init_args.filters=4"] if domain == "omniglot" else []
-    if domain in WRITERS:
-        root = Path(domain)
-        if not root.exists():
-            root.mkdir()
-            WRITERS[domain](root)
-        lean += [f"--data.file={root}/parkinsons_updrs.data"] if domain == "parkinsons" else [f"--data.root={root}"]
-        counts = ["--data.train_patients=20", "--data.val_patients=4", "--data.test_patients=4"]
-        lean += counts if domain == "physionet" else []
-    lean += ["--model.eval_inner_steps=3"] if "omniglot_reptile" in config.name else []
-    return [
-        "--config",
-        str(config),
-        "--trainer.max_epochs=1",
-        "--trainer.check_val_every_n_epoch=1",
-        *QUIET,
-        *few,
-        *lean,
-    ]
 
 
 @pytest.mark.usefixtures("random_omniglot")

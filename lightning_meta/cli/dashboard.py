@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,9 +100,7 @@ def check_json(output: str, overwrite: bool) -> Path:
 def _kinds(configs: list[str]) -> Sequence[RunKind]:
     if not configs:
         return ANY_LEARNER
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # which come from the command line here
-        cli = run([f"--config={path}" for path in configs], cls=_SavedCLI, run=False)
+    cli = run([f"--config={path}" for path in configs], cls=_SavedCLI, run=False)
     pictures = isinstance(cli.datamodule, ImageDataModule | OmniglotDataModule)
     return [kind_of(cli.model, pictures)]
 

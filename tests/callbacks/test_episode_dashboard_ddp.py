@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
 
+from tests.scripts import run_script
+
 SCRIPT = Path(__file__).with_name("dashboard_on_two_processes.py")
 
 
 def test_the_first_of_two_processes_shows_all_tasks(tmp_path):
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(SCRIPT.parents[2])]))
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(SCRIPT, tmp_path)
     for rank in (0, 1):
         (weights, draws), (own_weights, own_draws) = (
             torch.load(tmp_path / f"{name}_{rank}.pt") for name in ("without", "with")

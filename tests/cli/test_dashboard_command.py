@@ -8,7 +8,7 @@ import pytest
 import wandb
 
 from lightning_meta.cli import main
-from tests.test_cli import CONFIGS, ROOT
+from tests.shipped import CONFIGS, ROOT
 
 pytest.importorskip("wandb_workspaces")
 CHOSEN = ("sinusoid_amortized_maml", "physionet_imaml", "omniglot_maml", "clinc150_maml", "clinc150_protonet")

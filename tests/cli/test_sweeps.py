@@ -11,7 +11,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from lightning_meta.cli import main
 from tests.offline_runs import without_connection, without_drawing
-from tests.test_cli import ROOT, random_omniglot, small  # noqa: F401 (a fixture)
+from tests.shipped import ROOT, small
 
 SWEEPS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
 

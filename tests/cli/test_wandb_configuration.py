@@ -16,7 +16,7 @@ from lightning_meta.callbacks import EpisodeDashboard
 from lightning_meta.cli import main
 from lightning_meta.cli.run_configuration import flattened
 from tests.offline_runs import offline_runs, without_connection, without_drawing
-from tests.test_cli import CONFIGS, ROOT, random_omniglot, small  # noqa: F401 (a fixture)
+from tests.shipped import CONFIGS, ROOT, small
 
 WANDB = ["--config", str(ROOT / "configs/logger/wandb.yaml")]
 
