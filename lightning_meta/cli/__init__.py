@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.cli import ArgsType
 
 from lightning_meta.cli.adapt import adapt_command
+from lightning_meta.cli.analyze import analyze_command
 from lightning_meta.cli.bad_input import one_message
 from lightning_meta.cli.baselines import baselines_command
 from lightning_meta.cli.completion import print_completion
@@ -17,6 +18,7 @@ from lightning_meta.version import __version__
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "adapt": adapt_command,
+    "analyze": analyze_command,
     "baselines": baselines_command,
     "dashboard": dashboard_command,
 }
@@ -29,8 +31,8 @@ def main(args: ArgsType = None) -> Any:
         args: Arguments as a list of strings, or a configuration as a dictionary; None: those of the process.
 
     Returns:
-        For ``adapt`` the predictions, for ``baselines`` the table, for ``dashboard`` the workspace, otherwise the
-        finished command line, with ``trainer``, ``model`` and ``datamodule``.
+        For ``adapt`` the predictions, for ``analyze`` the report, for ``baselines`` the table, for ``dashboard`` the
+        workspace, otherwise the finished command line, with ``trainer``, ``model`` and ``datamodule``.
     """
     given = sys.argv[1:] if args is None else args
     if not isinstance(given, list):

@@ -9,12 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_meta.analysis.comparison import compare_with_baselines
-from lightning_meta.checkpoints.checked_io import read_checkpoint
-from lightning_meta.checkpoints.loading import check_learner_class, check_preparation
 from lightning_meta.cli.bad_input import one_message
 from lightning_meta.cli.lightning_cli import MetaLearningCLI, run
 from lightning_meta.cli.run_configuration import OF_SUBCOMMANDS
 from lightning_meta.cli.saved import say_saved
+from lightning_meta.cli.trained import trained_learner
 from lightning_meta.data.tables import check_output, write_table
 
 
@@ -60,17 +59,7 @@ def _print_table(found: pl.DataFrame) -> None:
 def _compared(cli: MetaLearningCLI, trainer: L.Trainer) -> pl.DataFrame:
     config, data = cli.config, cli.datamodule
     path = None if config.output is None else check_output(config.output, config.overwrite)
-    learner = None
-    if config.ckpt_path is not None:
-        checkpoint = read_checkpoint(config.ckpt_path, "cpu")
-        data.prepare_data()
-        data.setup("fit")
-        check_learner_class(checkpoint, type(cli.model))
-        own = None if data.preparation is None else data.preparation.state()
-        check_preparation(checkpoint.get("meta_learner_preparation"), own)
-        learner = cli.model
-        learner.on_load_checkpoint(checkpoint)
-        learner.load_state_dict(checkpoint["state_dict"])
+    learner = None if config.ckpt_path is None else trained_learner(cli, config.ckpt_path)
     found = compare_with_baselines(data, learner, config.pooled_epochs, trainer)
     if path is not None and trainer.is_global_zero:
         write_table(found, path)

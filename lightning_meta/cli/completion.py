@@ -19,6 +19,7 @@ from lightning_meta.cli.overview import SUMMARIES
 
 SHELLS = ("bash", "zsh")
 _FILES = ("ckpt_path", "support", "query", "output", "file", "config")
+_FIRST_WORDS = {"analyze": ["curvature"]}  # without which a command has no parser
 _FOLDERS = ("root", "cache_dir", "default_root_dir")
 
 
@@ -54,7 +55,8 @@ def completion_script(shell: str, commands: Mapping[str, Callable[[Sequence[str]
     root.add_argument("--version", action="store_true")
     root.add_argument("--print_completion", choices=SHELLS)
     places = root.add_subparsers(metavar="command")
-    parsers = _subparsers(capture_parser(run, ["fit"])) | {n: capture_parser(c, []) for n, c in commands.items()}
+    others = {name: capture_parser(command, _FIRST_WORDS.get(name, [])) for name, command in commands.items()}
+    parsers = _subparsers(capture_parser(run, ["fit"])) | others
     for name, parser in parsers.items():
         _Words(places.add_parser(name, help=SUMMARIES[name]), shtab).add_all(parser)
     return shtab.complete(root, shell)

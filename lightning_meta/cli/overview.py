@@ -9,6 +9,7 @@ SUMMARIES = {
     "test": "evaluate on the test tasks; print a table with intervals",
     "predict": "save the outputs on the test tasks",
     "adapt": "predict a file's rows from labelled examples in another file",
+    "analyze": "choose hyper-parameters, certify results, find what is missing",
     "baselines": "compare a trained learner with simple baselines",
     "dashboard": "make a dashboard of a project's runs in Weights & Biases",
 }

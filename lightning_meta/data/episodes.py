@@ -1,5 +1,7 @@
 """Tasks as map-style data sets, and the loaders that serve them."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -28,6 +30,35 @@ class EpisodeDataset(Dataset[Episode], ABC):
     @abstractmethod
     def make(self, indices: NDArray[np.integer]) -> Episode:
         """Return a batch of the tasks with these indices, ``[indices, ...]``."""
+
+    def redrawn(self, indices: NDArray[np.integer], draws: NDArray[np.integer]) -> Episode:
+        """Return the same tasks with other examples, ``[indices, ...]``; may be overridden.
+
+        Args:
+            indices: The tasks.
+            draws: For each task the number of a draw of its examples, ``[indices]``; draw 0 is that of `make`.
+
+        Raises:
+            TypeError: If this data set cannot draw a task's examples anew.
+        """
+        raise TypeError(f"{type(self).__name__} cannot draw a task's examples anew: implement redrawn")
+
+    def disjoint(self) -> EpisodeDataset:
+        """Return independent tasks that share no classes, as many as there can be; may be overridden.
+
+        Raises:
+            TypeError: If this data set does not know its classes.
+        """
+        raise TypeError(f"{type(self).__name__} cannot make tasks of disjoint classes: implement disjoint")
+
+    def with_shots(self, shots: int) -> EpisodeDataset:
+        """Return the same tasks with another number of support examples; may be overridden.
+
+        Raises:
+            TypeError: If this data set has a given number.
+            ValueError: If there are too few examples.
+        """
+        raise TypeError(f"{type(self).__name__} cannot change the number of support examples: implement with_shots")
 
     def __len__(self) -> int:
         return self.num_tasks

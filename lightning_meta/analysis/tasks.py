@@ -1,0 +1,27 @@
+"""The tasks that an analysis takes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_meta.data.episodes import EpisodeDataset
+from lightning_meta.episodes import Episode
+from lightning_meta.episodes.trees import map_leaves
+
+
+def take(tasks: EpisodeDataset, count: int, device: torch.device | str = "cpu", first: int = 0) -> Episode:
+    """Return tasks ``first``, ``first + 1``, ... of a data set as a batch ``[count, ...]`` on a device.
+
+    Raises:
+        ValueError: If the data set has fewer.
+    """
+    if first + count > len(tasks):
+        raise ValueError(f"{first + count} tasks are asked for, and the data module has {len(tasks)}: give it more")
+    batch = tasks.make(np.arange(first, first + count))
+
+    def moved(leaf: Tensor) -> Tensor:
+        return leaf.to(device)
+
+    return map_leaves(moved, batch)

@@ -1,0 +1,95 @@
+"""``lightning-meta analyze WHAT``: what a trained learner's tasks say about its hyper-parameters and its future."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import lightning as L
+
+from lightning_meta.cli.analyze.curvature import curvature_report
+from lightning_meta.cli.analyze.report import Report, check_folder
+from lightning_meta.cli.bad_input import one_message
+from lightning_meta.cli.lightning_cli import MetaLearningCLI, run
+from lightning_meta.cli.run_configuration import OF_SUBCOMMANDS
+from lightning_meta.cli.saved import say_saved
+from lightning_meta.cli.trained import trained_learner
+
+ANALYSES: dict[str, Callable[..., Report]] = {
+    "curvature": curvature_report,
+}
+"""Functions of learner and data module; their further arguments are flags."""
+
+_SILENT: dict[str, Any] = {
+    "logger": False,
+    "callbacks": None,
+    "enable_checkpointing": False,
+    "devices": 1,
+    "num_nodes": 1,
+}
+_SILENT |= {"enable_progress_bar": False, "enable_model_summary": False, "strategy": "auto"}
+
+
+def analyze_command(args: Sequence[str]) -> Report:
+    """Run ``lightning-meta analyze``: print a report, save it, return it; bad input ends it with status 2."""
+    what = args[0] if args else "--help"
+    if what in ("-h", "--help"):
+        print(_overview())
+        sys.exit(0)
+    if what not in ANALYSES:
+        near = get_close_matches(what, ANALYSES, n=1)
+        cure = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(ANALYSES)}"
+        sys.stderr.write(f"lightning-meta analyze: error: there is no analysis {what!r}: {cure}\n")
+        sys.exit(2)
+    program = f"lightning-meta analyze {what}"
+    cli = run(list(args[1:]), cls=_command_line(ANALYSES[what]), run=False)
+    with one_message(program):
+        return _reported(what, cli)
+
+
+def _reported(what: str, cli: MetaLearningCLI) -> Report:
+    config, analysis = cli.config, ANALYSES[what]
+    folder = None if config.output is None else check_folder(config.output, config.overwrite)
+    cli.datamodule.prepare_data()
+    cli.datamodule.setup("fit")
+    learner = cli.model if config.ckpt_path is None else trained_learner(cli, config.ckpt_path)
+    trainer = L.Trainer(**{**cli.config_init.trainer, **_SILENT})
+    learner.to(trainer.strategy.root_device).eval()
+    arguments = {name: config[name] for name in _own_arguments(analysis)}
+    report = analysis(learner, cli.datamodule, **arguments)
+    report.show()
+    if folder is not None:
+        report.save(folder, analysis=what, arguments=arguments, ckpt_path=config.ckpt_path)
+        say_saved(report=folder)
+    return report
+
+
+def _command_line(analysis: Callable[..., Report]) -> type[MetaLearningCLI]:
+    class AnalyzeCLI(MetaLearningCLI):
+        """Lightning's command line with the arguments of an analysis."""
+
+        def add_arguments_to_parser(self, parser: Any) -> None:
+            """Add the checkpoint, the output, and the analysis's own arguments."""
+            add = parser.add_argument
+            add("--ckpt_path", type=str | None, default=None, help="The trained learner; without it, an untrained one.")
+            add("--output", type=str | None, default=None, help="A folder for report.json and pictures.")
+            add("--overwrite", action="store_true", help="Write into the output folder even if it is not empty.")
+            parser.add_function_arguments(analysis, as_group=False, skip={"learner", "data"})
+            for argument in OF_SUBCOMMANDS[1:]:  # `ckpt_path` is its own
+                add(f"--{argument}", default=None, help="In configurations that a run saved; without effect.")
+
+    return AnalyzeCLI
+
+
+def _own_arguments(analysis: Callable[..., Report]) -> list[str]:
+    return [name for name in inspect.signature(analysis).parameters if name not in ("learner", "data")]
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10} {(inspect.getdoc(function) or '').splitlines()[0]}" for name, function in ANALYSES.items()]
+    usage = "usage: lightning-meta analyze WHAT --config FILE.yaml [--ckpt_path CHECKPOINT] [--output FOLDER] ..."
+    more = "All flags of an analysis: lightning-meta analyze curvature --help"
+    return "\n".join([usage, "", "analyses:", *lines, "", more])
