@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from lightning_meta import arguments
 from lightning_meta.checkpoints.checked_io import Source
 from lightning_meta.checkpoints.loading import Allowed, load_data_module
+from lightning_meta.data.distinct_tasks import DistinctTasks
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeLoader, EpisodeSampler, Split
 from lightning_meta.data.preparation import Preparation
 from lightning_meta.episodes.episode import Episode, collate_episodes
@@ -22,6 +23,8 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
     Every task is a function of (seed, split, index). Training draws fresh tasks each epoch; validation and test
     always see the same ones. On several devices each process takes its own share of the tasks.
+    With ``distinct_train_tasks=D`` task ``i`` of training is the ``i % D``-th of D distinct ones, on its visit
+    ``i // D``. Distinct tasks of N ways differ in their classes or in their order, those of a table in their group.
 
     Args:
         tasks_per_batch: Tasks in a meta-batch, per process.
@@ -31,9 +34,13 @@ class TaskDataModule(L.LightningDataModule, ABC):
         seed: Determines the tasks; independent of the seed of the training.
         num_workers: Processes that make episodes; 0 makes them in the training process.
         pin_memory: Whether to pin host memory for faster copies to a GPU.
+        distinct_train_tasks: Training goes through so many distinct tasks again and again; None: fresh tasks without
+            end.
+        redraw_examples: Whether a distinct training task has other examples each time it returns; False: always the
+            same ones.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If a number is out of its range, or when training starts, if there are fewer distinct tasks.
         TypeError: If an argument's name is not known.
     """
 
@@ -58,6 +65,8 @@ class TaskDataModule(L.LightningDataModule, ABC):
         seed: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
+        distinct_train_tasks: int | None = None,
+        redraw_examples: bool = True,
     ) -> None:
         super().__init__()
         self.num_tasks: dict[Split, int] = {"train": train_tasks, "val": val_tasks, "test": test_tasks}
@@ -66,10 +75,15 @@ class TaskDataModule(L.LightningDataModule, ABC):
             arguments.check_count(f"{split}_tasks", tasks)
         arguments.check_seed(seed)
         arguments.check_count("num_workers", num_workers, least=0)
+        arguments.check_optional_count("distinct_train_tasks", distinct_train_tasks)
+        if not redraw_examples and distinct_train_tasks is None:
+            raise ValueError("redraw_examples=False, but fresh tasks never return: set distinct_train_tasks, too")
         self.tasks_per_batch = tasks_per_batch
         self.seed = seed
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.distinct_train_tasks = distinct_train_tasks
+        self.redraw_examples = redraw_examples
         if self.keeps_arguments:
             # Those of derived classes too: Lightning looks through all constructors.
             self.save_hyperparameters(ignore=list(self.arguments_not_kept))
@@ -97,6 +111,21 @@ class TaskDataModule(L.LightningDataModule, ABC):
     def episodes(self, split: Split) -> EpisodeDataset:
         """Return the tasks of a split."""
 
+    def training_tasks(self) -> EpisodeDataset:
+        """Return the tasks of training as they are served: without end, or ``distinct_train_tasks`` that return.
+
+        Its ``redrawn`` gives other examples of these very tasks. Draws from `FIRST_RESERVED_DRAW` = 2**40 on are for
+        analyses, as training does not reach them: ``data.training_tasks().redrawn(np.arange(8), np.full(8, 2**40))``.
+
+        Raises:
+            ValueError: If there are fewer distinct tasks.
+            TypeError: If their examples cannot be drawn anew, and ``redraw_examples`` is True.
+        """
+        tasks = self.episodes("train")
+        if self.distinct_train_tasks is None:
+            return tasks
+        return DistinctTasks(tasks, self.distinct_train_tasks, self.redraw_examples)
+
     def raw_features(self) -> nn.Module:
         """Return a module without parameters that turns inputs into vectors ``[examples, features]``, for baselines.
 
@@ -105,8 +134,8 @@ class TaskDataModule(L.LightningDataModule, ABC):
         return nn.Flatten()
 
     def train_dataloader(self) -> DataLoader[Episode]:
-        """Batches of training tasks, fresh ones each epoch."""
-        loader = self._loader("train")
+        """Batches of training tasks: fresh ones each epoch, or a number of distinct ones again and again."""
+        loader = self._loader("train", self.training_tasks())
         trainer = self.trainer
         if trainer is not None:
             loader.batches_done = lambda: trainer.fit_loop.epoch_loop.batch_progress.current.ready
@@ -114,16 +143,15 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[Episode] | list[DataLoader[Episode]]:
         """Batches of the validation tasks; no loader where there are none."""
-        return self._loader("val") if self.num_tasks["val"] else []
+        return self._loader("val", self.episodes("val")) if self.num_tasks["val"] else []
 
     def test_dataloader(self) -> DataLoader[Episode]:
         """Batches of the test tasks."""
-        return self._loader("test")
+        return self._loader("test", self.episodes("test"))
 
     predict_dataloader = test_dataloader
 
-    def _loader(self, split: Split) -> EpisodeLoader:
-        dataset = self.episodes(split)
+    def _loader(self, split: Split, dataset: EpisodeDataset) -> EpisodeLoader:
         return EpisodeLoader(
             dataset,
             batch_size=self.tasks_per_batch,

@@ -43,6 +43,13 @@ class EpisodeDataset(Dataset[Episode], ABC):
         """
         raise TypeError(f"{type(self).__name__} cannot draw a task's examples anew: implement redrawn")
 
+    def distinct_indices(self, count: int) -> NDArray[np.int64]:
+        """Return the indices of so many distinct tasks, ``[count]``, or of all if there are fewer; may be overridden.
+
+        As it stands, all tasks are distinct.
+        """
+        return np.arange(count)
+
     def disjoint(self) -> EpisodeDataset:
         """Return independent tasks that share no classes, as many as there can be; may be overridden.
 

@@ -1,5 +1,9 @@
 """N-way K-shot tasks over labelled examples."""
 
+from __future__ import annotations
+
+import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +16,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
+from lightning_meta import arguments
+from lightning_meta.data.distinct_tasks import first_distinct
 from lightning_meta.data.episodes import EpisodeDataset, Split
 from lightning_meta.data.random_streams import sample_without_replacement, uniforms
 from lightning_meta.episodes.episode import Episode
@@ -25,6 +31,7 @@ class ClassEpisodes(EpisodeDataset):
 
     Arguments and errors as in `NWayDataModule`; ``dataset`` holds the labelled examples, ``split``, ``seed`` and the
     index determine a task, and ``ood_ways`` further classes give ``ood_x``, ``query_shots`` examples of each.
+    The classes in their order make the task; a draw chooses examples of them and seeds of their augmentation.
     """
 
     dataset: Dataset[Any]
@@ -38,26 +45,31 @@ class ClassEpisodes(EpisodeDataset):
 
     def __post_init__(self) -> None:
         labels = labels_of(self.dataset)
-        classes, self._sizes = np.unique(labels, return_counts=True)
-        if self.ways + self.ood_ways > len(classes):
+        self._classes, self._sizes = np.unique(labels, return_counts=True)
+        if self.ways + self.ood_ways > len(self._classes):
             ood = f" and eval_outside_ways={self.ood_ways}" if self.ood_ways else ""
             raise ValueError(
-                f"ways={self.ways}{ood} but the {self.split} split has {len(classes)} classes: lower "
+                f"ways={self.ways}{ood} but the {self.split} split has {len(self._classes)} classes: lower "
                 f"{'one of them' if ood else 'ways'} or add classes"
             )
+        self._check_shots()
+        self._by_class = np.argsort(labels, kind="stable")  # example numbers, sorted by class
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self._block: tuple[int, NDArray[np.int64]] | None = None
+        self._shared_out: NDArray[np.int64] | None = None  # the classes of disjoint tasks, [tasks, ways]
+
+    def _check_shots(self) -> None:
         needed = self.shots + self.query_shots
         small = np.flatnonzero(self._sizes < needed)
         if len(small):
             names = self.dataset.class_names if isinstance(self.dataset, Examples) else None
-            first = classes[small[0]] if names is None else repr(names[classes[small[0]]])
+            label = self._classes[small[0]]
+            first = label if names is None else repr(names[label])
             raise ValueError(
                 f"shots={self.shots} and query_shots={self.query_shots} need {needed} examples per class, but in the "
                 f"{self.split} split {len(small)} classes have fewer (class {first} has "
                 f"{self._sizes[small[0]]}): lower shots or query_shots, or remove those classes"
             )
-        self._by_class = np.argsort(labels, kind="stable")  # example numbers, sorted by class
-        self._starts = np.cumsum(self._sizes) - self._sizes
-        self._block: tuple[int, NDArray[np.int64]] | None = None
 
     def make(self, indices: NDArray[np.integer]) -> Episode:
         """Return tasks whose sets are ordered by class, ``[indices, ways * shots, ...]``."""
@@ -68,41 +80,104 @@ class ClassEpisodes(EpisodeDataset):
             if self._block is None or self._block[0] != block:
                 self._block = block, self.example_numbers(np.arange(block * _BLOCK, (block + 1) * _BLOCK))
             numbers = self._block[1][indices % _BLOCK]
-        seeds = self._seeds(indices, numbers.shape)
+        return self._episode(numbers, self._seeds(indices, numbers.shape))
+
+    def redrawn(self, indices: NDArray[np.integer], draws: NDArray[np.integer]) -> Episode:
+        """Return tasks of the same classes in the same order, also outside of the task, with other examples."""
+        numbers = self.example_numbers(indices, draws)
+        return self._episode(numbers, self._seeds(indices, numbers.shape, draws))
+
+    def distinct_indices(self, count: int) -> NDArray[np.int64]:
+        """Return the indices of tasks that differ in their classes or in their order."""
+        possible = math.perm(len(self._sizes), self.ways) if self._shared_out is None else len(self._shared_out)
+        return first_distinct(self._own_classes, min(count, possible))
+
+    def disjoint(self) -> ClassEpisodes:
+        """Return tasks that share no classes: the split's are shared out once, at random by the seed.
+
+        They have no examples of outside classes. Further indices have the same classes again, with other examples.
+        """
+        tasks = len(self._sizes) // self.ways
+        order = uniforms(self.seed, f"{self.split} disjoint", np.zeros(1, np.int64), len(self._sizes))[0].argsort()
+        changed = self._with(num_tasks=tasks, ood_ways=0)
+        changed._shared_out = order[: tasks * self.ways].reshape(tasks, self.ways)
+        return changed
+
+    def with_shots(self, shots: int) -> ClassEpisodes:
+        """Return tasks of the same classes with so many support examples per class; outside classes are others."""
+        arguments.check_count("shots", shots)
+        return self._with(shots=shots)
+
+    def _with(self, **fields: int) -> ClassEpisodes:
+        """Return a copy with other values; `dataclasses.replace` would read all labels again."""
+        changed = copy.copy(self)
+        for name, value in fields.items():
+            setattr(changed, name, value)
+        changed._block = None
+        changed._check_shots()
+        return changed
+
+    def _episode(self, numbers: NDArray[np.int64], seeds: NDArray[np.int64] | None) -> Episode:
         own, ood = slice(self.ways), slice(self.ways, None)  # of the classes
         support_x, support_y = self._labelled(numbers, seeds, own, slice(self.shots))
         query_x, query_y = self._labelled(numbers, seeds, own, slice(self.shots, None))
         ood_x = self._labelled(numbers, seeds, ood, slice(self.shots, None))[0] if self.ood_ways else None
         return Episode(support_x, support_y, query_x, query_y, ood_x=ood_x)
 
-    def example_numbers(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
+    def example_numbers(
+        self, indices: NDArray[np.integer], draws: NDArray[np.integer] | None = None
+    ) -> NDArray[np.int64]:
         """Return which examples make up the tasks, ``[indices, ways + ood_ways, shots + query_shots]``."""
-        population = np.full(len(indices), len(self._sizes))
-        # Twice as many draws as numbers to sample; per class its own number and those of its examples.
-        per_class = 2 * (1 + self.shots + self.query_shots)
-        draws = uniforms(self.seed, self.split, indices, per_class * (self.ways + self.ood_ways))
-        # The out-of-distribution classes are drawn last, so that the tasks are the same with and without them.
-        own_draws, ood_draws = np.split(draws, [per_class * self.ways], axis=1)
-        classes = sample_without_replacement(population, own_draws[:, : 2 * self.ways])  # [tasks, ways]
-        numbers = self._examples_of(classes, own_draws[:, 2 * self.ways :])
-        if not self.ood_ways:
-            return numbers
-        ood = sample_without_replacement(population - self.ways, ood_draws[:, : 2 * self.ood_ways])  # [tasks, ood_ways]
-        for taken in np.sort(classes, axis=1).T:  # from positions among the other classes to classes
-            ood += ood >= taken[:, None]
-        return np.concatenate([numbers, self._examples_of(ood, ood_draws[:, 2 * self.ood_ways :])], axis=1)
+        own, ood = self._numbers(indices)
+        classes = self._own_classes(indices)
+        ood_classes = self._outside(classes, ood[:, : 2 * self.ood_ways]) if self.ood_ways else None
+        if draws is not None:
+            own, ood = self._numbers(indices, draws)
+        examples = self._examples_of(classes, own[:, 2 * self.ways :])
+        if ood_classes is None:
+            return examples
+        return np.concatenate([examples, self._examples_of(ood_classes, ood[:, 2 * self.ood_ways :])], axis=1)
 
-    def _examples_of(self, classes: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
-        draws = draws.reshape(*classes.shape, -1)  # [tasks, classes, 2 * examples]
-        within = sample_without_replacement(self._sizes[classes], draws)  # [tasks, classes, examples]
+    def _numbers(
+        self, indices: NDArray[np.integer], draws: NDArray[np.integer] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the uniform numbers for the tasks' own classes and for those outside, ``[indices, ...]``.
+
+        Twice as many as numbers to sample: first for the classes, then for the examples of each. Those for outside
+        classes come last, so that the tasks are the same with and without them.
+        """
+        per_class = 2 * (1 + self.shots + self.query_shots)
+        numbers = uniforms(self.seed, self.split, indices, per_class * (self.ways + self.ood_ways), draws)
+        return numbers[:, : per_class * self.ways], numbers[:, per_class * self.ways :]
+
+    def _own_classes(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return the tasks' classes in the order of their labels, ``[indices, ways]``."""
+        if self._shared_out is not None:
+            return self._shared_out[indices % len(self._shared_out)]
+        population = np.full(len(indices), len(self._sizes))
+        return sample_without_replacement(population, uniforms(self.seed, self.split, indices, 2 * self.ways))
+
+    def _outside(self, classes: NDArray[np.int64], numbers: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return other classes than those of the tasks ``[tasks, ways]``, ``[tasks, ood_ways]``."""
+        population = np.full(len(classes), len(self._sizes) - self.ways)
+        outside = sample_without_replacement(population, numbers)
+        for taken in np.sort(classes, axis=1).T:  # from positions among the other classes to classes
+            outside += outside >= taken[:, None]
+        return outside
+
+    def _examples_of(self, classes: NDArray[np.int64], numbers: NDArray[np.float64]) -> NDArray[np.int64]:
+        numbers = numbers.reshape(*classes.shape, -1)  # [tasks, classes, 2 * examples]
+        within = sample_without_replacement(self._sizes[classes], numbers)  # [tasks, classes, examples]
         return self._by_class[self._starts[classes][..., None] + within]
 
-    def _seeds(self, indices: NDArray[np.integer], shape: tuple[int, ...]) -> NDArray[np.int64] | None:
+    def _seeds(
+        self, indices: NDArray[np.integer], shape: tuple[int, ...], draws: NDArray[np.integer] | None = None
+    ) -> NDArray[np.int64] | None:
         """Return a seed for the augmentation of each example, ``[tasks, classes, examples]``; None: there is none."""
         if not isinstance(self.dataset, AugmentedExamples):
             return None
-        draws = uniforms(self.seed, f"{self.split} augmentation", indices, shape[1] * shape[2])
-        return (draws * 2.0**53).astype(np.int64).reshape(shape)
+        numbers = uniforms(self.seed, f"{self.split} augmentation", indices, shape[1] * shape[2], draws)
+        return (numbers * 2.0**53).astype(np.int64).reshape(shape)
 
     def _labelled(
         self, numbers: NDArray[np.int64], seeds: NDArray[np.int64] | None, classes: slice, examples: slice

@@ -21,15 +21,20 @@ def splitmix64(state: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
     return _mix(state[..., None] + steps)
 
 
-def uniforms(seed: int, split: str, indices: NDArray[np.integer], count: int) -> NDArray[np.float64]:
+def uniforms(
+    seed: int, split: str, indices: NDArray[np.integer], count: int, draws: NDArray[np.integer] | None = None
+) -> NDArray[np.float64]:
     """Return ``count`` uniform numbers in [0, 1) for each index ``[indices]``, ``[indices, count]``.
 
-    Indices and the seed, below 2**64, are not negative. Splits have independent streams.
+    Indices, draws and the seed, below 2**64, are not negative. Splits have independent streams, and so have the draws
+    ``[indices]`` of an index; None: draw 0 of each.
     """
     key = np.array([zlib.crc32(split.encode())], dtype=np.uint64) << np.uint64(32) ^ _mix(
         np.array([seed], dtype=np.uint64)
     )
     states = _mix(_mix(key) ^ _mix(indices.astype(np.uint64) + _GOLDEN))
+    if draws is not None:
+        states = np.where(draws == 0, states, _mix(states ^ _mix(draws.astype(np.uint64) + _GOLDEN)))
     return (splitmix64(states, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -1,7 +1,9 @@
 """Sinusoid regression (Finn, Abbeel, Levine, 2017, section 5.1); nothing to download."""
 
+from __future__ import annotations
+
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,17 +38,30 @@ class SinusoidEpisodes(EpisodeDataset):
 
     def make(self, indices: NDArray[np.integer]) -> Episode:
         """Return tasks with inputs and targets ``[indices, points, 1]``."""
+        return self.redrawn(indices, np.zeros_like(indices))
+
+    def redrawn(self, indices: NDArray[np.integer], draws: NDArray[np.integer]) -> Episode:
+        """Return the same curves at other points."""
         amplitude, phase = self.curve(indices)
         points = self.shots + self.query_shots
-        draws = uniforms(self.seed, self.split, indices, 2 + 3 * points)[:, 2:]
-        x = 10 * draws[:, :points] - 5  # [tasks, points]
+        numbers = uniforms(self.seed, self.split, indices, 2 + 3 * points, draws)[:, 2:]
+        x = 10 * numbers[:, :points] - 5  # [tasks, points]
         y = amplitude[:, None] * np.sin(x - phase[:, None])
-        if self.noise_std > 0:  # the transform of Box and Muller (1958), from the remaining draws
-            radius = np.sqrt(-2 * np.log1p(-draws[:, points : 2 * points]))
-            y = y + self.noise_std * radius * np.cos(2 * math.pi * draws[:, 2 * points :])
+        if self.noise_std > 0:  # the transform of Box and Muller (1958), from the remaining numbers
+            radius = np.sqrt(-2 * np.log1p(-numbers[:, points : 2 * points]))
+            y = y + self.noise_std * radius * np.cos(2 * math.pi * numbers[:, 2 * points :])
         both = torch.from_numpy(np.stack([x, y])).to(torch.get_default_dtype())[..., None]  # [2, tasks, points, 1]
         support, query = both.split([self.shots, self.query_shots], dim=2)
         return Episode(support[0], support[1], query[0], query[1])
+
+    def disjoint(self) -> SinusoidEpisodes:
+        """Return the tasks themselves, which are all independent."""
+        return self
+
+    def with_shots(self, shots: int) -> SinusoidEpisodes:
+        """Return the same curves with so many support points, at other places."""
+        arguments.check_count("shots", shots)
+        return replace(self, shots=shots)
 
 
 class SinusoidDataModule(TaskDataModule):

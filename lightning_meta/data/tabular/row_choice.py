@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +36,18 @@ class RowChoice(ABC):
     @abstractmethod
     def rows(self, tasks: NDArray[np.int64], draws: Draws) -> tuple[Rows, Rows]:
         """Return the support and query rows of tasks, whose groups are given by number, ``[tasks]``."""
+
+    @abstractmethod
+    def fixed_by(self) -> str | None:
+        """Return why a group has the same rows in all tasks, for errors; None: they are drawn at random."""
+
+    @abstractmethod
+    def with_shots(self, shots: int) -> RowChoice:
+        """Return the choice with so many support rows.
+
+        Raises:
+            TypeError: If times give their number.
+        """
 
 
 @dataclass(eq=False)
@@ -77,6 +89,13 @@ class RandomRows(RowChoice):
         rows = np.where(np.arange(order.shape[1]) < sizes, starts + order, -1)
         query_end = None if self.query_shots is None else self.shots + self.query_shots
         return rows[:, : self.shots], rows[:, self.shots : query_end]
+
+    def fixed_by(self) -> None:
+        """Return None: rows are drawn."""
+
+    def with_shots(self, shots: int) -> RandomRows:
+        """Return the choice with so many support rows."""
+        return replace(self, shots=shots)
 
     def _put_classes_first(self, keys: NDArray[np.float64], labels: NDArray[np.int64]) -> None:
         """Make the smallest key of each class negative, if these rows fit into the support set."""
@@ -161,6 +180,14 @@ class TimeWindows(OrderedRows):
         support = np.full(len(tasks), self.shots)
         return self.cut(starts, support, self.query_shots, self.groups.ends[tasks])
 
+    def fixed_by(self) -> str | None:
+        """Return that windows start at the first row, if they do."""
+        return "windows start at the first row of their group" if self.from_start else None
+
+    def with_shots(self, shots: int) -> TimeWindows:
+        """Return windows with so many support rows."""
+        return replace(self, shots=shots)
+
 
 @dataclass(eq=False)
 class TimeSplit(OrderedRows):
@@ -192,6 +219,14 @@ class TimeSplit(OrderedRows):
         """Return support and query rows."""
         return self.cut(self.groups.starts[tasks], self._before[tasks], None, self.groups.ends[tasks])
 
+    def fixed_by(self) -> str:
+        """Return that a time splits the rows."""
+        return f"the support set is all rows before split_time={self.split_time:g}"
+
+    def with_shots(self, shots: int) -> TimeSplit:
+        """Raise a TypeError."""
+        raise TypeError(f"shots={shots}, but {self.fixed_by()}: leave out split_time for another number")
+
 
 @dataclass(eq=False)
 class RandomTimeSplit(OrderedRows):
@@ -220,6 +255,15 @@ class RandomTimeSplit(OrderedRows):
         """Return support and query rows."""
         support = 1 + np.floor(draws(1)[:, 0] * self._cuts[tasks]).astype(np.int64)
         return self.cut(self.groups.starts[tasks], support, None, self.groups.ends[tasks])
+
+    def fixed_by(self) -> None:
+        """Return None: the last support row is drawn."""
+
+    def with_shots(self, shots: int) -> RandomTimeSplit:
+        """Raise a TypeError."""
+        raise TypeError(
+            f"shots={shots}, but the support set ends at a random row: leave out split_time and random_split_time"
+        )
 
 
 def _ranges(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Rows:
