@@ -92,8 +92,17 @@ def load_data_module(
     return data
 
 
-def check_learner_class(checkpoint: Mapping[str, Any], cls: type, allowed: Collection[str] = ()) -> None:
-    """Raise a ValueError unless a learner of this class, or of an allowed one, saved the checkpoint."""
+def check_learner_class(
+    checkpoint: Mapping[str, Any], cls: type, allowed: Collection[str] = (), cure: str | None = None
+) -> None:
+    """Raise a ValueError unless a learner of this class, or of an allowed one, saved the checkpoint.
+
+    Args:
+        checkpoint: The checkpoint.
+        cls: The class.
+        allowed: The paths of other classes.
+        cure: What the message says to do; None: what to do in Python.
+    """
     if "meta_learner_arguments" not in checkpoint:
         raise ValueError("the checkpoint was not saved by a TaskLearner: load its weights into the model instead")
     saved_by = checkpoint.get("meta_learner_class")
@@ -101,9 +110,12 @@ def check_learner_class(checkpoint: Mapping[str, Any], cls: type, allowed: Colle
         rank_zero_warn("the checkpoint does not name its learner's class, which is not checked")
     elif not _is_name_of(str(saved_by), cls) and saved_by not in allowed:
         raise ValueError(
-            f"the checkpoint was saved by {shortened(saved_by)}, and this is {class_path(cls)}: load it with its own "
-            f"class, or, if the two fit together, with {cls.__name__}.load_from_checkpoint(..., "
-            f"allow=({shortened(saved_by)!r},))"
+            f"the checkpoint was saved by {shortened(saved_by)}, and this is {class_path(cls)}: "
+            + (
+                cure
+                or f"load it with its own class, or, if the two fit together, with {cls.__name__}.load_from_checkpoint("
+                f"..., allow=({shortened(saved_by)!r},))"
+            )
         )
 
 

@@ -257,6 +257,17 @@ def build(resolved: Any) -> Any:
     return resolved
 
 
+def describe_the_same(text: Any, other: Any, name: str) -> bool:
+    """Whether objects of torch or this package, built from two stored forms of an argument, are the same."""
+    if not (isinstance(text, dict) and isinstance(other, dict)):
+        return False
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return _same(*(build(resolve(one, name, kinds_of(name))) for one in (text, other)))
+    except Exception:  # what is not known here, or constructors refuse
+        return False
+
+
 def number_of_weights(resolved: Any) -> int:
     """Count the values of the modules that `resolve` found, without memory; 0 if the caller allowed classes."""
     if not all(is_of_package(part) for part in tree_leaves(resolved) if isinstance(part, type)):
