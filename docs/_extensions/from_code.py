@@ -146,7 +146,7 @@ class CommandHelp(FromCode):
     """The help of a command, closed until the reader opens it."""
 
     required_arguments = 0
-    optional_arguments = 1
+    optional_arguments = 2
 
     def run(self) -> list[nodes.Node]:
         """Return the help between the tags of HTML that fold it."""

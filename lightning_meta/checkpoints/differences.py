@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -107,8 +106,7 @@ def _normal(text: Any, name: str = "") -> Any:
         cls, given = known_class(text["class_path"]), dict(text.get("init_args") or {})
         defaults: dict[str, Any] = {}
         if cls is not None:
-            parameters = inspect.signature(cls.__init__).parameters.values()
-            defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+            defaults = {p.name: p.default for p in constructor_parameters(cls) if p.default is not p.empty}
         rest = {key: _normal(value) for key, value in text.items() if key not in ("class_path", "init_args")}
         arguments = {key: _normal(value) for key, value in {**defaults, **given}.items()}
         return {"class_path": _class_named(text["class_path"]), "init_args": arguments, **rest}

@@ -13,7 +13,7 @@ from lightning_meta.cli.bad_input import one_message
 from lightning_meta.cli.lightning_cli import MetaLearningCLI, run
 from lightning_meta.cli.run_configuration import OF_SUBCOMMANDS
 from lightning_meta.cli.saved import say_saved
-from lightning_meta.cli.trained import trained_learner
+from lightning_meta.cli.trained import add_checkpoint_arguments, trained_learner
 from lightning_meta.data.tables import check_output, write_table
 
 
@@ -23,7 +23,7 @@ class BaselinesCLI(MetaLearningCLI):
     def add_arguments_to_parser(self, parser: Any) -> None:
         """Add the checkpoint, the baseline that is trained, and the output."""
         add = parser.add_argument
-        add("--ckpt_path", type=str | None, default=None, help="The trained learner; without it, baselines alone.")
+        add_checkpoint_arguments(parser, without="baselines alone")
         add("--pooled_epochs", type=int, default=0, help="Epochs in which to train the model without adaptation.")
         add("--output", type=str | None, default=None, help="A CSV, Parquet or JSON file for the table.")
         add("--overwrite", action="store_true", help="Replace the output file if it exists.")
@@ -59,7 +59,7 @@ def _print_table(found: pl.DataFrame) -> None:
 def _compared(cli: MetaLearningCLI, trainer: L.Trainer) -> pl.DataFrame:
     config, data = cli.config, cli.datamodule
     path = None if config.output is None else check_output(config.output, config.overwrite)
-    learner = None if config.ckpt_path is None else trained_learner(cli, config.ckpt_path)
+    learner = None if config.ckpt_path is None else trained_learner(cli, config.ckpt_path, config.accept_differences)
     found = compare_with_baselines(data, learner, config.pooled_epochs, trainer)
     if path is not None and trainer.is_global_zero:
         write_table(found, path)

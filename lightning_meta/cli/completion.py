@@ -14,12 +14,15 @@ from jsonargparse import ArgumentParser, capture_parser
 
 import lightning_meta.algorithms
 import lightning_meta.data
+from lightning_meta.cli.analyze.command import summaries
 from lightning_meta.cli.lightning_cli import run
 from lightning_meta.cli.overview import SUMMARIES
 
+FIRST_WORDS: dict[str, Callable[[], dict[str, str]]] = {"analyze": summaries}
+"""Commands whose flags depend on their first word, and what these words mean."""
+
 SHELLS = ("bash", "zsh")
 _FILES = ("ckpt_path", "support", "query", "output", "file", "config")
-_FIRST_WORDS = {"analyze": ["curvature"]}  # without which a command has no parser
 _FOLDERS = ("root", "cache_dir", "default_root_dir")
 
 
@@ -55,10 +58,16 @@ def completion_script(shell: str, commands: Mapping[str, Callable[[Sequence[str]
     root.add_argument("--version", action="store_true")
     root.add_argument("--print_completion", choices=SHELLS)
     places = root.add_subparsers(metavar="command")
-    others = {name: capture_parser(command, _FIRST_WORDS.get(name, [])) for name, command in commands.items()}
-    parsers = _subparsers(capture_parser(run, ["fit"])) | others
-    for name, parser in parsers.items():
+    for name, parser in _subparsers(capture_parser(run, ["fit"])).items():
         _Words(places.add_parser(name, help=SUMMARIES[name]), shtab).add_all(parser)
+    for name, command in commands.items():
+        place = places.add_parser(name, help=SUMMARIES[name])
+        if name not in FIRST_WORDS:
+            _Words(place, shtab).add_all(capture_parser(command, []))
+            continue
+        inner = place.add_subparsers(metavar="what")
+        for word, summary in FIRST_WORDS[name]().items():
+            _Words(inner.add_parser(word, help=summary), shtab).add_all(capture_parser(command, [word]))
     return shtab.complete(root, shell)
 
 

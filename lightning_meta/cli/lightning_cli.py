@@ -4,9 +4,11 @@ import io
 import json
 import sys
 import warnings
+from collections.abc import Mapping
 from contextlib import redirect_stderr
 from itertools import chain, count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import polars as pl
@@ -182,13 +184,19 @@ class MetaLearningCLI(LightningCLI):
         return folder
 
 
-def run(args: ArgsType = None, cls: type[MetaLearningCLI] = MetaLearningCLI, run: bool = True) -> MetaLearningCLI:
+def run(
+    args: ArgsType = None,
+    cls: type[MetaLearningCLI] = MetaLearningCLI,
+    run: bool = True,
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> MetaLearningCLI:
     """Build learner, data and trainer from arguments as in `lightning_meta.cli.main`.
 
     Args:
         args: The arguments.
         cls: The class of the command line.
         run: Whether the first argument is ``fit``, ``validate``, ``test`` or ``predict``, to be run.
+        texts: Texts of the help, such as ``usage``; they must be those of `argparse.ArgumentParser`.
     """
     return cls(
         TaskLearner,
@@ -199,7 +207,7 @@ def run(args: ArgsType = None, cls: type[MetaLearningCLI] = MetaLearningCLI, run
         save_config_callback=SaveConfig,
         seed_everything_default=0,
         trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "."}}},
-        parser_kwargs={"prog": "lightning-meta"}
+        parser_kwargs={"prog": "lightning-meta", **texts}
         | {name: {key: text.format(name) for key, text in _SUBCOMMAND.items()} for name in cls.subcommands()},
         args=args,
         run=run,

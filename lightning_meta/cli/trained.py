@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from lightning_meta.checkpoints.checked_io import read_checkpoint
 from lightning_meta.checkpoints.content import shortened
@@ -50,21 +53,54 @@ def trained_learner(cli: MetaLearningCLI, ckpt_path: Any, accept_differences: bo
         ValueError: If another configuration's training saved the checkpoint. All but the preparation of the data is
             compared before these are read.
     """
-    checkpoint, learner, data = read_checkpoint(ckpt_path, "cpu"), cli.model, cli.datamodule
-    try:
-        _check_learner(checkpoint, learner)
+    checkpoint, data = read_checkpoint(ckpt_path, "cpu"), cli.datamodule
+    learner: TaskLearner = cli.model
+    with _naming_the_configuration(ckpt_path):
+        check_learner_class(checkpoint, type(learner), cure="pass the configuration of its training with --config")
+        learner.on_load_checkpoint(checkpoint)
         if not accept_differences:
-            _check_arguments({"model": learner_differences(checkpoint, learner)})
-            _check_arguments({"data": data_differences(checkpoint, data)})
-        _check_parameters(checkpoint["state_dict"], learner)
-        data.prepare_data()
-        data.setup("fit")
+            _check_arguments(learner_differences(checkpoint, learner), data_differences(checkpoint, data))
+        _check_parameters(checkpoint["state_dict"], learner.state_dict())
+    data.prepare_data()
+    data.setup("fit")
+    with _naming_the_configuration(ckpt_path):
         own = None if data.preparation is None else data.preparation.state()
         check_preparation(checkpoint.get("meta_learner_preparation"), own)
-    except ValueError as error:
-        config = Path(ckpt_path).parent.parent / "config.yaml"
-        if not config.is_file():
-            raise
-        raise ValueError(f"{error}. The configuration of its training seems to be --config {config}") from error
     learner.load_state_dict(checkpoint["state_dict"])
     return learner
+
+
+def _check_arguments(of_learner: Differences, of_data: Differences) -> None:
+    found = {f"model.{name}": values for name, values in of_learner.items()}
+    found |= {f"data.{name}": values for name, values in of_data.items()}
+    if not found:
+        return
+    said = [
+        f"{name} is {shortened(trained)} in the checkpoint and {shortened(own)} in the configuration"
+        for name, (trained, own) in found.items()
+    ]
+    flags = [f"--{name} {trained}" for name, (trained, _) in found.items() if isinstance(trained, int | float | str)]
+    cure = f"pass {' '.join(flags[:_SHOWN])}" if flags else "pass the configuration of its training"
+    raise ValueError(f"{_first(said)}: {cure}, or go on with the configuration's values by --accept_differences")
+
+
+def _check_parameters(trained: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    if found := parameter_differences(trained, own):
+        raise ValueError(f"{_first(found, 1)}: pass the model of the checkpoint's training")
+
+
+def _first(said: list[str], count: int = _SHOWN) -> str:
+    more = len(said) - count
+    return "; ".join(said[:count]) + (f" (and {more} more differences)" if more > 0 else "")
+
+
+@contextmanager
+def _naming_the_configuration(ckpt_path: Any) -> Iterator[None]:
+    """Add to a ValueError which configuration was saved beside the checkpoint, if one was."""
+    try:
+        yield
+    except ValueError as error:
+        saved = Path(str(ckpt_path)).parent.parent / "config.yaml"
+        if not saved.is_file():
+            raise
+        raise ValueError(f"{error}. The training saved its configuration as {saved}") from error

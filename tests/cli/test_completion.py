@@ -65,6 +65,10 @@ def completed(path, *words: str) -> set[str]:
         (["adapt", "--su"], {"--support"}),
         (["adapt", "--batch_statistics", "r"], {"running"}),
         (["baselines", "--pooled"], {"--pooled_epochs"}),
+        (["analyze", ""], {"curvature"}),
+        (["analyze", "curvature", "--pro"], {"--probes"}),
+        (["analyze", "curvature", "--accept"], {"--accept_differences"}),
+        (["analyze", "curvature", "--model.inner_l"], {"--model.inner_lr"}),
     ],
     ids=lambda words: " ".join(sorted(words)),  # of a set too, whose order differs between processes
 )
@@ -100,6 +104,12 @@ def test_zsh_takes_the_script(zsh_script):
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "_lightning-meta", "")
     assert loaded_by_zsh(zsh_script, text + "\nif (").returncode != 0
     assert "--model.inner_steps" in text
+
+
+def test_zsh_completes_an_analysis_with_its_own_flags(zsh_script):
+    text = zsh_script.read_text()
+    flags = text[text.index("_lightning_meta_analyze_curvature_options=(") :]
+    assert "--probes" in flags[: flags.index("\n)")]
 
 
 def test_zsh_completes_a_second_configuration(zsh_script):

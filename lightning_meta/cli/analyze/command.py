@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
 import lightning as L
 
 from lightning_meta.cli.analyze.curvature import curvature_report
-from lightning_meta.cli.analyze.report import Report, check_folder
+from lightning_meta.cli.analyze.report import Report, output_folder
 from lightning_meta.cli.bad_input import one_message
 from lightning_meta.cli.lightning_cli import MetaLearningCLI, run
 from lightning_meta.cli.run_configuration import OF_SUBCOMMANDS
 from lightning_meta.cli.saved import say_saved
-from lightning_meta.cli.trained import trained_learner
+from lightning_meta.cli.trained import add_checkpoint_arguments, trained_learner
 
 ANALYSES: dict[str, Callable[..., Report]] = {
     "curvature": curvature_report,
@@ -31,6 +33,7 @@ _SILENT: dict[str, Any] = {
     "num_nodes": 1,
 }
 _SILENT |= {"enable_progress_bar": False, "enable_model_summary": False, "strategy": "auto"}
+_USAGE = "lightning-meta analyze {} --config FILE.yaml [--ckpt_path CHECKPOINT] [--output FOLDER] [--KEY VALUE ...]"
 
 
 def analyze_command(args: Sequence[str]) -> Report:
@@ -45,25 +48,33 @@ def analyze_command(args: Sequence[str]) -> Report:
         sys.stderr.write(f"lightning-meta analyze: error: there is no analysis {what!r}: {cure}\n")
         sys.exit(2)
     program = f"lightning-meta analyze {what}"
-    cli = run(list(args[1:]), cls=_command_line(ANALYSES[what]), run=False)
-    with one_message(program):
-        return _reported(what, cli)
+    texts = {"prog": program, "usage": _USAGE.format(what), "description": _summary(ANALYSES[what])}
+    texts["epilog"] = f"Flags of a class: {program} --model.help MAML"
+    with _quiet_lightning(), one_message(program):
+        try:
+            return _reported(what, run(list(args[1:]), cls=_command_line(ANALYSES[what]), run=False, texts=texts))
+        except KeyboardInterrupt:
+            sys.stderr.write("Stopped. Nothing was saved.\n")
+            sys.exit(130)
 
 
 def _reported(what: str, cli: MetaLearningCLI) -> Report:
-    config, analysis = cli.config, ANALYSES[what]
-    folder = None if config.output is None else check_folder(config.output, config.overwrite)
-    cli.datamodule.prepare_data()
-    cli.datamodule.setup("fit")
-    learner = cli.model if config.ckpt_path is None else trained_learner(cli, config.ckpt_path)
-    trainer = L.Trainer(**{**cli.config_init.trainer, **_SILENT})
-    learner.to(trainer.strategy.root_device).eval()
-    arguments = {name: config[name] for name in _own_arguments(analysis)}
-    report = analysis(learner, cli.datamodule, **arguments)
-    report.show()
-    if folder is not None:
-        report.save(folder, analysis=what, arguments=arguments, ckpt_path=config.ckpt_path)
-        say_saved(report=folder)
+    config, analysis, data = cli.config, ANALYSES[what], cli.datamodule
+    with output_folder(config.output, config.overwrite) as folder:
+        if config.ckpt_path is None:
+            data.prepare_data()
+            data.setup("fit")
+            learner = cli.model
+        else:
+            learner = trained_learner(cli, config.ckpt_path, config.accept_differences)
+        trainer = L.Trainer(**{**cli.config_init.trainer, **_SILENT})
+        learner.to(trainer.strategy.root_device).eval()
+        arguments = {name: config[name] for name in _own_arguments(analysis)}
+        report = analysis(learner, data, **arguments)
+        report.show()
+        if folder is not None:
+            report.save(folder, analysis=what, arguments=arguments, ckpt_path=config.ckpt_path)
+            say_saved(report=folder)
     return report
 
 
@@ -74,22 +85,45 @@ def _command_line(analysis: Callable[..., Report]) -> type[MetaLearningCLI]:
         def add_arguments_to_parser(self, parser: Any) -> None:
             """Add the checkpoint, the output, and the analysis's own arguments."""
             add = parser.add_argument
-            add("--ckpt_path", type=str | None, default=None, help="The trained learner; without it, an untrained one.")
+            parser.add_function_arguments(analysis, as_group=False, skip={"learner", "data"})
+            add_checkpoint_arguments(parser, without="an untrained one")
             add("--output", type=str | None, default=None, help="A folder for report.json and pictures.")
             add("--overwrite", action="store_true", help="Write into the output folder even if it is not empty.")
-            parser.add_function_arguments(analysis, as_group=False, skip={"learner", "data"})
             for argument in OF_SUBCOMMANDS[1:]:  # `ckpt_path` is its own
                 add(f"--{argument}", default=None, help="In configurations that a run saved; without effect.")
 
     return AnalyzeCLI
 
 
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Leave out what Lightning says about devices and services at the start; its warnings stay."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _own_arguments(analysis: Callable[..., Report]) -> list[str]:
     return [name for name in inspect.signature(analysis).parameters if name not in ("learner", "data")]
 
 
+def summaries() -> dict[str, str]:
+    """Return what each analysis says, in a sentence, by its name."""
+    return {name: _summary(analysis) for name, analysis in ANALYSES.items()}
+
+
+def _summary(analysis: Callable[..., Report]) -> str:
+    return (inspect.getdoc(analysis) or "").splitlines()[0]
+
+
 def _overview() -> str:
-    lines = [f"  {name:<10} {(inspect.getdoc(function) or '').splitlines()[0]}" for name, function in ANALYSES.items()]
-    usage = "usage: lightning-meta analyze WHAT --config FILE.yaml [--ckpt_path CHECKPOINT] [--output FOLDER] ..."
-    more = "All flags of an analysis: lightning-meta analyze curvature --help"
+    lines = [f"  {name:<10} {summary}" for name, summary in summaries().items()]
+    usage = f"usage: {_USAGE.format('WHAT')}"
+    more = f"All flags of an analysis: lightning-meta analyze {next(iter(ANALYSES))} --help"
     return "\n".join([usage, "", "analyses:", *lines, "", more])

@@ -1,23 +1,29 @@
-"""What an analysis says: a table, sentences of advice, values for JSON, and pictures."""
+"""What an analysis says: tables, sentences of advice, values for JSON, and pictures."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
+
+from lightning_meta.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FILE = "report.json"
+FILE = "report.json"
 
 
 @dataclass(frozen=True)
@@ -27,56 +33,110 @@ class Report:
     Attributes:
         table: What is printed, one row for each line.
         advice: Whole sentences; each stands on its own.
-        values: Further results for ``report.json``: numbers, texts, and lists and dictionaries of them.
+        values: Further results for ``report.json``: numbers, texts, tensors, arrays; lists and dictionaries of
+            them.
         pictures: Functions that draw, by the name of the file without its ending.
+        more_tables: Further tables by title, printed after the first.
     """
 
     table: pl.DataFrame
     advice: tuple[str, ...]
     values: Mapping[str, Any] = field(default_factory=dict)
     pictures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
+    more_tables: Mapping[str, pl.DataFrame] = field(default_factory=dict)
 
-    def show(self) -> None:
-        """Print the table and the advice."""
-        console = Console()
-        shown = Table(*self.table.columns)
-        for row in self.table.iter_rows():
-            shown.add_row(*map(_printed, row))
-        console.print(shown)
-        for sentence in self.advice:
-            console.print(sentence, markup=False, highlight=False)
-
-    def save(self, folder: Path, **settings: Any) -> None:
-        """Write ``report.json`` and the pictures into a folder.
+    def show(self, console: Console | None = None) -> None:
+        """Print the tables and the advice.
 
         Args:
-            folder: An empty folder, or one to overwrite.
+            console: Where to; None: the process's output. Columns that do not fit its width follow in further tables.
+        """
+        console = Console() if console is None else console
+        _print_table(self.table, console)
+        for title, table in self.more_tables.items():
+            console.print(f"\n{title}", markup=False, highlight=False)
+            _print_table(table, console)
+        for sentence in self.advice:
+            console.print(f"\n{sentence}", markup=False, highlight=False)
+
+    def save(self, folder: Path, **settings: Any) -> None:
+        """Write the pictures and ``report.json`` into a folder: all or nothing.
+
+        An earlier ``report.json`` is gone before the first picture is replaced, and the new one comes last, so that it
+        never stands beside pictures of another report.
+
+        Args:
+            folder: An existing folder.
             **settings: What the analysis was of, for the file.
         """
-        for name, draw in self.pictures.items():
-            draw().savefig(folder / f"{name}.png", dpi=110)
-        content = {**settings, "advice": self.advice, "table": self.table.to_dicts(), "values": self.values}
-        part = folder / f".{_FILE}.{os.getpid()}.part"
-        try:
-            part.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
-            os.replace(part, folder / _FILE)
-        finally:
-            part.unlink(missing_ok=True)
+        tables = {title: table.to_dicts() for title, table in self.more_tables.items()}
+        content = {"lightning_meta": __version__, **settings, "advice": self.advice, "table": self.table.to_dicts()}
+        content |= {"more_tables": tables, "values": self.values}
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as name:
+            part = Path(name)
+            (part / FILE).write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+            for picture, draw in self.pictures.items():
+                draw().savefig(part / f"{picture}.png", dpi=110)
+            (folder / FILE).unlink(missing_ok=True)
+            for picture in self.pictures:
+                os.replace(part / f"{picture}.png", folder / f"{picture}.png")
+            os.replace(part / FILE, folder / FILE)
 
 
-def check_folder(output: str, overwrite: bool) -> Path:
-    """Return the folder to write a report into, which is made if it does not exist.
+@contextmanager
+def output_folder(output: str | None, overwrite: bool) -> Iterator[Path | None]:
+    """Make the folder for a report, which is removed again if it was made and nothing was written.
+
+    Args:
+        output: The folder; None: there is none.
+        overwrite: Whether it may hold anything.
 
     Raises:
         FileExistsError: If it is a file, or holds anything and ``overwrite`` is False.
     """
+    if output is None:
+        yield None
+        return
     folder = Path(output)
-    if folder.is_file():
+    if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"output={output!r} is a file: name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise FileExistsError(f"output={output!r} is not empty: name another folder, or pass --overwrite")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    try:
+        yield folder
+    finally:
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def _print_table(table: pl.DataFrame, console: Console) -> None:
+    """Print a table; what does not fit into the console's width is printed below, each part with the first column."""
+    first, *others = table.columns
+    while True:
+        count = len(others)
+        while count > 1 and _width(table, [first, *others[:count]], console) > console.width:
+            count -= 1
+        console.print(_shown(table, [first, *others[:count]]))
+        others = others[count:]
+        if not others:
+            return
+
+
+def _width(table: pl.DataFrame, columns: list[str], console: Console) -> int:
+    return Measurement.get(console, console.options, _shown(table, columns)).minimum
+
+
+def _shown(table: pl.DataFrame, columns: list[str]) -> Table:
+    shown = Table()
+    for name in columns:
+        is_number = table[name].dtype.is_numeric()
+        shown.add_column(Text(name), justify="right" if is_number else "left")
+    for row in table.select(columns).iter_rows():
+        shown.add_row(*(Text(_printed(value), no_wrap=isinstance(value, int | float)) for value in row))
+    return shown
 
 
 def _printed(value: Any) -> str:
@@ -91,6 +151,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(own) for key, own in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(own) for own in value]
+    if hasattr(value, "tolist"):  # tensors and arrays, and their numbers
+        return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value
+    return str(value) if isinstance(value, Path) else value
