@@ -45,6 +45,29 @@ def check_finite(
         )
 
 
+def with_infinite_losses(
+    result: TaskResult, settings: Callable[[], str], parameters: Iterable[Tensor], batch: Episode
+) -> TaskResult:
+    """Return the report with an infinite loss for each task that diverged.
+
+    Raises:
+        FloatingPointError: If the loss of a task is not finite for another reason: its data are not, or the parameters.
+    """
+    losses = torch.cat([result.support_losses, result.loss[:, None]], dim=1)
+    finite = torch.isfinite(losses)
+    broken = ~finite.all(1)
+    if not broken.any():
+        return result
+    parameters = list(parameters)
+    are_finite = all(torch.isfinite(p).all() for p in parameters)
+    for task in broken.nonzero()[:, 0].tolist():
+        data_is_finite = _data_is_finite(batch, task)
+        if not (are_finite and data_is_finite):
+            step = int((~finite[task]).nonzero()[0])
+            raise FloatingPointError(_where_broken(losses, task, step, settings, parameters, data_is_finite))
+    return result._replace(loss=result.loss.masked_fill(broken, math.inf))
+
+
 def check_adapted(state: Any, steps: int, settings: Callable[[], str]) -> None:
     """Raise a FloatingPointError if one task's adapted state is not finite."""
     numbers = [leaf for leaf in leaves_of(state) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_meta.arguments import check_optional_count
+from lightning_meta.arguments import check_choice, check_optional_count
 from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult, merge_results
 from lightning_meta.execution.attention import differentiable_attention
 from lightning_meta.execution.example_independence import are_independent, is_of_library
@@ -21,7 +21,7 @@ from lightning_meta.execution.plan import drops
 from lightning_meta.inner.inner_loop import run_through
 from lightning_meta.learners.adapted_task import AdaptedTask
 from lightning_meta.learners.checks import Targets, check_batch, check_support
-from lightning_meta.learners.divergence import check_adapted, check_finite
+from lightning_meta.learners.divergence import check_adapted, check_finite, with_infinite_losses
 from lightning_meta.learners.per_task import PerTaskFunctions
 from lightning_meta.learners.randomness import reproducible_draws
 from lightning_meta.likelihoods.losses import LossFunction, likelihood_of
@@ -90,20 +90,35 @@ class Evaluation(PerTaskFunctions):
         check_adapted(state, steps, self.rates_in_errors)
         return AdaptedTask(self, meta | fixed, state, support, support_y)
 
-    def evaluate(self, batch: Episode, steps: int | None = None, record: tuple[int, ...] | None = None) -> TaskResult:
+    def evaluate(
+        self,
+        batch: Episode,
+        steps: int | None = None,
+        record: tuple[int, ...] | None = None,
+        diverged: Literal["raise", "keep"] = "raise",
+    ) -> TaskResult:
         """Adapt to each task of a batch, without a meta-gradient.
 
         Args:
             batch: The tasks.
             steps: Inner steps; None: ``eval_inner_steps``.
             record: The numbers of steps after which to keep the outputs; None: only the last.
+            diverged: What to do if the loss of a task is not finite: "raise" an error, or "keep" the task, with an
+                infinite loss and outputs that may not be finite.
 
         Returns:
             The report ``[tasks, ...]``; its loss is the query loss after the last step.
+
+        Raises:
+            FloatingPointError: If a task diverges; with ``diverged="keep"`` only if the task's data or the learner's
+                parameters are not finite.
         """
+        check_choice("diverged", diverged, Literal["raise", "keep"])
         steps = self.eval_inner_steps if steps is None else steps
         kept = (steps,) if record is None else record
         result = self.map_tasks(lambda meta, task: self._evaluate_task(meta, task, steps, kept), batch)
+        if diverged == "keep":
+            return with_infinite_losses(result, self.rates_in_errors, self.parameters(), batch)
         check_finite(result, self.rates_in_errors, self.parameters(), batch=batch)
         return result
 
