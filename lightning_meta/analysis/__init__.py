@@ -1,22 +1,28 @@
 """Choice of hyper-parameters, bounds for new tasks, curvature and noise, and comparison with baselines."""
 
 from lightning_meta.analysis.bounds import pac_bayes_bound, quantile_bound, upper_bound
+from lightning_meta.analysis.certificate import Certificate, certify
 from lightning_meta.analysis.comparison import compare_with_baselines
 from lightning_meta.analysis.conformal import ConformalPredictor, ConformalTask
 from lightning_meta.analysis.gradient_noise import GradientVariance, gradient_variance, noise_scale
+from lightning_meta.analysis.held_out import HeldOutLosses, held_out_losses
 from lightning_meta.analysis.hessians import Curvature, cg_error_bound, cg_steps_for, curvature
 from lightning_meta.analysis.inner_rates import inner_rate_losses
 
 __all__ = [
+    "Certificate",
     "ConformalPredictor",
     "ConformalTask",
     "Curvature",
     "GradientVariance",
+    "HeldOutLosses",
+    "certify",
     "cg_error_bound",
     "cg_steps_for",
     "compare_with_baselines",
     "curvature",
     "gradient_variance",
+    "held_out_losses",
     "inner_rate_losses",
     "noise_scale",
     "pac_bayes_bound",
