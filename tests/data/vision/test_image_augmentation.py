@@ -45,6 +45,16 @@ class TestPurity:
             assert torch.equal(a.support_x, b.support_x)
             assert torch.equal(a.query_x, b.query_x)
 
+    def test_a_draw_changes_pictures_anew(self, root, augment):
+        episodes = module(root, augment=augment).episodes("train")
+        indices, ones = np.arange(4), np.ones(4, np.int64)
+        batch, again = episodes.redrawn(indices, 7 * ones), episodes.redrawn(indices, 7 * ones)
+        assert torch.equal(batch.query_x, again.query_x)
+        assert not torch.equal(batch.query_x, episodes.redrawn(indices, 8 * ones).query_x)
+        assert torch.equal(episodes.redrawn(indices, 0 * ones).query_x, episodes.make(indices).query_x)
+        seeds = [episodes._seeds(indices, (4, 2, 3), draw * ones) for draw in (0, 7, 8)]
+        assert len(np.unique(seeds)) == 3 * 4 * 2 * 3
+
     def test_only_training_pictures_change(self, root, augment):
         plain, changed = module(root), module(root, augment=augment)
         assert not torch.equal(changed.episodes("train")[0].query_x, plain.episodes("train")[0].query_x)
