@@ -175,9 +175,7 @@ def test_a_resumed_epoch_goes_on_with_the_next_visits(tmp_path):
 
 
 def test_too_many_distinct_tasks_are_an_error(table):
-    with pytest.raises(
-        ValueError, match="distinct_train_tasks=15, but there are 14 distinct training tasks: set"
-    ):
+    with pytest.raises(ValueError, match="distinct_train_tasks=15, but there are 14 distinct training tasks: set"):
         table(distinct_train_tasks=15).train_dataloader()
     with pytest.raises(ValueError, match="distinct_train_tasks=31, but there are 30 distinct"):
         n_way(ways=2, distinct_train_tasks=31).train_dataloader()
@@ -187,9 +185,7 @@ def test_too_many_distinct_tasks_are_an_error(table):
 def test_unfit_arguments():
     with pytest.raises(ValueError, match="distinct_train_tasks=0 must be an integer of at least 1"):
         SinusoidDataModule(distinct_train_tasks=0)
-    with pytest.raises(
-        ValueError, match="redraw_examples=False, but fresh tasks never return: set"
-    ):
+    with pytest.raises(ValueError, match="redraw_examples=False, but fresh tasks never return: set"):
         SinusoidDataModule(redraw_examples=False)
 
 

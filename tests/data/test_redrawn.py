@@ -195,9 +195,7 @@ def test_other_shots_leave_the_task(numbered, table):
 def test_impossible_shots_name_the_cause(numbered, table):
     with pytest.raises(ValueError, match="shots=8 and query_shots=4 need 12 examples per class"):
         classes(numbered).with_shots(8)
-    with pytest.raises(
-        ValueError, match=r"shots=8: \d+ of 6 train groups have too few rows \(.p\d. has \d\)"
-    ):
+    with pytest.raises(ValueError, match=r"shots=8: \d+ of 6 train groups have too few rows \(.p\d. has \d\)"):
         table().with_shots(8)
     for tasks in (classes(numbered), table(), SinusoidDataModule().episodes("test")):
         with pytest.raises(ValueError, match="shots=0 must be an integer of at least 1"):
