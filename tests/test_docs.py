@@ -12,6 +12,7 @@ import pytest
 
 import lightning_meta
 from lightning_meta import cli
+from lightning_meta.cli.analyze.command import ANALYSES
 
 ROOT = Path(__file__).parent.parent
 pytest.importorskip("sphinx", reason="the extra `docs` is not installed")
@@ -60,6 +61,7 @@ def test_public_names_are_documented_as_users_import_them(built):
 def test_commands_are_documented():
     page = (ROOT / "docs" / "reference" / "command-line.md").read_text()
     assert {"fit", *cli._COMMANDS} == set(re.findall(r"{command-help} (\w+)", page))
+    assert set(ANALYSES) == set(re.findall(r"{command-help} analyze (\w+)", page))
 
 
 def test_a_docstring_that_names_nothing_is_an_error(tmp_path):

@@ -137,7 +137,10 @@ data:
     assert value(found, "MAML") == pytest.approx(float(own), rel=1e-4)
     refused = {
         "pass --overwrite": arguments,
-        "was trained on data prepared with": [*arguments, "--overwrite", "--data.val_fraction=0.5"],
+        "--data.val_fraction 0.15, or go on": [*arguments, "--overwrite", "--data.val_fraction=0.5"],
+        "was trained on data prepared with": [
+            *[*arguments, "--overwrite", "--accept_differences", "--data.val_fraction=0.5"]
+        ],
         "no validation tasks": [*arguments[:3], "--data.val_fraction=0"],
         "no file": [*arguments[:3], "--data.file=nowhere.csv"],
     }

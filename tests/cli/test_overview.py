@@ -40,7 +40,7 @@ def test_a_mistyped_command_names_the_nearest(capsys):
 def test_an_unknown_command_lists_all(capsys):
     status, _, error = printed_by(["xyz"], capsys)
     assert status == 2
-    assert "choose one of fit, validate, test, predict, adapt, baselines" in error
+    assert "choose one of fit, validate, test, predict, adapt, analyze, baselines" in error
 
 
 def test_the_help_of_fit_begins_with_its_flags(capsys):

@@ -52,9 +52,11 @@ def analyze_command(args: Sequence[str]) -> Report:
     program = f"lightning-meta analyze {what}"
     texts = {"prog": program, "usage": _USAGE.format(what), "description": _summary(ANALYSES[what])}
     texts["epilog"] = f"Flags of a class: {program} --model.help MAML"
-    with _quiet_lightning(), one_message(program):
+    with one_message(program):
         try:
-            return _reported(what, run(list(args[1:]), cls=_command_line(ANALYSES[what]), run=False, texts=texts))
+            with _quiet_lightning():
+                cli = run(list(args[1:]), cls=_command_line(ANALYSES[what]), run=False, texts=texts)
+            return _reported(what, cli)
         except KeyboardInterrupt:
             sys.stderr.write("Stopped. Nothing was saved.\n")
             sys.exit(130)
@@ -69,7 +71,8 @@ def _reported(what: str, cli: MetaLearningCLI) -> Report:
             learner = cli.model
         else:
             learner = trained_learner(cli, config.ckpt_path, config.accept_differences)
-        trainer = L.Trainer(**{**cli.config_init.trainer, **_SILENT})
+        with _quiet_lightning():
+            trainer = L.Trainer(**{**cli.config_init.trainer, **_SILENT})
         learner.to(trainer.strategy.root_device).eval()
         arguments = {name: config[name] for name in _own_arguments(analysis)}
         report = analysis(learner, data, **arguments)
