@@ -1,5 +1,6 @@
 """Choice of hyper-parameters, bounds for new tasks, curvature and noise, and comparison with baselines."""
 
+from lightning_meta.analysis.adjoint import AdjointErrors, adjoint_errors
 from lightning_meta.analysis.bounds import pac_bayes_bound, quantile_bound, upper_bound
 from lightning_meta.analysis.certificate import Certificate, certify
 from lightning_meta.analysis.comparison import compare_with_baselines
@@ -11,12 +12,14 @@ from lightning_meta.analysis.inner_rates import inner_rate_losses
 
 __all__ = [
     "Certificate",
+    "AdjointErrors",
     "ConformalPredictor",
     "ConformalTask",
     "Curvature",
     "GradientVariance",
     "HeldOutLosses",
     "certify",
+    "adjoint_errors",
     "cg_error_bound",
     "cg_steps_for",
     "compare_with_baselines",

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from lightning_meta.analysis.inner_problem import check_adapts_a_model, support_loss
+from lightning_meta.analysis.inner_problem import check_adapts_a_model, flattened, support_loss
 from lightning_meta.analysis.lanczos import lanczos, ritz
 from lightning_meta.arguments import check_count
 from lightning_meta.episodes import Episode, MetaParameters, TaskResult
-from lightning_meta.inner.vectors import Vector
 from lightning_meta.learners.task_learner import TaskLearner
 
 
@@ -93,14 +92,8 @@ def curvature(learner: TaskLearner, batch: Episode, steps: int = 20, probes: int
     def task_spectrum(meta: MetaParameters, task: Episode) -> TaskResult:
         point, loss = support_loss(adapting, meta, task.support)
         _, pull_back = vjp(grad(loss), point)  # type: ignore[misc]
-        sizes = [leaf.numel() for leaf in point.values()]
-
-        def product(vector: Tensor) -> Tensor:
-            pieces = dict(zip(point, vector.split(sizes), strict=True))
-            shaped: Vector = {name: piece.reshape(point[name].shape) for name, piece in pieces.items()}
-            return torch.cat([leaf.flatten() for leaf in pull_back(shaped)[0].values()])
-
-        count = min(steps, sum(sizes))
+        product = flattened(lambda vector: pull_back(vector)[0], point)
+        count = min(steps, size)
         diagonals, besides = zip(*(lanczos(product, start.to(value_like), count) for start in starts), strict=True)
         found = {"diagonal": torch.stack(diagonals), "beside": torch.stack(besides)}
         empty = found["diagonal"].new_zeros(())

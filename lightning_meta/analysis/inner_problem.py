@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from lightning_meta.episodes import MetaParameters, Support
@@ -27,6 +28,18 @@ def support_loss(
     names = getattr(learner, "adapted_names", tuple(state))
     fixed = {**learner.model_parameters(meta), **state}
     return {name: fixed[name] for name in names}, lambda adapted: learner.set_loss({**fixed, **adapted}, support)
+
+
+def flattened(product: Callable[[Vector], Vector], like: Vector) -> Callable[[Tensor], Tensor]:
+    """Return a linear map of vectors by name as one of vectors ``[n]``, with the tensors one after another."""
+    sizes = [leaf.numel() for leaf in like.values()]
+
+    def of_flat(flat: Tensor) -> Tensor:
+        pieces = zip(like.items(), flat.split(sizes), strict=True)
+        image = product({name: piece.reshape(leaf.shape) for (name, leaf), piece in pieces})
+        return torch.cat([leaf.flatten() for leaf in image.values()])
+
+    return of_flat
 
 
 def check_adapts_a_model(learner: TaskLearner, analysis: str) -> GradientLearner:

@@ -120,9 +120,17 @@ class ImplicitMAML(GradientLearner):
         self._warned = False
         self.prox_strength = ProximalStrength(self.adapted_names, prox_lambda, learned_lambda)
 
+    def inner_problem(self, meta: MetaParameters, support: Support) -> ProximalProblem:
+        """Return the problem that a task's inner steps solve."""
+        shared = self._shared(meta)
+        parameters = self.model_parameters(meta)
+        anchor = {name: parameters[name] for name in self.adapted_names}
+        strength = self.prox_strength.at(module_part(meta, "prox_strength"), anchor)
+        return ProximalProblem(lambda adapted: self._support_loss(adapted, shared, support), anchor, strength)
+
     def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
         """Yield the adapted parameters after 0, 1, ..., ``steps`` steps of the inner solver."""
-        problem = self._problem(meta, support)
+        problem = self.inner_problem(meta, support)
         point, state = problem.anchor, self.inner_optimizer.init(problem.anchor)
         rates = dict.fromkeys(point, self.inner_lr)
         yield InnerStep(point, None)
@@ -137,7 +145,7 @@ class ImplicitMAML(GradientLearner):
     def task_gradient(self, meta: MetaParameters, task: Episode) -> tuple[dict[str, Tensor], TaskResult]:
         """Return the implicit gradient and the report."""
         point, support_losses = run_through(self.inner_loop(meta, task.support, self.inner_steps))
-        problem, shared = self._problem(meta, task.support), self._shared(meta)
+        problem, shared = self.inner_problem(meta, task.support), self._shared(meta)
 
         def query_loss(adapted: Vector, shared: Vector) -> tuple[Tensor, Tensor]:
             within = {**meta, **{f"model.{name}": value for name, value in shared.items()}}
@@ -176,13 +184,6 @@ class ImplicitMAML(GradientLearner):
             f"{ratio:.3g} times the proximal pull's on average over the tasks of training. The implicit gradient, that "
             f"of the solution, may be far off: raise inner_steps{', inner_lr' if rate else ''} or prox_lambda."
         )
-
-    def _problem(self, meta: MetaParameters, support: Support) -> ProximalProblem:
-        shared = self._shared(meta)
-        parameters = self.model_parameters(meta)
-        anchor = {name: parameters[name] for name in self.adapted_names}
-        strength = self.prox_strength.at(module_part(meta, "prox_strength"), anchor)
-        return ProximalProblem(lambda adapted: self._support_loss(adapted, shared, support), anchor, strength)
 
     def _shared(self, meta: MetaParameters) -> Vector:
         return {name: p for name, p in self.model_parameters(meta).items() if name not in self.adapted_names}

@@ -1,6 +1,6 @@
 """The conjugate gradient method (Hestenes and Stiefel, 1952), written to be vectorized over tasks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -23,6 +23,20 @@ class Solution(NamedTuple):
     negative_curvature: Tensor
 
 
+class Iterate(NamedTuple):
+    """The state of the method after a step.
+
+    Attributes:
+        x: The iterate.
+        squared: ``‖b − A x‖²`` by the recurrence.
+        negative_curvature: Whether a search direction so far had ``pᵀAp ≤ 0``.
+    """
+
+    x: Vector
+    squared: Tensor
+    negative_curvature: Tensor
+
+
 def conjugate_gradient(
     apply: Callable[[Vector], Vector], b: Vector, steps: int, fallback: Vector, start: Vector | None = None
 ) -> Solution:
@@ -38,6 +52,17 @@ def conjugate_gradient(
         fallback: The result if the first direction has negative curvature and there is no ``start``.
         start: The first iterate, for one more product; None: zero.
     """
+    for iterate in conjugate_gradient_iterates(apply, b, steps, fallback, start):  # noqa: B007 (the last one)
+        pass
+    size = dot(b, b)
+    relative = torch.where(size > 0, (iterate.squared / torch.where(size > 0, size, 1)).sqrt(), 0)
+    return Solution(iterate.x, relative, iterate.negative_curvature)
+
+
+def conjugate_gradient_iterates(
+    apply: Callable[[Vector], Vector], b: Vector, steps: int, fallback: Vector, start: Vector | None = None
+) -> Iterator[Iterate]:
+    """Yield the state after 1, 2, ..., ``steps`` steps; arguments as in `conjugate_gradient`."""
     size = dot(b, b)
     # Below this the recurrence consists of rounding errors.
     negligible = size * torch.finfo(size.dtype).eps ** 2
@@ -58,5 +83,5 @@ def conjugate_gradient(
             x = {name: torch.where(negative, fallback[name], value) for name, value in x.items()}
         residual = add(residual, product, -length)
         before, squared = squared, dot(residual, residual)
+        yield Iterate(x, squared, negative)
         direction = add(residual, direction, torch.where(going, squared / torch.where(going, before, 1), 0))
-    return Solution(x, torch.where(size > 0, (squared / torch.where(size > 0, size, 1)).sqrt(), 0), negative)
