@@ -9,6 +9,9 @@ from lightning_meta.analysis.gradient_noise import GradientVariance, gradient_va
 from lightning_meta.analysis.held_out import HeldOutLosses, held_out_losses
 from lightning_meta.analysis.hessians import Curvature, cg_error_bound, cg_steps_for, curvature
 from lightning_meta.analysis.inner_rates import inner_rate_losses
+from lightning_meta.analysis.one_step_rate import OneStepRate, one_step_rate
+from lightning_meta.analysis.rate_search import RateSearch, search_rate
+from lightning_meta.analysis.step_gains import StepGains, step_gains
 
 __all__ = [
     "Certificate",
@@ -20,6 +23,9 @@ __all__ = [
     "HeldOutLosses",
     "certify",
     "adjoint_errors",
+    "OneStepRate",
+    "RateSearch",
+    "StepGains",
     "cg_error_bound",
     "cg_steps_for",
     "compare_with_baselines",
@@ -28,7 +34,10 @@ __all__ = [
     "held_out_losses",
     "inner_rate_losses",
     "noise_scale",
+    "one_step_rate",
     "pac_bayes_bound",
     "quantile_bound",
+    "search_rate",
+    "step_gains",
     "upper_bound",
 ]

@@ -1,25 +1,24 @@
-"""Search for an inner learning rate; Lightning's ``Tuner.lr_find(..., update_attr=False)`` finds an outer one."""
+"""Losses of given inner rates; Lightning's ``Tuner.lr_find(..., update_attr=False)`` finds an outer rate."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_meta import arguments
+from lightning_meta.analysis.task_losses import check_has_rate, losses_by_step
 from lightning_meta.episodes.episode import Episode
-from lightning_meta.inner import InnerRates
 from lightning_meta.learners.task_learner import TaskLearner
 
 
 def inner_rate_losses(learner: TaskLearner, batch: Episode, rates: Sequence[float]) -> Tensor:
-    """Return the mean query loss after adaptation with each inner rate, ``[rates]``; infinite where it diverges.
+    """Return the mean query loss after adaptation with each inner rate, ``[rates]``; infinite where a task diverges.
 
-    Call it with validation tasks, before training or after, and take the rate with the lowest loss. The learner's own
-    rate stays as it is.
+    For a learner whose rates are learned, ``rates`` are factors on them. The learner's own rate stays as it is.
+    `search_rate` chooses rates and tasks itself.
 
     Raises:
-        ValueError: If a rate is not positive, or the learner's rates are learned.
+        ValueError: If a rate is not positive, or the learner has none.
 
     Example:
         >>> from lightning_meta import MAML, MLP, SinusoidDataModule
@@ -29,21 +28,6 @@ def inner_rate_losses(learner: TaskLearner, batch: Episode, rates: Sequence[floa
     """
     for rate in rates:
         arguments.check_rate("rates", rate)
-    modules = [module for module in learner.modules() if isinstance(module, InnerRates)]
-    if any(list(module.parameters()) for module in modules):
-        raise ValueError("the learner's inner rates are learned: there is none to search for")
-    holders: list[Any] = [learner, *modules]
-    own = learner.inner_lr
-    losses = []
-    try:
-        for rate in rates:
-            for holder in holders:
-                holder.inner_lr = rate
-            try:
-                losses.append(learner.evaluate(batch).loss.mean())
-            except FloatingPointError:
-                losses.append(torch.tensor(torch.inf))
-    finally:
-        for holder in holders:
-            holder.inner_lr = own
-    return torch.stack([loss.cpu() for loss in losses])
+    steps = (check_has_rate(learner).eval_inner_steps,)
+    losses = [losses_by_step(learner, batch, steps, rate).mean() for rate in rates]
+    return torch.stack(losses).to(torch.get_default_dtype()).cpu()

@@ -1,0 +1,38 @@
+"""Means of paired differences over tasks, with their intervals."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from scipy import stats
+from torch import Tensor
+
+
+class Interval(NamedTuple):
+    """A mean over tasks and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(values: Tensor) -> Interval:
+    """Return the mean of values ``[tasks]`` and its 95 % interval, by Student's distribution.
+
+    Where a value is not finite, neither are mean and interval: all three are the mean. A single task's interval is
+    the whole line. The interval is for new tasks that are drawn as these were; where tasks share classes, it does not
+    cover new classes.
+
+    Example:
+        >>> import torch
+        >>> mean_interval(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+        Interval(mean=2.0, low=-0.4841377117466188, high=4.484137711746619)
+    """
+    tasks, mean = values.numel(), float(values.mean())
+    if not math.isfinite(mean):
+        return Interval(mean, mean, mean)
+    if tasks == 1:
+        return Interval(mean, -math.inf, math.inf)
+    half = float(stats.t.ppf(0.975, tasks - 1)) * float(values.std()) / math.sqrt(tasks)
+    return Interval(mean, mean - half, mean + half)
