@@ -80,13 +80,13 @@ def main(devices, folder, names):
         trainer.fit(learner, data)
         trainer.limit_val_batches = 1.0
         (metrics,) = trainer.validate(learner, data, verbose=False)
-        residuals = learner.validation_residuals
+        scores = learner.validation_scores
         result = {
             "state": learner.state_dict(),
             "metrics": metrics,
             "seen": torch.cat(seen.inputs),
             "per_task": learner.per_task("val"),
-            "residuals": None if residuals is None else residuals._asdict(),
+            "scores": None if scores is None else scores._asdict(),
         }
         torch.save(result, Path(folder) / f"{name}_{trainer.global_rank}.pt")
 

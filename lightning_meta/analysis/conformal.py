@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from lightning_meta.arguments import check_choice, check_coverage
 from lightning_meta.episodes import Episode
 from lightning_meta.learners.adapted_task import AdaptedTask
 from lightning_meta.learners.task_learner import TaskLearner
 from lightning_meta.likelihoods.losses import likelihood_of, takes_class_labels
-from lightning_meta.likelihoods.predictive import Prediction
-
-Score = Literal["error", "standardized"]
+from lightning_meta.likelihoods.predictive import Samples
+from lightning_meta.metrics.conformal_quantiles import hierarchical_quantiles
+from lightning_meta.metrics.conformal_scores import Score, class_scores, counted, scale_of, scores_by_task
 
 
 class ConformalPredictor:
@@ -33,7 +32,7 @@ class ConformalPredictor:
     sets: single tasks have more or less, which `coverage_of` shows.
 
     Scores: for regressions the absolute error ``|y − mean|``, with ``score="standardized"`` divided by the predictive
-    standard deviation; for classification ``1 − p(y)``.
+    standard deviation; for classification ``1 − p(y)``. The scores of a calibration task that diverges are infinite.
 
     Args:
         learner: A trained learner.
@@ -112,13 +111,12 @@ class ConformalPredictor:
         return [scores for batch in batches for scores in self._batch_scores(batch)]
 
     def _batch_scores(self, batch: Episode) -> Iterable[Tensor]:
-        for index in range(batch.num_tasks):
-            task = batch.select(index)
-            adapted = self.learner.adapt(task.support_x, task.support_y, support_mask=task.support_mask)
-            x, y = task.query_x, task.query_y
-            if task.query_mask is not None:
-                x, y = tree_map(lambda leaf, real=task.query_mask: leaf[real], (x, y))
-            yield scores_of(adapted.predict(x), y, self.score).double().cpu()
+        learner, y = self.learner, batch.query_y
+        result = learner.evaluate(batch, diverged="keep")
+        scores = scores_by_task(learner.loss_fn, Samples(**result.samples), y, self.score, learner.draws_together)
+        scores = scores.double().masked_fill(result.loss.isinf()[:, None], math.inf).cpu()
+        counts = counted(learner.loss_fn, y, batch.query_mask).cpu()
+        return (own[real] for own, real in zip(scores, counts, strict=True) if real.any())
 
 
 class ConformalTask:
@@ -148,7 +146,7 @@ class ConformalTask:
         if self._classifies:
             raise ValueError("intervals are for regressions: call sets for classes")
         prediction = self.task.predict(x)
-        reach = self.threshold * _scale(prediction, self._score)
+        reach = self.threshold * scale_of(prediction, self._score)
         return prediction.mean - reach, prediction.mean + reach
 
     def sets(self, x: Any) -> Tensor:
@@ -159,7 +157,7 @@ class ConformalTask:
         """
         if not self._classifies:
             raise ValueError("sets are for classes: call intervals for regressions")
-        return 1 - self.task.predict(x).mean.double() <= self.threshold
+        return class_scores(self.task.predict(x).mean).double() <= self.threshold
 
 
 def threshold_of(scores: list[Tensor], coverage: float) -> float:
@@ -173,26 +171,5 @@ def threshold_of(scores: list[Tensor], coverage: float) -> float:
         >>> threshold_of([torch.tensor([float(i)]) for i in range(1, 20)], 0.9)  # the 18th of 19
         18.0
     """
-    values = torch.cat(scores)
-    weights = torch.cat(
-        [torch.full((len(own),), 1 / ((len(scores) + 1) * len(own)), dtype=torch.double) for own in scores]
-    )
-    order = values.argsort()
-    reached = (weights[order].cumsum(0) >= coverage - 1e-12).nonzero()
-    return float(values[order][reached[0, 0]]) if len(reached) else math.inf
-
-
-def scores_of(prediction: Prediction, targets: Tensor, score: Score) -> Tensor:
-    """Return the score of each query, ``[query]``; of targets with several parts the largest."""
-    if targets.is_floating_point():
-        errors = (prediction.mean - targets).abs() / _scale(prediction, score)
-        return errors.flatten(1).amax(1) if errors.ndim > 1 else errors
-    return 1 - prediction.mean.double().gather(1, targets[:, None])[:, 0]
-
-
-def _scale(prediction: Prediction, score: Score) -> Tensor:
-    if score == "error":
-        return torch.ones_like(prediction.mean)
-    if prediction.total is None:
-        raise ValueError("score='standardized' needs a learner with a noise model, such as BayesianMAML: use 'error'")
-    return prediction.total.sqrt()
+    sizes = torch.cat([torch.full((len(own),), len(own)) for own in scores])
+    return float(hierarchical_quantiles(torch.cat(scores), sizes, torch.tensor([coverage]).double())[0])

@@ -16,7 +16,8 @@ _TYPES: dict[str, Any] = {
     "lr_schedulers": list,
     "meta_learner_class": str,
     "meta_learner_preparation": dict | None,
-    "meta_learner_residuals": dict | None,
+    "meta_learner_residuals": dict | None,  # of earlier versions
+    "meta_learner_scores": dict | None,
     "meta_learner_random_seed": int | None,
     "meta_learner_gradients": dict | None,
     "meta_learner_recordings": tuple | None,

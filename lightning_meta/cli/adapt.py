@@ -20,7 +20,7 @@ def adapt(
     query: str,
     output: str,
     task_column: str | None = None,
-    coverage: float = 0.9,
+    coverage: float | None = None,
     steps: int | None = None,
     overwrite: bool = False,
     seed: int = 0,
@@ -36,7 +36,8 @@ def adapt(
         output: The file for the predictions, a CSV, Parquet or JSON file: the query's columns, and those of the
             predictions.
         task_column: The column that names the task of a row; default: the one of the training, if the support has it.
-        coverage: The probability that the interval of a regression should contain the target.
+        coverage: The probability that the interval of a regression, or the set of classes, should contain the target;
+            default: 0.9. If validation had too few tasks for a coverage that is given, this is an error.
         steps: Inner steps; default: the learner's eval_inner_steps.
         overwrite: Whether to replace the output file if it exists.
         seed: The seed of random draws.
@@ -47,7 +48,7 @@ def adapt(
     Returns:
         The predictions.
     """
-    arguments.check_coverage(coverage)
+    arguments.check_coverage(0.9 if coverage is None else coverage)
     path = check_output(output, overwrite)
     for source in (support, query):
         if path.exists() and path.samefile(source):

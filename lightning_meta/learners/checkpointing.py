@@ -5,6 +5,7 @@ from typing import Any, Self
 import lightning as L
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import nn
 
@@ -21,7 +22,7 @@ from lightning_meta.checkpoints.loading import (
 )
 from lightning_meta.checkpoints.object_text import class_path, has_structure, structure
 from lightning_meta.execution.mapping import TaskMapping
-from lightning_meta.metrics.residuals import Residuals
+from lightning_meta.metrics.conformal_quantiles import ConformalQuantiles
 
 
 class Checkpointing(L.LightningModule, NotesArguments):
@@ -31,7 +32,7 @@ class Checkpointing(L.LightningModule, NotesArguments):
     _mapping: TaskMapping
     _random_seed: int | None
     _accumulated: dict[str, Any] | None
-    validation_residuals: Residuals | None
+    validation_scores: ConformalQuantiles | None
     trained_preparation: dict[str, Any] | None
     """How the data of the loaded checkpoint's training were prepared, as `Preparation.state` returned it."""
 
@@ -102,8 +103,8 @@ class Checkpointing(L.LightningModule, NotesArguments):
             checkpoint.get("hyper_parameters", {}).pop("model", None)
         checkpoint["meta_learner_arguments"] = self._described_arguments
         checkpoint["meta_learner_preparation"] = self._preparation()
-        residuals = self.validation_residuals
-        checkpoint["meta_learner_residuals"] = None if residuals is None else residuals._asdict()
+        scores = self.validation_scores
+        checkpoint["meta_learner_scores"] = None if scores is None else scores._asdict()
         checkpoint["meta_learner_random_seed"] = self._random_seed
         checkpoint["meta_learner_gradients"] = accumulated_gradients(self._trainer, self)
         checkpoint["meta_learner_recordings"] = self._mapping.progress(self._steps_processed())
@@ -132,8 +133,13 @@ class Checkpointing(L.LightningModule, NotesArguments):
                     f"pass {name}=..."
                 )
         self.trained_preparation = checkpoint.get("meta_learner_preparation")
-        residuals = checkpoint.get("meta_learner_residuals")
-        self.validation_residuals = None if residuals is None else Residuals.checked(residuals)
+        scores = checkpoint.get("meta_learner_scores")
+        self.validation_scores = None if scores is None else ConformalQuantiles.checked(scores)
+        if checkpoint.get("meta_learner_residuals") is not None:
+            rank_zero_warn(
+                "The checkpoint is of an earlier version, which pooled the errors of all validation queries. They are "
+                "not used: predictions have no intervals from validation tasks until the learner is trained further."
+            )
 
     def _preparation(self) -> dict[str, Any] | None:
         data = None if self._trainer is None else getattr(self._trainer, "datamodule", None)

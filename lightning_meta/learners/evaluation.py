@@ -24,9 +24,10 @@ from lightning_meta.learners.checks import Targets, check_batch, check_support
 from lightning_meta.learners.divergence import check_adapted, check_finite, with_infinite_losses
 from lightning_meta.learners.per_task import PerTaskFunctions
 from lightning_meta.learners.randomness import reproducible_draws
-from lightning_meta.likelihoods.losses import LossFunction, likelihood_of
+from lightning_meta.likelihoods.losses import likelihood_of
 from lightning_meta.likelihoods.predictive import Samples, mean_output, predict
-from lightning_meta.metrics.residuals import Residuals
+from lightning_meta.metrics.conformal_quantiles import ConformalQuantiles
+from lightning_meta.metrics.conformal_scores import counted, kind_of_score, scores_by_task
 from lightning_meta.metrics.task_metrics import TaskMetrics
 from lightning_meta.metrics.uncertainty import auroc, uncertainty_metrics
 
@@ -44,8 +45,8 @@ class Evaluation(PerTaskFunctions):
     _mapping: TaskMapping
     _metrics: dict[str, TaskMetrics]
     _random_seed: int | None
-    validation_residuals: Residuals | None
-    """The errors of a scalar regression on the last validation's tasks, if its learner has no noise model."""
+    validation_scores: ConformalQuantiles | None
+    """How far targets were from predictions on the last validation's tasks, for the intervals and sets of others."""
 
     def adapt(
         self, support_x: Any, support_y: Any, steps: int | None = None, support_mask: Tensor | None = None
@@ -167,10 +168,10 @@ class Evaluation(PerTaskFunctions):
         self._metrics["test"].reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics over all tasks, with their intervals, and keep the errors of a regression."""
+        """Log the metrics over all tasks, with their intervals, and keep the scores of their queries."""
         self._log_evaluation("val")
         if not self.trainer.sanity_checking:
-            self.validation_residuals = self._metrics["val"].residuals()
+            self.validation_scores = self._metrics["val"].scores()
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics over all tasks, with their intervals."""
@@ -241,10 +242,16 @@ class Evaluation(PerTaskFunctions):
         values |= uncertainty_metrics(likelihood, samples, batch.query_y, batch.query_mask)
         values |= {f"ood_auroc_{kind}": auroc(*pair, batch.query_mask) for kind, pair in result.novelty.items()}
         self._metrics[stage].update(values)
-        output = result.outputs[:, -1]
-        if stage == "val" and samples.noise is None and is_scalar_regression(self.loss_fn, output, batch.query_y):
-            self._metrics[stage].update_errors(output, batch.query_y, batch.query_mask)
+        if stage == "val":
+            self._keep_scores(result.outputs[:, -1], samples, batch)
         return result._asdict()
+
+    def _keep_scores(self, outputs: Tensor, samples: Samples, batch: Episode) -> None:
+        kind = kind_of_score(self.loss_fn, outputs, batch.query_y, samples.noise is not None)
+        if kind is None:
+            return
+        scores = scores_by_task(self.loss_fn, samples, batch.query_y, kind, self.draws_together)
+        self._metrics["val"].update_scores(kind, scores, counted(self.loss_fn, batch.query_y, batch.query_mask))
 
     def _log_evaluation(self, stage: str) -> None:
         values = self._metrics[stage].compute()
@@ -258,13 +265,6 @@ class Evaluation(PerTaskFunctions):
             return nullcontext()
         seed = torch.initial_seed() if self._random_seed is None else self._random_seed
         return reproducible_draws(seed, self._trainer.global_rank, step, self.device)
-
-
-def is_scalar_regression(loss_fn: LossFunction, outputs: Tensor, targets: Any) -> bool:
-    """Whether outputs are one real number for each query, ``[tasks, query, 1]``, in the units of the targets."""
-    if not isinstance(targets, Tensor) or not targets.is_floating_point() or targets.shape != outputs.shape:
-        return False
-    return likelihood_of(loss_fn) in (None, "gaussian") and targets.ndim == 3 and targets.shape[2] == 1
 
 
 def query_size(batch: Episode) -> int:

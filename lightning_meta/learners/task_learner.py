@@ -135,7 +135,7 @@ class TaskLearner(Evaluation, Checkpointing):
         world = ClosedWorld(self, self.training_phase)
         self._mapping = TaskMapping(model, self._task_loss, self._task_gradient, own_gradient, world)
         self._metrics = {stage: TaskMetrics() for stage in ("val", "test")}
-        self.validation_residuals = None
+        self.validation_scores = None
         self.trained_preparation = None
         set_statistics_mode(model, batch_statistics)
         self._note_structure()

@@ -11,7 +11,8 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_meta.likelihoods.losses import LossFunction
-from lightning_meta.metrics.residuals import AbsoluteErrors, Residuals
+from lightning_meta.metrics.conformal_quantiles import ConformalQuantiles, ConformalScores
+from lightning_meta.metrics.conformal_scores import Kind
 
 
 class MeanOverTasks(Metric):
@@ -63,7 +64,7 @@ class TaskMetrics:
     def reset(self) -> None:
         """Remove all tasks and names."""
         self._means: dict[str, MeanOverTasks] = {}
-        self._errors: AbsoluteErrors | None = None
+        self._scores: ConformalScores | None = None
 
     def update(self, values: Mapping[str, Tensor]) -> None:
         """Add one value per task, ``[tasks]``, for each name."""
@@ -72,15 +73,15 @@ class TaskMetrics:
                 self._means[name] = MeanOverTasks().to(value.device)
             self._means[name].update(value)
 
-    def update_errors(self, outputs: Tensor, targets: Tensor, mask: Tensor | None) -> None:
-        """Add the absolute errors of a scalar regression, ``[tasks, query, 1]``."""
-        if self._errors is None:
-            self._errors = AbsoluteErrors().to(outputs.device)
-        self._errors.update(outputs, targets, mask)
+    def update_scores(self, kind: Kind, scores: Tensor, counts: Tensor) -> None:
+        """Add the scores ``[tasks, query]`` of one kind, of the queries that count, ``[tasks, query]``."""
+        if self._scores is None:
+            self._scores = ConformalScores(kind).to(scores.device)
+        self._scores.update(scores, counts)
 
-    def residuals(self) -> Residuals | None:
-        """Return the distribution of all errors that were added; None without errors."""
-        return None if self._errors is None else self._errors.compute()
+    def scores(self) -> ConformalQuantiles | None:
+        """Return the distribution of all scores that were added; None without scores."""
+        return None if self._scores is None else self._scores.compute()
 
     def by_task(self) -> dict[str, Tensor]:
         """Return the values of all tasks by name, ``[tasks]``, in the order of the tasks, from all processes."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import polars as pl
 import torch
 import torch.nn.functional as F
@@ -10,17 +13,22 @@ from torch import Tensor
 from lightning_meta.data.preparation import RealTargets
 from lightning_meta.learners import AdaptedTask
 from lightning_meta.likelihoods.predictive import Prediction, quantile
-from lightning_meta.metrics.residuals import Residuals
+from lightning_meta.metrics.conformal_quantiles import ConformalQuantiles
+from lightning_meta.metrics.conformal_scores import class_scores
 
 
-def class_columns(task: AdaptedTask, x: object, classes: tuple[str, ...]) -> pl.DataFrame:
-    """Return ``prediction``, ``probability_<class>``, and the uncertainties of Bayesian learners.
+def class_columns(
+    task: AdaptedTask, x: object, classes: tuple[str, ...], coverage: float, scores: ConformalQuantiles | None
+) -> pl.DataFrame:
+    """Return ``prediction``, ``probability_<class>``, ``prediction_set``, and the uncertainties of Bayesian learners.
 
     Args:
         task: The adapted model.
         x: Inputs ``[query, ...]``.
         classes: The classes by position in the output. Further outputs of the model are left out. Classes after its
             last output, of which the support had no example, have probability 0.
+        coverage: The probability that the set should contain the class.
+        scores: The scores on validation tasks, from which sets come.
     """
     samples = task.samples(x)
     limited = samples._replace(outputs=samples.outputs[..., : len(classes)])  # [samples, query, classes]
@@ -29,11 +37,24 @@ def class_columns(task: AdaptedTask, x: object, classes: tuple[str, ...]) -> pl.
     chosen = probabilities.argmax(1).tolist()
     columns = {"prediction": pl.Series([classes[i] for i in chosen], dtype=pl.String)}
     columns |= {f"probability_{name}": _series(probabilities[:, i]) for i, name in enumerate(classes)}
+    columns["prediction_set"] = pl.Series(_sets(probabilities, classes, coverage, scores), dtype=pl.String)
     return pl.DataFrame(columns | _uncertainties(prediction, 1.0))
 
 
+def _sets(
+    probabilities: Tensor, classes: tuple[str, ...], coverage: float, scores: ConformalQuantiles | None
+) -> list[str | None]:
+    """Return the classes of each set as a JSON list, ``[query]``; None: too little is known of the scores."""
+    threshold = math.inf if scores is None or scores.score != "probability" else scores.quantile(coverage)
+    if threshold == math.inf:
+        return [None] * len(probabilities)
+    inside = class_scores(probabilities.float()) <= threshold  # in the precision in which scores are kept
+    chosen = ([name for name, is_in in zip(classes, row, strict=True) if is_in] for row in inside.tolist())
+    return [json.dumps(own, ensure_ascii=False) for own in chosen]
+
+
 def real_columns(
-    task: AdaptedTask, x: object, targets: RealTargets, coverage: float, residuals: Residuals | None
+    task: AdaptedTask, x: object, targets: RealTargets, coverage: float, scores: ConformalQuantiles | None
 ) -> pl.DataFrame:
     """Return ``prediction``, ``mean``, ``std``, an interval, and the uncertainties of Bayesian learners.
 
@@ -42,19 +63,24 @@ def real_columns(
         x: Inputs ``[query, ...]``.
         targets: The scale of the targets.
         coverage: The probability that the interval should contain the target.
-        residuals: The errors on validation tasks, from which learners without a noise model have their interval.
+        scores: The scores on validation tasks, from which intervals come. Without, learners with a noise model have the
+            quantiles of their predictive distribution, and others no interval.
     """
     samples = task.samples(x)
     prediction = task.prediction_of(samples)
     mean = prediction.mean[:, 0].double()  # [query]
     lower = upper = std = torch.full_like(mean, torch.nan)
+    own = "error" if prediction.total is None else "standardized"
+    threshold = math.inf if scores is None or scores.score != own else scores.quantile(coverage)
     if prediction.total is not None:
         std = prediction.total[:, 0].double().sqrt()
-        lower, upper = (quantile(samples, level)[:, 0].double() for level in ((1 - coverage) / 2, (1 + coverage) / 2))
-    elif residuals is not None:
-        std = torch.full_like(mean, residuals.root_mean_square)
-        reach = residuals.quantile(coverage)
+    elif scores is not None and scores.root_mean_square is not None:
+        std = torch.full_like(mean, scores.root_mean_square)
+    if threshold < math.inf:
+        reach = threshold * (std if own == "standardized" else 1.0)
         lower, upper = mean - reach, mean + reach
+    elif own == "standardized":
+        lower, upper = (quantile(samples, level)[:, 0].double() for level in ((1 - coverage) / 2, (1 + coverage) / 2))
     percent = f"{100 * coverage:g}"
 
     def in_units(values: Tensor) -> pl.Series:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -19,7 +20,7 @@ from lightning_meta.data.preparation import ClassTargets, Preparation
 from lightning_meta.data.tables import check_columns, names_of, texts_of
 from lightning_meta.learners import AdaptedTask, TaskLearner
 from lightning_meta.learners.randomness import reproducible_draws
-from lightning_meta.metrics.residuals import Residuals
+from lightning_meta.metrics.conformal_quantiles import ConformalQuantiles, tasks_needed
 from lightning_meta.models.batch_statistics import has_batch_statistics
 from lightning_meta.prediction.columns import class_columns, real_columns
 from lightning_meta.prediction.preparations import preparation_of
@@ -27,6 +28,7 @@ from lightning_meta.prediction.written import as_written
 
 _ROWS_AT_ONCE = 1024
 _TASK = "name of the task"
+_COVERAGE = 0.9
 
 
 class FewShotPredictor:
@@ -73,8 +75,8 @@ class FewShotPredictor:
             support: A CSV, Parquet or JSON file; for pictures a folder with a folder of each class.
             task_column: The column that names a row's task; None: the one of the training, if the file has it,
                 otherwise all rows are one task.
-            steps: Inner steps; None: the learner's ``eval_inner_steps``. With other steps, the errors on validation
-                tasks say nothing, so that learners without a noise model have no interval.
+            steps: Inner steps; None: the learner's ``eval_inner_steps``. With other steps, the scores on validation
+                tasks say nothing, so that there are no intervals and sets from them.
 
         Raises:
             ValueError: If the file lacks a column, labels or targets are missing, or the learner cannot take them.
@@ -93,8 +95,8 @@ class FewShotPredictor:
             except ValueError as error:
                 raise ValueError(f"{_said(column, name)}{error}") from error
         is_validated = steps in (None, self.learner.eval_inner_steps)
-        residuals = self.learner.validation_residuals if is_validated else None
-        return AdaptedTasks(self.preparation, tasks, column, self._rows_at_once(), residuals, self.seed)
+        scores = self.learner.validation_scores if is_validated else None
+        return AdaptedTasks(self.preparation, tasks, column, self._rows_at_once(), scores, self.seed)
 
     def _rows_at_once(self) -> int | None:
         if self.learner.batch_statistics != "batch" or not has_batch_statistics(self.learner.model):
@@ -142,7 +144,7 @@ class AdaptedTasks(Mapping[str | None, AdaptedTask]):
         tasks: The adapted models with their classes.
         task_column: The column with the names of the tasks.
         rows_at_once: Rows that the model gets in one call; None: all, as their predictions depend on each other.
-        residuals: The errors on validation tasks, from which learners without a noise model have their interval.
+        scores: The scores on validation tasks, from which intervals and sets come.
         seed: The seed of random draws.
     """
 
@@ -152,14 +154,14 @@ class AdaptedTasks(Mapping[str | None, AdaptedTask]):
         tasks: Mapping[Any, _Task],
         task_column: str | None,
         rows_at_once: int | None,
-        residuals: Residuals | None,
+        scores: ConformalQuantiles | None,
         seed: int,
     ) -> None:
         self.preparation = preparation
         self.task_column = task_column
         self._tasks = tasks
         self._rows_at_once = rows_at_once
-        self._residuals = residuals
+        self._scores = scores
         self._seed = seed
 
     def __getitem__(self, name: Any) -> AdaptedTask:
@@ -171,24 +173,28 @@ class AdaptedTasks(Mapping[str | None, AdaptedTask]):
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def predict(self, query: str | Path, coverage: float = 0.9) -> pl.DataFrame:
+    def predict(self, query: str | Path, coverage: float | None = None) -> pl.DataFrame:
         """Predict the examples of a file, or of a folder of pictures.
 
         Args:
             query: As the support, without labels; pictures lie in one folder.
-            coverage: The probability that the interval of a regression should contain the target.
+            coverage: The probability that the interval of a regression, or the set of classes, should contain the
+                target; None: 0.9.
 
         Returns:
             The query's rows and columns in their order, and then ``prediction`` (the class, or the mean). For classes
-            ``probability_<class>``. For a regression ``mean``, ``std``, ``lower_90`` and ``upper_90`` in the target's
-            units (90: the coverage in percent), empty if nothing is known of the noise. For Bayesian learners
-            ``aleatoric`` and ``epistemic``: entropies in nats, or variances.
+            ``probability_<class>`` and ``prediction_set``, a JSON list of classes, which may be empty. For a regression
+            ``mean``, ``std``, ``lower_90`` and ``upper_90`` in the target's units (90: the coverage in percent).
+            Intervals and sets come from the scores on validation tasks; without these, columns are empty, but for the
+            intervals of learners with a noise model, which then are of their predictive distribution. For Bayesian
+            learners ``aleatoric`` and ``epistemic``: entropies in nats, or variances.
 
         Raises:
             ValueError: If the file lacks a column, names a task or a label that the support lacks, or has a column of
-                a name of the output.
+                a name of the output; or if validation had too few tasks for a coverage that was given, and the learner
+                has no noise model. Without a given coverage this is a warning.
         """
-        arguments.check_coverage(coverage)
+        coverage = self._possible(coverage)
         rows = self.preparation.read(query, labelled=False)
         if self.task_column is not None:
             check_columns(rows, [("task_column", self.task_column)], query)
@@ -215,6 +221,23 @@ class AdaptedTasks(Mapping[str | None, AdaptedTask]):
             raise ValueError(f"{str(query)!r} already has a column {taken[0]!r}: rename it")
         return rows.hstack(predicted)
 
+    def _possible(self, given: float | None) -> float:
+        """Return the coverage; say so if validation had too few tasks for it."""
+        coverage = _COVERAGE if given is None else given
+        arguments.check_coverage(coverage)
+        if self._scores is None or self._scores.quantile(coverage) < math.inf:
+            return coverage
+        needed = tasks_needed(coverage)
+        cure = "give a coverage of at most 0.999" if needed is None else f"it needs {needed}"
+        message = f"coverage={coverage:g}, but the learner was validated on {self._scores.tasks} tasks: {cure}"
+        if self._scores.score == "standardized":
+            rank_zero_warn(f"{message}. Intervals are of the learner's own predictive distribution instead.")
+        elif given is None:
+            rank_zero_warn(f"{message}. Intervals and sets are empty.")
+        else:
+            raise ValueError(message)
+        return coverage
+
     def _check_labels(self, rows: pl.DataFrame, task: _Task) -> None:
         column = self.preparation.target_column
         if task.classes and column in rows.columns:
@@ -231,9 +254,9 @@ class AdaptedTasks(Mapping[str | None, AdaptedTask]):
             x = self.preparation.inputs(part)
             with _draws_of(self._seed, name):
                 if isinstance(targets, ClassTargets):
-                    parts.append(class_columns(task.model, x, task.classes))
+                    parts.append(class_columns(task.model, x, task.classes, coverage, self._scores))
                 else:
-                    parts.append(real_columns(task.model, x, targets, coverage, self._residuals))
+                    parts.append(real_columns(task.model, x, targets, coverage, self._scores))
         return pl.concat(parts)
 
 

@@ -75,8 +75,9 @@ def test_values_of_tasks_and_errors_are_those_of_one_process_in_order(one_proces
     for process in both:
         for key, value in alone["per_task"].items():
             torch.testing.assert_close(process["per_task"][key], value, rtol=1e-5, atol=1e-7, msg=key)
-        if alone["residuals"] is not None:
-            assert process["residuals"]["quantiles"] == pytest.approx(alone["residuals"]["quantiles"], rel=1e-5)
+        assert process["scores"]["tasks"] == alone["scores"]["tasks"] == 11
+        assert process["scores"]["score"] == alone["scores"]["score"]
+        assert process["scores"]["quantiles"] == pytest.approx(alone["scores"]["quantiles"], rel=1e-5)
 
 
 def test_evaluation_needs_a_task_for_every_process(monkeypatch):

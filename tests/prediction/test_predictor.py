@@ -79,14 +79,14 @@ def test_intervals_without_a_noise_model_come_from_validation_errors(table, tmp_
     visits(1, 12, seed=3).write_csv(tmp_path / "rows.csv")
     predictor = FewShotPredictor.from_checkpoint(table)
     found = predictor.adapt(tmp_path / "rows.csv").predict(tmp_path / "rows.csv", coverage=0.8)
-    residuals, std = predictor.learner.validation_residuals, predictor.preparation.targets.std
-    np.testing.assert_allclose(found["upper_80"] - found["mean"], residuals.quantile(0.8) * std, rtol=1e-5)
-    np.testing.assert_allclose(found["mean"] - found["lower_80"], residuals.quantile(0.8) * std, rtol=1e-5)
-    np.testing.assert_allclose(found["std"], residuals.root_mean_square * std, rtol=1e-5)
+    scores, std = predictor.learner.validation_scores, predictor.preparation.targets.std
+    np.testing.assert_allclose(found["upper_80"] - found["mean"], scores.quantile(0.8) * std, rtol=1e-5)
+    np.testing.assert_allclose(found["mean"] - found["lower_80"], scores.quantile(0.8) * std, rtol=1e-5)
+    np.testing.assert_allclose(found["std"], scores.root_mean_square * std, rtol=1e-5)
     assert "aleatoric" not in found.columns
 
 
-def test_a_bayesian_regression_has_its_own_intervals_and_parts_of_the_variance(tmp_path):
+def test_a_bayesian_regression_has_intervals_from_scores_and_parts_of_the_variance(tmp_path):
     checkpoint = table_checkpoint(tmp_path, ABML, normalize_steps=True)
     visits(1, 12, seed=3).write_csv(tmp_path / "rows.csv")
     predictor = FewShotPredictor.from_checkpoint(checkpoint)
@@ -96,8 +96,13 @@ def test_a_bayesian_regression_has_its_own_intervals_and_parts_of_the_variance(t
     np.testing.assert_allclose(found["std"] ** 2, found["aleatoric"] + found["epistemic"], rtol=1e-4)
     assert (found["lower_90"] < found["mean"]).all()
     assert (found["mean"] < found["upper_90"]).all()
-    wider = tasks.predict(tmp_path / "rows.csv", coverage=0.99)
-    assert (wider["upper_99"] > found["upper_90"]).all()
+    reach = predictor.learner.validation_scores.quantile(0.9) * found["std"]
+    np.testing.assert_allclose(found["upper_90"] - found["mean"], reach, rtol=1e-4)
+    with pytest.warns(UserWarning, match="Intervals are of the learner's own predictive distribution"):
+        wider = tasks.predict(tmp_path / "rows.csv", coverage=0.99)
+    assert (wider["upper_99"] > wider["mean"]).all()
+    own = predictor.adapt(tmp_path / "rows.csv", steps=1).predict(tmp_path / "rows.csv", coverage=0.95)
+    assert (own["upper_95"] < wider["upper_99"]).all()
 
 
 def test_classes_of_a_table_are_those_of_the_training(tmp_path):
@@ -105,7 +110,7 @@ def test_classes_of_a_table_are_those_of_the_training(tmp_path):
     rows = visits(2, 40, seed=4)
     rows.write_csv(tmp_path / "rows.csv")
     found = FewShotPredictor.from_checkpoint(checkpoint).adapt(tmp_path / "rows.csv").predict(tmp_path / "rows.csv")
-    assert found.columns[-3:] == ["prediction", "probability_no", "probability_yes"]
+    assert found.columns[-4:] == ["prediction", "probability_no", "probability_yes", "prediction_set"]
     np.testing.assert_allclose(found["probability_no"] + found["probability_yes"], 1, rtol=1e-6)
     assert ((found["probability_yes"] > 0.5) == (found["prediction"] == "yes")).all()
     assert (found["prediction"] == rows["sick"]).mean() > 0.8
@@ -120,7 +125,7 @@ def test_texts_have_the_classes_of_their_support(tmp_path, intents):
     rows.drop("intent").write_ndjson(tmp_path / "new.jsonl")
     tasks = FewShotPredictor.from_checkpoint(checkpoint).adapt(tmp_path / "labelled.csv")
     found = tasks.predict(tmp_path / "new.jsonl")
-    assert found.columns[2:] == [f"probability_intent {i:02}" for i in range(intents)]
+    assert found.columns[2:] == [*(f"probability_intent {i:02}" for i in range(intents)), "prediction_set"]
     assert (found["prediction"] == rows["intent"]).mean() > 0.9
 
 
@@ -187,7 +192,14 @@ def test_classes_that_the_support_lacks_have_probability_zero(tmp_path):
     rows = rows.with_columns(grade=pl.Series(np.tile(["a", "b", "c"], len(rows) // 3)))
     rows.write_csv(tmp_path / "visits.csv")
     data = TabularTasksDataModule(
-        tmp_path / "visits.csv", "patient", "grade", ["size"], shots=6, task="classification", train_tasks=16
+        tmp_path / "visits.csv",
+        "patient",
+        "grade",
+        ["size"],
+        shots=6,
+        task="classification",
+        train_tasks=16,
+        val_tasks=10,
     )
     trained = trainer(tmp_path)
     trained.fit(ProtoNet(MLP(1, 4, hidden=[4])), data)

@@ -21,6 +21,7 @@ from lightning_meta import (
 )
 
 FEATURES = 3  # "size", "color=blue", "color=red"
+VALIDATED = 24  # validation tasks: enough for a coverage of 0.95, and too few for 0.99
 
 
 def trainer(folder: Path, **options: Any) -> L.Trainer:
@@ -47,7 +48,14 @@ def visits(patients: int = 20, rows: int = 12, seed: int = 0) -> pl.DataFrame:
 def table_checkpoint(folder: Path, cls: Any = MAML, **options: Any) -> str:
     visits().write_csv(folder / "visits.csv")
     data = TabularTasksDataModule(
-        folder / "visits.csv", "patient", "pain", ["size", "color"], shots=5, query_shots=5, train_tasks=40
+        folder / "visits.csv",
+        "patient",
+        "pain",
+        ["size", "color"],
+        shots=5,
+        query_shots=5,
+        train_tasks=40,
+        val_tasks=VALIDATED,
     )
     model = MLP(FEATURES, 1, hidden=[8])
     trained = trainer(folder)
@@ -59,7 +67,7 @@ def class_table_checkpoint(folder: Path) -> str:
     visits().write_csv(folder / "visits.csv")
     data = TabularTasksDataModule(
         folder / "visits.csv", "patient", "sick", ["size"], shots=6, query_shots=5, task="classification",
-        train_tasks=200,
+        train_tasks=200, val_tasks=VALIDATED,
     )  # fmt: skip
     trained = trainer(folder)
     trained.fit(MAML(MLP(1, 2, hidden=[8]), inner_lr=0.5, inner_steps=3), data)
@@ -80,7 +88,7 @@ def text_checkpoint(folder: Path, cls: Any = ProtoNet, outputs: int = 16) -> str
     sentences().write_csv(folder / "requests.csv")
     data = TextDataModule(
         folder / "requests.csv", "request", "intent", ways=3, shots=2, query_shots=4, vocabulary_size=256,
-        hash_buckets=128, train_tasks=40, val_classes=0.25, test_classes=0.25,
+        hash_buckets=128, train_tasks=40, val_tasks=VALIDATED, val_classes=0.25, test_classes=0.25,
     )  # fmt: skip
     trained = trainer(folder)
     trained.fit(cls(TextEncoder(outputs, vocabulary_size=256, embedding_size=16)), data)
@@ -101,7 +109,7 @@ def image_checkpoint(folder: Path, batch_statistics: Any = "support") -> str:
             for i in range(6):
                 picture(folder / "pictures" / split / f"hue{hue}" / f"{i}.png", hue, hue + i)
     data = ImageFolderDataModule(
-        folder / "pictures", image_size=16, ways=3, shots=2, query_shots=3, train_tasks=16, val_tasks=8
+        folder / "pictures", image_size=16, ways=3, shots=2, query_shots=3, train_tasks=16, val_tasks=VALIDATED
     )
     trained = trainer(folder)
     trained.fit(ProtoNet(Conv4(8, in_channels=3, filters=4), batch_statistics=batch_statistics), data)
