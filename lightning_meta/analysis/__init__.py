@@ -14,18 +14,18 @@ from lightning_meta.analysis.rate_search import RateSearch, search_rate
 from lightning_meta.analysis.step_gains import StepGains, step_gains
 
 __all__ = [
-    "Certificate",
     "AdjointErrors",
+    "Certificate",
     "ConformalPredictor",
     "ConformalTask",
     "Curvature",
     "GradientVariance",
     "HeldOutLosses",
-    "certify",
-    "adjoint_errors",
     "OneStepRate",
     "RateSearch",
     "StepGains",
+    "adjoint_errors",
+    "certify",
     "cg_error_bound",
     "cg_steps_for",
     "compare_with_baselines",

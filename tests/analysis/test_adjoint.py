@@ -108,7 +108,9 @@ def test_a_quadratic_has_the_errors_of_its_closed_form_within_both_bounds():
     found = adjoint_errors(learner, batch, steps=3)
     theta = learner.model.weight.detach().double()[0].numpy()
     for task in range(2):
-        x, y, z, t = (getattr(batch, f)[task].double().numpy() for f in ("support_x", "support_y", "query_x", "query_y"))
+        x, y, z, t = (
+            getattr(batch, f)[task].double().numpy() for f in ("support_x", "support_y", "query_x", "query_y")
+        )
         hessian, of_query = 2 * x.T @ x / len(x), 2 * z.T @ z / len(z)
         system = hessian + 0.5 * np.eye(3)
         solution = np.linalg.solve(system, 2 * x.T @ y[:, 0] / len(x) + 0.5 * theta)  # φ*
