@@ -49,6 +49,7 @@ def main(root: str, steps: int = 800, **options: Any) -> None:
     trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.fit(learner, data)
     print(compare_with_baselines(data, learner))
+    print(f"ci95: half-widths of 95 % intervals {data.interval_scope}")
     draw(learner.eval(), data)
 
 

@@ -46,6 +46,7 @@ def main(epochs: int = 10) -> None:
     trainer.save_checkpoint(folder / "trained.ckpt")
 
     print(compare_with_baselines(data, learner))
+    print(f"ci95: half-widths of 95 % intervals {data.interval_scope}")
     predictions = (
         FewShotPredictor.from_checkpoint(folder / "trained.ckpt")
         .adapt(folder / "labelled.csv")

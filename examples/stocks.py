@@ -28,6 +28,7 @@ def main(root: str, steps: int = 1_500) -> None:
     trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.fit(learner, data)
     print(compare_with_baselines(data, learner))
+    print(f"ci95: half-widths of 95 % intervals {data.interval_scope}")
 
 
 if __name__ == "__main__":

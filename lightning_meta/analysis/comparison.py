@@ -54,7 +54,8 @@ def compare_with_baselines(
     Returns:
         A row for each learner: ``learner``, ``metric`` ("acc", "rmse"), its ``mean`` over test tasks, the half-width
         ``ci95`` of its 95 % interval, ``tasks``, and the chosen ``penalty``. An "rmse" is the mean of the tasks' root
-        mean squared errors, in the targets' units.
+        mean squared errors, in the targets' units. ``data.interval_scope`` says what the intervals are about: of
+        N-way tasks, new tasks of these classes, not new classes.
 
     Raises:
         ValueError: If there are no validation tasks, or a layer of the model cannot be given new random values.

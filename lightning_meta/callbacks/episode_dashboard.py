@@ -22,6 +22,7 @@ from lightning_meta.callbacks.episodes.outlets import Shown, is_remote, outlet_o
 from lightning_meta.callbacks.episodes.record import Record, record_of
 from lightning_meta.callbacks.episodes.tables import Table, episode_table, per_task_table
 from lightning_meta.callbacks.episodes.wandb_metrics import define_metrics
+from lightning_meta.data.base import scope_of
 from lightning_meta.episodes import Episode
 from lightning_meta.episodes.trees import map_leaves
 from lightning_meta.learners.randomness import keeping_random_state
@@ -214,12 +215,13 @@ class EpisodeDashboard(L.Callback):
             if curve is not None:
                 scalars |= {f"{section}/{name}_step_{k}": v for k, v in zip(curve.steps, curve.mean, strict=True)}
         rates = learned_rates(learner)
-        preparation = getattr(getattr(trainer, "datamodule", None), "preparation", None)
+        data = getattr(trainer, "datamodule", None)
+        preparation, scope = getattr(data, "preparation", None), scope_of(data)
         figures = {
-            "adaptation": draw_adaptation(record.metric, self._history[stage]),
+            "adaptation": draw_adaptation(record.metric, self._history[stage], scope),
             "tasks": draw_episodes(record.episodes, preparation),
             "calibration": None if self._calibration is None else self._calibration.draw(),
-            "difficulty": draw_difficulty(record.metric, per_task),
+            "difficulty": draw_difficulty(record.metric, per_task, scope),
             "learned_rates": draw_rates(rates, learner.inner_lr) if rates else None,
         }
         tables: dict[str, Table] = {

@@ -42,18 +42,20 @@ def baselines_command(args: Sequence[str]) -> pl.DataFrame:
     with one_message("lightning-meta baselines"):
         found = _compared(cli, trainer)
     if trainer.is_global_zero:
-        _print_table(found)
+        _print_table(found, cli.datamodule.interval_scope)
         if cli.config.output is not None:
             say_saved(table=cli.config.output)
     return found
 
 
-def _print_table(found: pl.DataFrame) -> None:
+def _print_table(found: pl.DataFrame, scope: str) -> None:
     table = Table("learner", f"test {found['metric'][0]}", "95 % interval", "tasks", "penalty")
     for row in found.iter_rows(named=True):
         chosen = "" if row["penalty"] is None else f"{row['penalty']:g}"
         table.add_row(row["learner"], f"{row['mean']:.4f}", f"± {row['ci95']:.4f}", str(row["tasks"]), chosen)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(f"Means over test tasks, ± 95 % interval {scope}.")
 
 
 def _compared(cli: MetaLearningCLI, trainer: L.Trainer) -> pl.DataFrame:

@@ -26,6 +26,7 @@ from lightning_meta.cli.result_table import print_results
 from lightning_meta.cli.run_configuration import log_configuration
 from lightning_meta.cli.saved import has_run_folder, log_folder, say_saved, say_training_saved
 from lightning_meta.data import TaskDataModule
+from lightning_meta.data.base import scope_of
 from lightning_meta.data.tables import write_table
 from lightning_meta.learners.task_learner import TaskLearner
 
@@ -166,7 +167,8 @@ class MetaLearningCLI(LightningCLI):
     def _print_results(self, stage: Literal["val", "test"], verbose: bool) -> dict[str, Any]:
         values = {name: value.cpu().numpy() for name, value in self.model.per_task(stage).items()}
         if verbose and values and self.trainer.is_global_zero:
-            print_results(self.trainer.callback_metrics, stage, len(next(iter(values.values()))))
+            tasks = len(next(iter(values.values())))
+            print_results(self.trainer.callback_metrics, stage, tasks, scope_of(self.datamodule))
         return values
 
     def _check_free(self, name: str) -> None:

@@ -11,13 +11,14 @@ from torch import Tensor
 _STEP = re.compile(r"(.+)_step_(\d+)")
 
 
-def print_results(metrics: Mapping[str, Tensor], stage: str, tasks: int) -> None:
+def print_results(metrics: Mapping[str, Tensor], stage: str, tasks: int, scope: str) -> None:
     """Print the means over tasks, before and after adaptation, and after each inner step where it was measured.
 
     Args:
         metrics: A trainer's metrics by name, such as ``test/acc``, ``test/acc_ci95``, ``test/acc_pre``.
         stage: "test" or "val", before the slash.
         tasks: The number of tasks.
+        scope: What their intervals are about, such as "over tasks".
     """
     values = {n.removeprefix(f"{stage}/"): float(v) for n, v in metrics.items() if n.startswith(f"{stage}/")}
     intervals = {f"{name}_ci95" for name in values} & values.keys()
@@ -43,4 +44,4 @@ def print_results(metrics: Mapping[str, Tensor], stage: str, tasks: int) -> None
             by_step.add_row(str(step), *(shown.get(f"{name}_step_{step}", "") for name in names))
         console.print(by_step)
     console.print(table)
-    console.print(f"Means over {tasks} {stage} tasks, ± 95 % interval over tasks.")
+    console.print(f"Means over {tasks} {stage} tasks, ± 95 % interval {scope}.")

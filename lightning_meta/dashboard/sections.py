@@ -72,7 +72,7 @@ def _results(kind: RunKind) -> list[Panel]:
         for key, name in (shown | {"loss": "loss"}).items()
     ]
     return panels + [
-        Panel(f"95 % interval of the {name}", "lines", (f"val/{key}_ci95",)) for key, name in shown.items()
+        Panel(f"95 % interval of the {name} over tasks", "lines", (f"val/{key}_ci95",)) for key, name in shown.items()
     ]
 
 

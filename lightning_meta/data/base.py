@@ -53,6 +53,13 @@ class TaskDataModule(L.LightningDataModule, ABC):
     arguments_not_kept: ClassVar[tuple[str, ...]] = ()
     """Those of the arguments that may be no plain values."""
 
+    interval_scope: str = "over tasks"
+    """What the intervals over this module's validation and test tasks are about, as results say it.
+
+    "over tasks": new tasks. Where many tasks are made of a few classes, intervals are about new tasks of these classes,
+    and too narrow for new classes.
+    """
+
     preparation: Preparation | None = None
     """How files become tensors, set by `setup`; None: the data do not come from files, or cannot be added to."""
 
@@ -161,3 +168,8 @@ class TaskDataModule(L.LightningDataModule, ABC):
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
         )
+
+
+def scope_of(data: Any) -> str:
+    """Return what intervals over tasks are about: a data module's ``interval_scope``, or "over tasks"."""
+    return data.interval_scope if isinstance(data, TaskDataModule) else "over tasks"

@@ -30,6 +30,8 @@ class NWayDataModule(TaskDataModule):
         TypeError: If a data set is not map-style.
     """
 
+    interval_scope = "over tasks of these classes"
+
     def __init__(
         self,
         ways: int = 5,

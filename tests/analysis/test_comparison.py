@@ -129,6 +129,7 @@ data:
     found = main(arguments)
     out = capsys.readouterr().out
     assert "ridge regression" in out
+    assert "Means over test tasks, ± 95 % interval over tasks." in out
     assert out.splitlines()[-1] == "Saved: table table.csv"
     saved = pl.read_csv("table.csv")
     assert saved["mean"].to_list() == pytest.approx(found["mean"].to_list())

@@ -78,12 +78,12 @@ def test_nothing_is_saved_beside_a_logger_with_a_remote_folder(kind, tmp_path, m
 
 def test_validations_of_other_learners_have_no_common_curves(tmp_path, monkeypatch):
     without_drawing(monkeypatch)
-    lengths = []
-    monkeypatch.setattr(f"{_MODULE}.draw_adaptation", lambda metric, history: lengths.append(len(history)))
+    seen = []
+    monkeypatch.setattr(f"{_MODULE}.draw_adaptation", lambda metric, history, scope: seen.append((len(history), scope)))
     dashboard = EpisodeDashboard()
     for _ in range(2):
         trainer(tmp_path, dashboard, logger=CSVLogger(tmp_path)).validate(learner(), sinusoids(), verbose=False)
-    assert lengths == [1, 1]
+    assert seen == [(1, "over tasks")] * 2
 
 
 def test_no_more_tasks_than_are_shown_are_kept_and_adapted_to_again(tmp_path, monkeypatch):

@@ -65,17 +65,17 @@ def test_no_table_without_verbose(capsys):
 def test_the_table_of_a_learner_without_inner_steps(capsys):
     names = ("acc", "nll", "ece")
     metrics = {f"test/{n}{suffix}": torch.tensor(0.25) for n in names for suffix in ("", "_ci95")}
-    print_results(metrics | {"test/own": torch.tensor(3.0), "val/acc": torch.tensor(9.0)}, "test", 600)
+    print_results(metrics | {"test/own": torch.tensor(3.0), "val/acc": torch.tensor(9.0)}, "test", 600, "over these")
     out = capsys.readouterr().out
     assert "before" not in out
     assert [line.split()[1] for line in out.splitlines() if line.startswith("│")] == [*names, "own"]
-    assert "600 test tasks" in out
+    assert "Means over 600 test tasks, ± 95 % interval over these." in out
 
 
 def test_own_metrics_that_end_like_others_have_rows(capsys):
     own = ("auc_pre", "cov_ci95", "skill_step_2", "[best]")
     names = ["acc", "acc_ci95", "acc_pre", "acc_pre_ci95", "acc_step_0", "acc_step_1", *own]
-    print_results({f"test/{name}": torch.tensor(0.25) for name in names}, "test", 600)
+    print_results({f"test/{name}": torch.tensor(0.25) for name in names}, "test", 600, "over tasks")
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines() if line.startswith("│")]
     assert rows[:2] == [["0", "0.25"], ["1", "0.25"]]

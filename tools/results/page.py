@@ -13,9 +13,10 @@ _INTRODUCTION = """\
 # Results
 
 `make results` runs each shipped configuration, keeps what it reached in `results/`, and writes this page. Figures are
-means over test tasks, ± the half-width of their 95 % interval over tasks of these classes, patients or shares. In
-italics: the learner before adaptation, and baselines without meta-learning on the same tasks, with penalties chosen on
-validation tasks. Hyper-parameters were chosen on validation tasks; [studies](studies.md) tell how.
+means over test tasks, ± the half-width of their 95 % interval over tasks. Many tasks are made of few classes or shares:
+there it is an interval over tasks of these classes or shares, and too narrow for new ones. A patient and a sinusoid are
+one task each. In italics: the learner before adaptation, and baselines without meta-learning on the same tasks, with
+penalties chosen on validation tasks. Hyper-parameters were chosen on validation tasks; [studies](studies.md) tell how.
 
 `make results BUDGET=paper`, for a GPU, trains some configurations for as long as their papers did. An interrupted run
 goes on at its last checkpoint; minutes include what was lost, and depend on what else the machine did.

@@ -21,12 +21,13 @@ _MOST_CURVES = 8
 _NAMES = {"acc": "accuracy", "mse": "mean squared error", "loss": "loss"}
 
 
-def draw_adaptation(metric: str, history: Sequence[tuple[int, Record]]) -> Figure | None:
+def draw_adaptation(metric: str, history: Sequence[tuple[int, Record]], scope: str = "over tasks") -> Figure | None:
     """Draw by inner step the metric on queries, the support loss and the norm of the inner gradient.
 
     Args:
         metric: The metric's name.
         history: The records so far with their training steps; earlier ones are drawn in light colors.
+        scope: What the intervals are about.
     """
     from matplotlib.figure import Figure
 
@@ -55,7 +56,7 @@ def draw_adaptation(metric: str, history: Sequence[tuple[int, Record]]) -> Figur
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.2)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=_MOST_CURVES // 2)
-    figure.suptitle("means with their 95 % intervals", fontsize="medium")
+    figure.suptitle(f"means with their 95 % intervals {scope}", fontsize="medium")
     return figure
 
 
@@ -77,10 +78,10 @@ def _draw_curve(axis: Axes, curve: Curve, label: str, darkness: float) -> None:
     axis.plot(steps, mean, color=color, marker="o", markersize=3.5, label=label)
 
 
-def draw_difficulty(metric: str, per_task: Mapping[str, Tensor]) -> Figure | None:
-    """Draw a histogram of the metric over tasks, with its mean and interval; in outline before adaptation.
+def draw_difficulty(metric: str, per_task: Mapping[str, Tensor], scope: str = "over tasks") -> Figure | None:
+    """Draw a histogram of the metric over tasks, with its mean and 95 % interval; in outline before adaptation.
 
-    Infinite values and NaN are left out; None if no others are left.
+    ``scope`` says what the interval is about. Infinite values and NaN are left out; None if no others are left.
     """
     from matplotlib.figure import Figure
 
@@ -99,7 +100,7 @@ def draw_difficulty(metric: str, per_task: Mapping[str, Tensor]) -> Figure | Non
     if before is not None:
         before = np.clip(before, edges[0], edges[-1])
         axis.hist(before, list(edges), histtype="step", color="tab:gray", label="before adaptation")
-    axis.axvline(center, color="tab:red", label=f"mean {center:.3g} ± {half:.2g} (95 %)")
+    axis.axvline(center, color="tab:red", label=f"mean {center:.3g} ± {half:.2g},\n95 % interval {scope}")
     if np.isfinite(half):
         axis.axvspan(center - half, center + half, color="tab:red", alpha=0.15, linewidth=0)
     left_out = f", {tasks - len(values)} of {tasks} tasks are not finite" if len(values) < tasks else ""

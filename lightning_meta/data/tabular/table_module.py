@@ -40,7 +40,8 @@ class TableDataModule(TaskDataModule):
     target or time are left out, and so are groups with too few rows, both with a warning.
 
     Training draws a group for each task, all with equal probability, and rows of it. Validation and test go through
-    the groups in turn, with the same rows every time. Tasks of different sizes are padded, with masks.
+    the groups in turn, with the same rows every time. Where they are more than the groups, intervals are over tasks of
+    these groups, not of new ones. Tasks of different sizes are padded, with masks.
 
     Args:
         source: Where the table comes from, for messages.
@@ -168,6 +169,8 @@ class TableDataModule(TaskDataModule):
         for split in self.num_tasks:
             groups_here = len(choices[split].groups.names) if split in choices else 0
             self.num_tasks[split] = (self._given_tasks[split] or groups_here) if groups_here else 0
+            if split != "train" and self.num_tasks[split] > groups_here:
+                self.interval_scope = "over tasks of these groups"
         self._episodes = {
             split: TableEpisodes(inputs, target_tensor, choice, split, self.num_tasks[split], self.seed)
             for split, choice in choices.items()

@@ -59,6 +59,10 @@ class TasksetEpisodes(EpisodeDataset):
         """Return tasks, ``[indices, ...]``; padded and with masks where their sizes differ."""
         return collate_episodes([self._task(int(i)) for i in indices])
 
+    def distinct_indices(self, count: int) -> NDArray[np.int64]:
+        """Return the first indices, of a finite taskset no more than it has tasks."""
+        return np.arange(min(count, self.taskset.num_tasks) if _is_finite(self.taskset) else count)
+
     def _task(self, index: int) -> Episode:
         number = index % self.taskset.num_tasks if _is_finite(self.taskset) else index
         draw = uniforms(self.seed, f"{self.split} taskset", np.array([number]), 1)
@@ -137,6 +141,8 @@ class TasksetDataModule(TaskDataModule):
         TypeError: As `episodes_from`.
         ValueError: As `episodes_from`.
     """
+
+    interval_scope = "over tasks of these data sets"
 
     def __init__(
         self,

@@ -28,7 +28,9 @@ def test_curves_of_earlier_evaluations_stay_in_the_picture():
         (step, _NOTHING._replace(curve=Curve([0, 1, 2], [3.0, 2.0, 4.0 / (1 + step)], [0.1] * 3, "the 4 shown tasks")))
         for step in range(0, 2000, 100)
     ]
-    (axis,) = draw_adaptation("mse", records).axes
+    figure = draw_adaptation("mse", records, "over tasks of these classes")
+    assert figure.get_suptitle() == "means with their 95 % intervals over tasks of these classes"
+    (axis,) = figure.axes
     labels = [line.get_label() for line in axis.lines]
     assert labels[0] == "training step 0"
     assert labels[-1] == "training step 1900"
@@ -42,11 +44,11 @@ def test_curves_of_earlier_evaluations_stay_in_the_picture():
 
 def test_the_histogram_counts_tasks_before_and_after():
     values = {"acc": torch.tensor([0.0, 0.5, 0.52, 1.0]), "acc_pre": torch.tensor([0.2, 0.2, 0.2, 0.4])}
-    (axis,) = draw_difficulty("acc", values).axes
+    (axis,) = draw_difficulty("acc", values, "over tasks of these classes").axes
     heights = [patch.get_height() for patch in axis.patches if isinstance(patch, matplotlib.patches.Rectangle)]
     assert sum(heights[:20]) == 4
     assert heights[10] == 2
-    assert "mean 0.505 ± 0.4 (95 %)" in texts_of(axis)
+    assert "mean 0.505 ± 0.4,\n95 % interval over tasks of these classes" in texts_of(axis)
     assert axis.get_title() == "4 tasks"
 
 

@@ -27,13 +27,14 @@ def _inside_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_fit_and_test(tmp_path):
+def test_fit_and_test(tmp_path, capsys):
     file = write_requests(tmp_path / "made.csv")
     arguments = [*MODEL, "--data=TextDataModule", f"--data.file={file}", *WORDS, *SMALL]
     cli = main(["fit", *arguments])
     assert {"val/acc", "val/acc_ci95"} <= cli.trainer.callback_metrics.keys()
     checkpoint = cli.trainer.checkpoint_callback.best_model_path
     tested = main(["test", *arguments, "--ckpt_path", checkpoint])
+    assert "± 95 % interval over tasks of these classes." in capsys.readouterr().out
     assert 0 <= tested.trainer.callback_metrics["test/acc"] <= 1
 
     kept = torch.load(checkpoint, weights_only=True)["meta_learner_preparation"]

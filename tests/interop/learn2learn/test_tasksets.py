@@ -114,6 +114,17 @@ def test_a_loop_over_episodes_ends(taskset):
     assert index == 2
 
 
+def test_a_finite_taskset_has_so_many_distinct_tasks(taskset):
+    options = {"train_tasks": 6, "tasks_per_batch": 6, "redraw_examples": False}
+    (batch,) = TasksetDataModule(taskset(num_tasks=4), **options, distinct_train_tasks=3).train_dataloader()
+    assert torch.equal(batch.query_x[:3], batch.query_x[3:])
+    assert torch.equal(batch.query_x[2], episodes_from(taskset(num_tasks=4), shots=1)[2].query_x)
+    with pytest.raises(ValueError, match="distinct_train_tasks=5, but there are 4 distinct training tasks"):
+        TasksetDataModule(taskset(num_tasks=4), **options, distinct_train_tasks=5).train_dataloader()
+    with pytest.raises(TypeError, match="redraw_examples=True, but TasksetEpisodes cannot draw"):
+        TasksetDataModule(taskset(), distinct_train_tasks=5).train_dataloader()
+
+
 def test_a_finite_taskset_is_tested_on_once(taskset):
     data = TasksetDataModule(taskset(), taskset(num_tasks=5), taskset(num_tasks=50), shots=1, test_tasks=20)
     assert {split: len(data.episodes(split)) for split in ("train", "val", "test")} == {
