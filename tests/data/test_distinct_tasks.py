@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from lightning_meta import MAML, MLP, EpisodicDataModule, SinusoidDataModule, TabularTasksDataModule
+from lightning_meta.cli import main
 from lightning_meta.data import EpisodeDataset, TaskDataModule
 from lightning_meta.data.distinct_tasks import FIRST_RESERVED_DRAW, first_distinct
 from lightning_meta.data.episodes import EpisodeSampler
@@ -207,6 +208,20 @@ def test_tasks_that_cannot_be_redrawn_can_return_unchanged(table):
     with pytest.raises(TypeError, match=r"all rows before split_time=6; or set redraw_examples=False"):
         table(**split_in_time).train_dataloader()
     assert len(table(**split_in_time, redraw_examples=False).training_tasks()) == 1600
+
+
+def test_the_command_line_trains_on_distinct_tasks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--data.train_tasks=8", "--data.val_tasks=2", "--data.tasks_per_batch=4", "--trainer.max_epochs=2"]
+    quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    model = ["--model=MAML", "--model.model=MLP", "--model.loss_fn=torch.nn.MSELoss"]
+    distinct = ["--data=SinusoidDataModule", "--data.distinct_train_tasks=3", "--data.redraw_examples=false"]
+    cli = main(["fit", *model, *distinct, *small, *quiet])
+    assert cli.trainer.global_step == 4
+    saved = SinusoidDataModule.load_from_checkpoint(cli.trainer.checkpoint_callback.best_model_path)
+    assert (saved.distinct_train_tasks, saved.redraw_examples) == (3, False)
+    tasks = saved.training_tasks()
+    assert torch.equal(tasks[1].support_x, tasks[100].support_x)
 
 
 def test_arguments_are_kept():
