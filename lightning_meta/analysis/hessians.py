@@ -48,8 +48,27 @@ class Curvature(NamedTuple):
 
     @property
     def negative_share(self) -> Tensor:
-        """The share of eigenvalues below zero, an estimate by stochastic Lanczos quadrature, ``[tasks]``."""
-        return torch.where(self.values < 0, self.weights, 0).sum(2).mean(1)
+        """``Σ_{λ<0} |λ| / Σ |λ|`` over eigenvalues, an estimate by stochastic Lanczos quadrature, ``[tasks]``.
+
+        Not the share of eigenvalues below zero: most are near zero, where rounding decides their sign.
+        """
+        size = (self.weights * self.values.abs()).mean(1)  # [tasks, steps]
+        return torch.where(self.values < 0, self.weights * self.values.abs(), 0).mean(1).sum(1) / size.sum(1)
+
+    def density(self, points: Tensor, width: float, scale: float) -> Tensor:
+        """Return the spectral density by stochastic Lanczos quadrature, smoothed, ``[tasks, points]``.
+
+        Eigenvalues span many orders of magnitude and both signs, so that the density is that of ``asinh(λ / scale)``,
+        which is linear in λ near zero and logarithmic far from it. It is a sum of Gaussians, the mean over probes.
+
+        Args:
+            points: Where to evaluate it, in ``asinh(λ / scale)``, ``[points]``.
+            width: The standard deviation of the Gaussians, in the same units.
+            scale: Where the linear part ends.
+        """
+        centers = torch.asinh(self.values / scale)[..., None]  # [tasks, probes, steps, 1]
+        bells = torch.exp(-0.5 * ((points - centers) / width).square()) / (width * math.sqrt(2 * math.pi))
+        return (self.weights[..., None] * bells).sum(2).mean(1)
 
     def condition_number(self, prox_lambda: float) -> Tensor:
         """The condition number ``(λ_max + λ) / (λ_min + λ)`` of implicit MAML's linear system, ``[tasks]``.

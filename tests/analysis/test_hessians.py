@@ -77,6 +77,18 @@ def test_the_spectral_density_has_the_moments_of_the_spectrum():
     assert float(first) == pytest.approx(float(values.mean()), rel=0.2)
     assert float(second) == pytest.approx(float(values.square().mean()), rel=0.3)
     torch.testing.assert_close(found.weights.sum(2), torch.ones(1, 200, dtype=torch.float64))
+    negative = values.clamp(max=0).abs().sum() / values.abs().sum()
+    assert float(found.negative_share) == pytest.approx(float(negative), rel=0.3, abs=0.01)
+
+
+def test_the_density_is_a_gaussian_around_each_eigenvalue():
+    found = Curvature(torch.tensor([[[-1.0, 3.0]]]).double(), torch.tensor([[[0.25, 0.75]]]).double())
+    points = torch.linspace(-8, 8, 4001).double()
+    density = found.density(points, width=0.1, scale=0.5)[0]
+    assert float(density.sum() * 16 / 4000) == pytest.approx(1, rel=1e-6)
+    for value, weight in ((-1.0, 0.25), (3.0, 0.75)):
+        nearest = (points - math.asinh(value / 0.5)).abs().argmin()
+        assert float(density[nearest]) == pytest.approx(weight / (0.1 * math.sqrt(2 * math.pi)), rel=1e-3)
 
 
 def test_a_task_does_not_depend_on_its_batch_and_images_work():
@@ -96,7 +108,7 @@ def test_condition_numbers_and_steps_of_conjugate_gradients():
     kappa = found.condition_number(1.0)
     assert float(kappa[0]) == 2.5
     assert math.isnan(float(kappa[1]))
-    assert found.negative_share.tolist() == [0, 0.5]
+    assert found.negative_share.tolist() == pytest.approx([0, 1 / 3])
     rng = np.random.default_rng(0)
     q, _ = np.linalg.qr(rng.normal(size=(30, 30)))
     matrix = q @ np.diag(np.linspace(1, 50, 30)) @ q.T
