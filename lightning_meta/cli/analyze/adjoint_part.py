@@ -14,7 +14,7 @@ from lightning_meta.cli.analyze.quantiles import quantile, quantile_row
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_TOLERANCE, _PERCENT = 0.01, "1 %"
+_TOLERANCE = 0.01
 _SHOWN_STEPS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100)
 
 
@@ -28,8 +28,8 @@ def adjoint_tables(found: AdjointErrors) -> dict[str, pl.DataFrame]:
         f"error after cg_steps={own}": found.own_error,
         "its bound by the residual": found.solver_bound,
         "bound, inner solver's error": found.inner_bound,
-        f"steps to {_PERCENT} (inf: over {most})": found.steps_for(_TOLERANCE),
-        f"steps to {_PERCENT} by the bound": bound,
+        f"steps to {_TOLERANCE} (inf: over {most})": found.steps_for(_TOLERANCE),
+        f"steps to {_TOLERANCE} by the bound": bound,
     }
     system = pl.DataFrame([{"quantiles over tasks": name, **quantile_row(values)} for name, values in rows.items()])
     shown = [step for step in _SHOWN_STEPS if step <= most]
@@ -44,9 +44,9 @@ def adjoint_advice(found: AdjointErrors) -> list[str]:
     """Return what the measured errors say."""
     definite = float(found.positive_definite.double().mean())
     said = [
-        f"H + Λ is positive definite in {100 * definite:.0f} % of the tasks. Errors, condition numbers and bounds are those of "
-        "these tasks; in the others the inner solver's point is no strict minimum, and the implicit gradient has no "
-        "meaning that conjugate gradients could approximate."
+        f"H + Λ is positive definite in {100 * definite:.0f} % of the tasks. Errors, condition numbers and bounds are "
+        "those of these tasks; in the others the inner solver's point is no strict minimum, and the implicit gradient "
+        "has no meaning that conjugate gradients could approximate."
     ]
     if definite == 0:
         return [*said, "No error can be told. A larger prox_lambda makes more tasks positive definite."]
@@ -57,13 +57,14 @@ def adjoint_advice(found: AdjointErrors) -> list[str]:
         error, needed = quantile(found.own_error, 0.5), quantile(found.steps_for(_TOLERANCE), 0.95)
         steps = f"more than {found.errors.shape[1]}" if needed == float("inf") else f"{needed:.0f}"
         said.append(
-            f"With cg_steps={found.own_steps} the meta-gradient's relative error is {error:.2g} in the median task; "
-            f"{_PERCENT} in 95 % of these tasks takes {steps} steps."
+            f"With cg_steps={found.own_steps} the meta-gradient's relative error is {error:.2g} in the median task. In "
+            f"95 % of these tasks u has a relative error of at most {_TOLERANCE} after {steps} steps."
         )
     return [
         *said,
         "The bound by the residual is a theorem for a positive definite system. The bound on the inner solver's error "
-        "assumes that support and query loss are quadratic between its point and the solution. A bound above 1 says nothing.",
+        "assumes that support and query loss are quadratic between its point and the solution. A bound above 1 says "
+        "nothing.",
     ]
 
 

@@ -126,7 +126,9 @@ def _print_table(table: pl.DataFrame, console: Console) -> None:
 
 
 def _width(table: pl.DataFrame, columns: list[str], console: Console) -> int:
-    return Measurement.get(console, console.options, _shown(table, columns)).minimum
+    """The least width at which no word and no number is broken."""
+    unlimited = console.options.update(max_width=10_000)
+    return Measurement.get(console, unlimited, _shown(table, columns)).minimum
 
 
 def _shown(table: pl.DataFrame, columns: list[str]) -> Table:
