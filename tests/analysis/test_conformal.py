@@ -115,3 +115,14 @@ def test_bad_input_is_told():
         ConformalPredictor(ProtoNet(nn.Linear(1, 4))).calibrate(BY_NAME["ProtoNet"].batch(9), 0.5).adapt(
             torch.ones(3, 1), torch.arange(3)
         ).intervals(torch.ones(2, 1))
+
+
+def test_calibration_tasks_that_diverge_have_infinite_scores():
+    torch.manual_seed(0)
+    learner = MAML(nn.Linear(1, 1), nn.MSELoss(), inner_lr=0.1, inner_steps=2)
+    batch = BY_NAME["MAML"].batch(12)
+    calm = ConformalPredictor(learner).calibrate(batch, 0.75)  # the 10th of 12 tasks, roughly
+    batch.support_y[:2] = 3e38
+    with_diverged = ConformalPredictor(learner).calibrate(batch, 0.75)
+    assert calm.threshold < with_diverged.threshold < math.inf
+    assert ConformalPredictor(learner).calibrate(batch, 0.9).threshold == math.inf
