@@ -72,29 +72,110 @@ def gradient_variance(gradients: Tensor, permutations: int = 999, seed: int = 0)
     Raises:
         ValueError: If there are fewer than 2 tasks or 2 draws, or a gradient is not finite.
     """
-    check_count("permutations", permutations)
     _check(gradients, "[tasks, draws, parameters]", 2, 2)
-    tasks, draws, _ = gradients.shape
-    flat = gradients.flatten(0, 1).double()
-    products = flat @ flat.T  # [tasks · draws, tasks · draws]
-    total = products.diagonal().mean()
-    task_of = torch.arange(tasks).repeat_interleave(draws).to(products.device)
-    pairs = products.sum() - products.diagonal().sum()
+    flat = gradients.double()
+    return variance_of_products(torch.einsum("adp,bep->adbe", flat, flat), permutations, seed)
+
+
+def variance_of_products(products: Tensor, permutations: int = 999, seed: int = 0) -> GradientVariance:
+    """Return what `gradient_variance` does, from inner products of gradients, ``[tasks, draws, tasks, draws]``."""
+    check_count("permutations", permutations)
+    tasks, draws = products.shape[:2]
+    common, own, total = _means(products, torch.ones(1, tasks, dtype=torch.double, device=products.device))[:, 0]
+    flat = products.reshape(tasks * draws, tasks * draws)
+    task_of = torch.arange(tasks, device=products.device).repeat_interleave(draws)
 
     def same_task(labels: Tensor) -> Tensor:
         """The mean product of different draws of one task."""
         same = (labels[:, None] == labels).fill_diagonal_(False)
-        return products[same].mean()
+        return flat[same].mean()
 
-    own = same_task(task_of)
-    count = tasks * draws
-    own_pairs = own * count * (draws - 1)
-    common = (pairs - own_pairs) / (count * (count - draws))
     generator = torch.Generator().manual_seed(seed)
-    orders = (torch.randperm(count, generator=generator).to(products.device) for _ in range(permutations))
-    as_large = sum(bool(same_task(task_of[order]) >= own) for order in orders)
+    orders = (torch.randperm(len(flat), generator=generator).to(products.device) for _ in range(permutations))
+    observed = same_task(task_of)
+    as_large = sum(bool(same_task(task_of[order]) >= observed) for order in orders)
     p_value = (1 + as_large) / (1 + permutations)
     return GradientVariance(float(common), float(own - common), float(total - own), float(total), p_value)
+
+
+class Interval(NamedTuple):
+    """A 95 % interval."""
+
+    low: float
+    high: float
+
+
+class NoiseIntervals(NamedTuple):
+    """Parts of the variance of meta-gradients, and how sure they are; intervals are of the bootstrap over tasks.
+
+    Attributes:
+        within_share: The share of the variance ``between + within`` that lies within tasks, at most 1: what would go
+            if tasks had examples without end, as far as these do not change the mean gradient.
+        share_interval: Its interval.
+        common_interval: That of ``common``.
+        between_interval: That of ``between``.
+        within_interval: That of ``within``.
+        noise_scale: As `noise_scale`, from all draws: ``(between + within) / common``, in tasks of one draw; NaN,
+            undetermined, if the interval of ``common`` holds 0.
+    """
+
+    within_share: float
+    share_interval: Interval
+    common_interval: Interval
+    between_interval: Interval
+    within_interval: Interval
+    noise_scale: float
+
+
+def noise_intervals(products: Tensor, resamples: int = 2_000, seed: int = 0) -> NoiseIntervals:
+    """Return how much of meta-gradients' variance lies within tasks, with intervals.
+
+    Resampled tasks that are copies of one task make no pair of different tasks. The intervals are approximate: those of
+    few tasks are somewhat too narrow.
+
+    Args:
+        products: Inner products of gradients, ``[tasks, draws, tasks, draws]``.
+        resamples: Bootstrap samples of the tasks.
+        seed: The seed of the bootstrap.
+    """
+    check_count("resamples", resamples)
+    tasks = products.shape[0]
+    drawn = torch.randint(tasks, (resamples, tasks), generator=torch.Generator().manual_seed(seed))
+    counts = torch.nn.functional.one_hot(drawn, tasks).sum(1).double()
+    counts = counts[(counts > 0).sum(1) > 1]  # else there is no pair of different tasks
+    weights = torch.cat([torch.ones(1, tasks, dtype=torch.double), counts]).to(products.device)
+    common, own, total = _means(products, weights)
+    between, within = own - common, total - own
+    shares = (within / (total - common)).nan_to_num(nan=0.0).clamp(0, 1)
+
+    def interval(values: Tensor) -> Interval:
+        levels = torch.tensor([0.025, 0.975], dtype=values.dtype, device=values.device)
+        return Interval(*values[1:].quantile(levels).tolist())
+
+    of_common = interval(common)
+    scale = float((between + within)[0] / common[0]) if of_common.low > 0 else math.nan
+    return NoiseIntervals(float(shares[0]), interval(shares), of_common, interval(between), interval(within), scale)
+
+
+def _means(products: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean products of different tasks, of different draws of one task, and of gradients with themselves.
+
+    Args:
+        products: ``[tasks, draws, tasks, draws]``.
+        weights: How often each task counts, ``[samples, tasks]``.
+
+    Returns:
+        ``[3, samples]``.
+    """
+    tasks, draws = products.shape[:2]
+    sums = products.double().sum((1, 3))  # [tasks, tasks]
+    squares = products.double().reshape(tasks * draws, -1).diagonal().reshape(tasks, draws).sum(1)
+    alone = sums.diagonal()
+    total = weights @ squares / draws / weights.sum(1)
+    own = weights @ (alone - squares) / (draws * (draws - 1)) / weights.sum(1)
+    pairs = weights.sum(1).square() - weights.square().sum(1)
+    across = torch.einsum("st,tu,su->s", weights, sums, weights) - weights.square() @ alone
+    return torch.stack([across / pairs / draws**2, own, total])
 
 
 def _check(gradients: Tensor, shape: str, *least: int) -> None:

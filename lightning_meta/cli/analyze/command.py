@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 
+from lightning_meta.cli.analyze.batch import batch_report
 from lightning_meta.cli.analyze.certify import certify_report
 from lightning_meta.cli.analyze.curvature import curvature_report
 from lightning_meta.cli.analyze.report import Report, output_folder
@@ -24,6 +25,7 @@ from lightning_meta.cli.trained import add_checkpoint_arguments, trained_learner
 ANALYSES: dict[str, Callable[..., Report]] = {
     "curvature": curvature_report,
     "certify": certify_report,
+    "batch": batch_report,
 }
 """Functions of learner and data module; their further arguments are flags."""
 
