@@ -27,6 +27,7 @@ def main(root: str, steps: int = 1_000) -> None:
     trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.fit(learner, data)
     print(compare_with_baselines(data, learner))
+    print(f"ci95: half-widths of 95 % intervals {data.interval_scope}")
 
     rows, preparation = data.texts()["test"], data.preparation
     assert rows is not None

@@ -21,6 +21,7 @@ def test_text_intents(tmp_path, capsys):
     runpy.run_path(str(EXAMPLES / "text_intents.py"))["main"](str(tmp_path), steps=2)
     printed = capsys.readouterr().out
     assert "nearest prototype" in printed
+    assert "95 % intervals over tasks of these classes" in printed
     assert "prediction" in printed
 
 
