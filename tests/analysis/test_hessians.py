@@ -9,10 +9,12 @@ import pytest
 import torch
 from scipy.sparse.linalg import cg
 from torch import nn
-from torch.func import functional_call, jacrev
+from torch.func import functional_call, grad, jacrev, vjp
 
 from lightning_meta import MAML, MLP, Conv4, ImplicitMAML, ProtoNet, Reptile, collate_episodes
 from lightning_meta.analysis.hessians import Curvature, cg_error_bound, cg_steps_for, curvature
+from lightning_meta.analysis.inner_problem import flattened, support_loss
+from lightning_meta.episodes import Support
 from tests.registry import BY_NAME
 
 
@@ -100,6 +102,20 @@ def test_a_task_does_not_depend_on_its_batch_and_images_work():
     together = curvature(learner, episodes, steps=8)
     alone = curvature(learner, episodes.select(slice(1, 2)), steps=8)
     torch.testing.assert_close(together.largest[1:2], alone.largest, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("cls", [MAML, ImplicitMAML])
+def test_products_through_batch_normalization_are_finite_differences_of_the_gradient(cls):
+    torch.manual_seed(0)
+    learner = cls(Conv4(num_classes=3, filters=4)).double()
+    images, labels = torch.randn(6, 1, 28, 28).double(), torch.arange(6) % 3
+    point, loss = support_loss(learner, {n: p.detach() for n, p in learner.named_parameters()}, Support(images, labels))
+    gradient = flattened(lambda shaped: grad(loss)(shaped), point)
+    product = flattened(lambda shaped: vjp(grad(loss), point)[1](shaped)[0], point)
+    flat = torch.cat([leaf.flatten() for leaf in point.values()])
+    vector = torch.randn(flat.shape, dtype=torch.float64)
+    expected = (gradient(flat + 1e-6 * vector) - gradient(flat - 1e-6 * vector)) / 2e-6
+    torch.testing.assert_close(product(vector), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_condition_numbers_and_steps_of_conjugate_gradients():

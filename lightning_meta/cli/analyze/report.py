@@ -6,15 +6,15 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -114,31 +114,40 @@ def output_folder(output: str | None, overwrite: bool) -> Iterator[Path | None]:
 
 def _print_table(table: pl.DataFrame, console: Console) -> None:
     """Print a table; what does not fit into the console's width is printed below, each part with the first column."""
+    cells = {name: [_printed(value) for value in table[name]] for name in table.columns}
     first, *others = table.columns
     while True:
         count = len(others)
-        while count > 1 and _width(table, [first, *others[:count]], console) > console.width:
+        while count > 1 and _least_width(cells, [first, *others[:count]]) > console.width:
             count -= 1
-        console.print(_shown(table, [first, *others[:count]]))
+        console.print(_part(table, cells, [first, *others[:count]], console.width))
         others = others[count:]
         if not others:
             return
 
 
-def _width(table: pl.DataFrame, columns: list[str], console: Console) -> int:
-    """The least width at which no word and no number is broken."""
-    unlimited = console.options.update(max_width=10_000)
-    return Measurement.get(console, unlimited, _shown(table, columns)).minimum
-
-
-def _shown(table: pl.DataFrame, columns: list[str]) -> Table:
+def _part(table: pl.DataFrame, cells: Mapping[str, list[str]], columns: list[str], room: int) -> Table:
+    """Return some columns as a table; the first has the width that the others leave."""
+    spare = room - _least_width(cells, columns)
     shown = Table()
     for name in columns:
-        is_number = table[name].dtype.is_numeric()
-        shown.add_column(Text(name), justify="right" if is_number else "left")
-    for row in table.select(columns).iter_rows():
-        shown.add_row(*(Text(_printed(value), no_wrap=isinstance(value, int | float)) for value in row))
+        texts = (name, *cells[name])
+        width = min(_longest_word(texts) + max(0, spare), max(map(cell_len, texts)))
+        spare -= width - _longest_word(texts)
+        justify: Literal["left", "right"] = "right" if table[name].dtype.is_numeric() else "left"
+        shown.add_column(Text(name), justify=justify, width=width)
+    for row in zip(*(cells[name] for name in columns), strict=True):
+        shown.add_row(*map(Text, row))
     return shown
+
+
+def _least_width(cells: Mapping[str, list[str]], columns: list[str]) -> int:
+    """The least width of a table, with its lines, at which no word and no number is broken."""
+    return 1 + sum(3 + _longest_word((name, *cells[name])) for name in columns)
+
+
+def _longest_word(texts: Iterable[str]) -> int:
+    return max(cell_len(word) for text in texts for word in text.split(" "))
 
 
 def _printed(value: Any) -> str:
