@@ -19,9 +19,9 @@ test: $(VENV)/.installed  ## The default tests, under 8 minutes on 2 cores.
 test-slow: $(VENV)/.installed  ## Full trainings and real data; OMNIGLOT_ROOT names the folder of Omniglot.
 	$(BIN)/python -m pytest -m slow
 
-test-peers: $(VENV)-peers/.installed  ## What exchanges models and tasks with learn2learn, beside its real package.
-	$(VENV)-peers/bin/python -c "import learn2learn"  # without it the tests would be skipped
-	$(VENV)-peers/bin/python -m pytest tests/interop
+test-peers: $(VENV)-peers/.installed  ## Exchange with learn2learn, curvature beside curvlinops: with the real packages.
+	$(VENV)-peers/bin/python -c "import learn2learn, curvlinops"  # without them the tests would be skipped
+	$(VENV)-peers/bin/python -m pytest tests/interop tests/analysis/test_curvlinops.py
 
 check: $(VENV)/.installed  ## Style and types.
 	$(BIN)/ruff check .

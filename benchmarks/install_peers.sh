@@ -17,6 +17,11 @@ python="$environment/bin/python"
 packages=$("$python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 : > "$packages/torchvision/_meta_registrations.py"
 
+# curvlinops, an oracle of tests, needs backpack, whose torchvision is the one above: none may bring another torch.
+"$python" -m pip install --quiet --no-deps curvlinops-for-pytorch==3.0.1 backpack-for-pytorch==1.7.1 \
+  unfoldNd==0.2.3 einops==0.8.2 einconv==0.1.0 linear_operator==0.6 jaxtyping==0.3.11 wadler_lindig==0.1.8
+"$python" -m pip install --quiet --constraint "$root/constraints.txt" scipy mpmath tqdm opt_einsum==3.4.0
+
 # learn2learn's sdist ships C files that do not compile with Python 3.11; without them Cython makes new ones.
 "$python" -m pip install --quiet "cython<3" "setuptools<81" wheel gym==0.26.2 scipy requests tqdm gsutil
 sources="$environment/learn2learn"
