@@ -3,7 +3,7 @@
 Run as ``python benchmarks/inner_rates.py CASE [--repetitions N] [--ckpt_path CHECKPOINT]``, with ``OMNIGLOT_ROOT`` for
 Omniglot. Each repetition searches on other validation tasks; without a checkpoint each has another initialization, too.
 The grid spans a factor of 100 on both sides of the learner's rate. Its rates are evaluated on the same fresh tasks as
-the advised one; those that are 30 % above the best on the first 100 are left out. Costs are evaluations of a task, all
+the advised one; those that are 30 % above the best on the first 50 are left out. Costs are evaluations of a task, all
 with the same number of steps, as a share of a full grid's.
 """
 
@@ -26,7 +26,7 @@ from lightning_meta.data import OmniglotDataModule, SinusoidDataModule, TaskData
 from lightning_meta.data.episodes import EpisodeDataset
 
 GRID, GRID_TASKS, SPAN = 25, 600, 100.0
-FEW, AT_ONCE, CLEARLY_WORSE = 100, 50, 1.3
+FEW, AT_ONCE, CLEARLY_WORSE = 50, 50, 1.3
 FRESH_SEED = 10_000
 
 Make = tuple[Callable[[], MAML], Callable[[int], TaskDataModule]]

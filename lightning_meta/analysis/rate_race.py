@@ -13,8 +13,8 @@ from lightning_meta.analysis.paired import Interval, mean_interval
 FACTOR = 3.0
 """The ratio of neighbouring rates in the first stage."""
 
-_UNIT = 4  # rates are the start times powers of 3^(1/4)
-_LATER_SPACINGS = (2, 1)
+_UNIT = 8  # rates are the start times powers of 3^(1/8)
+_LATER_SPACINGS = (4, 2, 1)
 REFINEMENTS = len(_LATER_SPACINGS)
 """Stages after the first, which are always run."""
 _EACH_SIDE = 5  # rates on each side of the start in the first stage
@@ -28,16 +28,16 @@ Losses = Callable[[float, int, int], Tensor]
 class RateRace:
     """Finds the rate with the lowest mean loss.
 
-    The first stage takes rates a factor of 3 apart, and further ones while the best is the outermost. Each later stage
-    doubles the tasks, and the first two halve the spacing of rates on the logarithmic axis. A stage keeps the rates
-    that are not told apart from the best by the 95 % interval of their paired differences, and the neighbours between
-    which the spacing is halved; at most six, those with the lowest losses. Rates are compared on all tasks so far, the
-    same for both.
+    The first stage takes rates a factor of 3 apart on 16 tasks, and further rates while the best is the outermost.
+    Three stages follow that take two rates beside the best, by half the last distance on the logarithmic axis, and
+    double the tasks; all further stages double the tasks. Each stage keeps the rates that are not told apart from the
+    best by the 95 % interval of their paired differences, at most the six with the lowest losses. Rates are compared on
+    all tasks so far, the same for both.
 
     Args:
         losses: Evaluates a rate on tasks. Blocks of tasks are the same for all rates.
         start: The rate in the middle.
-        first_tasks: Tasks of the first stage.
+        first_tasks: Tasks of the first stage; the numbers in this text are for 16.
         most_tasks: Tasks of the last stage at most.
         budget: Evaluations of a task at most, from the second stage on.
         tolerance: A loss that is higher by this share does not matter.
@@ -64,15 +64,15 @@ class RateRace:
             ValueError: If tasks diverge with each rate.
         """
         self._first_stage()
-        contenders = self._kept(self._losses, _UNIT)
+        contenders = self._kept(self._losses)
         for spacing in _LATER_SPACINGS:
-            contenders = self._with_halved_spacing(contenders, spacing)
-            contenders = self._with_twice_the_tasks(contenders, spacing)
+            contenders = self._beside_the_best(contenders, spacing)
+            contenders = self._with_twice_the_tasks(contenders)
         while not self._is_settled(contenders):
             needed = len(contenders) * self.tasks
             if 2 * self.tasks > self._most_tasks or self.evaluations + needed > self._budget:
                 break
-            contenders = self._with_twice_the_tasks(contenders, spacing)
+            contenders = self._with_twice_the_tasks(contenders)
         self.settled = self._is_settled(contenders)
         return self.rate(min(contenders, key=self._mean))
 
@@ -117,24 +117,23 @@ class RateRace:
         own, lowest = torch.cat(self._losses[exponent]), torch.cat(self._losses[best])
         return mean_interval(own - lowest)
 
-    def _kept(self, exponents: Iterable[int], spacing: int) -> list[int]:
+    def _kept(self, exponents: Iterable[int]) -> list[int]:
         finite = [exponent for exponent in exponents if math.isfinite(self._mean(exponent))]
         best = min(finite, key=self._mean)
         kept = [e for e in finite if e == best or self._difference(e, best).low <= 0]
-        if spacing > 1:  # the lowest loss may lie between the best rate and its neighbours
-            kept += [e for e in finite if abs(e - best) <= spacing and e not in kept]
         return sorted(kept, key=self._mean)[:_CONTENDERS]
 
-    def _with_halved_spacing(self, contenders: list[int], spacing: int) -> list[int]:
-        new = {e + side for e in contenders for side in (-spacing, spacing)}
+    def _beside_the_best(self, contenders: list[int], spacing: int) -> list[int]:
+        """Return the contenders and the rates on both sides of the best."""
+        best = min(contenders, key=self._mean)
+        new = [best - spacing, best + spacing]
         self._extend(new)
-        finite = [e for e in {*contenders, *new} if math.isfinite(self._mean(e))]
-        return sorted(finite, key=self._mean)[:_CONTENDERS]
+        return self._kept({*contenders, *new})
 
-    def _with_twice_the_tasks(self, contenders: list[int], spacing: int) -> list[int]:
+    def _with_twice_the_tasks(self, contenders: list[int]) -> list[int]:
         self.tasks *= 2
         self._extend(contenders)
-        return self._kept(contenders, spacing)
+        return self._kept(contenders)
 
     def _is_settled(self, contenders: list[int]) -> bool:
         """Whether no contender's loss may be lower than the best one's by more than the tolerance."""

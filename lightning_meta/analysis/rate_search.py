@@ -113,7 +113,8 @@ def search_rate(
         tasks: Validation tasks, ``data.episodes("val")``.
         steps: Inner steps; None: the learner's ``eval_inner_steps``.
         tolerance: A loss that is higher by this share does not matter.
-        budget: Evaluations of a task with a rate, fresh tasks left out; the first stages take about 700 in any case.
+        budget: Evaluations of a task with a rate, without the fresh tasks; the first four stages are run in any case,
+            with about 1,000.
         first_tasks: Tasks of the first stage.
         fresh_tasks: Tasks that only the result is evaluated on.
         seed: The seed of the random draws of learners that draw.

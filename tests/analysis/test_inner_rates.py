@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta import MAML, MLP, Episode, MetaSGD, Reptile
+from lightning_meta import MAML, MLP, Episode, MetaSGD, ProtoNet, Reptile
 from lightning_meta.analysis.inner_rates import inner_rate_losses
 
 
@@ -29,8 +29,14 @@ def test_divergence_is_an_infinite_loss(batch):
     assert torch.isfinite(found).tolist() == [True, False]
 
 
-def test_what_cannot_be_searched_is_refused(batch):
-    with pytest.raises(ValueError, match="learned"):
-        inner_rate_losses(MetaSGD(MLP(), nn.MSELoss()), batch, [0.1])
+def test_rates_are_factors_of_learned_ones(batch):
+    model = MLP(hidden=[6])
+    learned = inner_rate_losses(MetaSGD(model, nn.MSELoss(), inner_lr=0.1), batch, [0.5, 2.0])
+    torch.testing.assert_close(learned, inner_rate_losses(MAML(model, nn.MSELoss()), batch, [0.05, 0.2]))
+
+
+def test_what_cannot_be_evaluated_is_refused(batch):
+    with pytest.raises(ValueError, match="has no inner learning rate"):
+        inner_rate_losses(ProtoNet(MLP()), batch, [0.1])
     with pytest.raises(ValueError, match="rates"):
         inner_rate_losses(MAML(MLP(), nn.MSELoss()), batch, [0.1, -1.0])
