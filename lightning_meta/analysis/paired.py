@@ -26,8 +26,8 @@ def mean_interval(values: Tensor) -> Interval:
 
     Example:
         >>> import torch
-        >>> mean_interval(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
-        Interval(mean=2.0, low=-0.4841377117466188, high=4.484137711746619)
+        >>> [round(value, 3) for value in mean_interval(torch.tensor([1.0, 2.0, 3.0]))]
+        [2.0, -0.484, 4.484]
     """
     tasks, mean = values.numel(), float(values.mean())
     if not math.isfinite(mean):

@@ -61,8 +61,11 @@ class RateSearch:
         return mean_interval(own[:common] - advised[:common])
 
     @property
-    def not_told_apart(self) -> tuple[float, float]:
-        """The lowest and highest of the neighbouring rates whose difference from the advised one may be zero."""
+    def as_good(self) -> tuple[float, float]:
+        """The lowest and highest of the neighbouring rates that are not told apart from the advised one, or better.
+
+        Better ones are so by less than the 3 % for which a smaller rate is preferred.
+        """
         rates = list(self.losses)
         position = rates.index(self.advised)
         low = high = position
@@ -71,6 +74,11 @@ class RateSearch:
         while high + 1 < len(rates) and self.difference(rates[high + 1]).low <= 0:
             high += 1
         return rates[low], rates[high]
+
+    @property
+    def fresh_interval(self) -> Interval:
+        """The advised rate's mean loss on fresh tasks, with its 95 % interval."""
+        return mean_interval(self.fresh_losses)
 
     @property
     def fresh_gain(self) -> Interval:

@@ -55,7 +55,7 @@ def test_it_comes_near_a_brute_force_grid(cls, steps):
     advised = float(losses_by_step(learner, batch, (steps,), found.advised).mean())
     assert advised <= 1.1 * min(losses.values())
     assert found.steps == steps
-    low, high = found.not_told_apart
+    low, high = found.as_good
     assert low <= found.advised <= high
 
 
