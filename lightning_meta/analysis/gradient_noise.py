@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lightning_meta.arguments import check_count
 
+_ROUNDING = 1e-9
+
 
 def noise_scale(gradients: Tensor) -> float:
     """Return the simple noise scale of meta-gradients, in tasks; NaN if it is undetermined.
@@ -82,18 +84,18 @@ def variance_of_products(products: Tensor, permutations: int = 999, seed: int = 
     check_count("permutations", permutations)
     tasks, draws = products.shape[:2]
     common, own, total = _means(products, torch.ones(1, tasks, dtype=torch.double, device=products.device))[:, 0]
-    flat = products.reshape(tasks * draws, tasks * draws)
-    task_of = torch.arange(tasks, device=products.device).repeat_interleave(draws)
+    flat = products.double().reshape(tasks * draws, tasks * draws)
+    squares = flat.diagonal().sum()
 
-    def same_task(labels: Tensor) -> Tensor:
-        """The mean product of different draws of one task."""
-        same = (labels[:, None] == labels).fill_diagonal_(False)
-        return flat[same].mean()
+    def same_task(order: Tensor) -> Tensor:
+        """The mean product of different draws of one task, of draws in this order."""
+        groups = order.reshape(tasks, draws)
+        return (flat[groups[:, :, None], groups[:, None]].sum() - squares) / (tasks * draws * (draws - 1))
 
     generator = torch.Generator().manual_seed(seed)
     orders = (torch.randperm(len(flat), generator=generator).to(products.device) for _ in range(permutations))
-    observed = same_task(task_of)
-    as_large = sum(bool(same_task(task_of[order]) >= observed) for order in orders)
+    least = same_task(torch.arange(len(flat), device=products.device)) - _ROUNDING * total
+    as_large = sum(bool(same_task(order) >= least) for order in orders)
     p_value = (1 + as_large) / (1 + permutations)
     return GradientVariance(float(common), float(own - common), float(total - own), float(total), p_value)
 

@@ -190,12 +190,12 @@ def _draw(losses: Tensor, own: Certificate, kind: str) -> Figure:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
-    axis.hist(losses.clamp(max=own.largest).numpy(), bins=40, color="0.75")
+    axis.hist(losses.clamp(max=own.largest).numpy(), bins=30, color="0.75")
     axis.axvline(own.mean, color="C0", label=f"mean {own.mean:.3g}")
     axis.axvline(own.bound, color="C1", label=f"bound on the expected {kind} {own.bound:.3g}")
     if own.quantile_bound is not None and own.quantile_bound <= own.largest:
         label = f"bound on the {own.quantile:.0%} quantile {own.quantile_bound:.3g}"
         axis.axvline(own.quantile_bound, color="C2", linestyle="--", label=label)
     axis.set(xlabel=f"{kind} of a task", ylabel="tasks")
-    axis.legend()
+    figure.legend(loc="outside upper center")
     return figure
