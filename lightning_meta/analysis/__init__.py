@@ -5,10 +5,18 @@ from lightning_meta.analysis.bounds import pac_bayes_bound, quantile_bound, uppe
 from lightning_meta.analysis.certificate import Certificate, certify
 from lightning_meta.analysis.comparison import compare_with_baselines
 from lightning_meta.analysis.conformal import ConformalPredictor, ConformalTask
-from lightning_meta.analysis.gradient_noise import GradientVariance, gradient_variance, noise_scale
+from lightning_meta.analysis.gradient_noise import (
+    GradientVariance,
+    NoiseIntervals,
+    gradient_variance,
+    noise_intervals,
+    noise_scale,
+    variance_of_products,
+)
 from lightning_meta.analysis.held_out import HeldOutLosses, held_out_losses
 from lightning_meta.analysis.hessians import Curvature, cg_error_bound, cg_steps_for, curvature
 from lightning_meta.analysis.inner_rates import inner_rate_losses
+from lightning_meta.analysis.meta_gradients import meta_gradient_products
 from lightning_meta.analysis.one_step_rate import OneStepRate, one_step_rate
 from lightning_meta.analysis.rate_search import RateSearch, search_rate
 from lightning_meta.analysis.step_gains import StepGains, step_gains
@@ -21,6 +29,7 @@ __all__ = [
     "Curvature",
     "GradientVariance",
     "HeldOutLosses",
+    "NoiseIntervals",
     "OneStepRate",
     "RateSearch",
     "StepGains",
@@ -33,6 +42,8 @@ __all__ = [
     "gradient_variance",
     "held_out_losses",
     "inner_rate_losses",
+    "meta_gradient_products",
+    "noise_intervals",
     "noise_scale",
     "one_step_rate",
     "pac_bayes_bound",
@@ -40,4 +51,5 @@ __all__ = [
     "search_rate",
     "step_gains",
     "upper_bound",
+    "variance_of_products",
 ]
