@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,14 +19,14 @@ from lightning_meta.algorithms.baselines import (
     RidgeClassifier,
     RidgeRegression,
 )
+from lightning_meta.analysis.fresh_model import fresh_model
+from lightning_meta.analysis.penalties import PENALTIES
+from lightning_meta.analysis.short_training import quiet_trainer
 from lightning_meta.data import TaskDataModule
 from lightning_meta.data.preparation import RealTargets
 from lightning_meta.episodes import Episode
 from lightning_meta.learners import TaskLearner
 from lightning_meta.metrics.task_metrics import MeanOverTasks
-
-PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
-"""The penalties of ridge and logistic regression from which validation tasks choose."""
 
 
 def compare_with_baselines(
@@ -92,7 +91,8 @@ def compare_with_baselines(
         if learner.eval_inner_steps:
             add(f"{type(learner).__name__}, no adaptation", learner, "_pre")
         if pooled_epochs and is_regression:
-            pooled = PooledModel(_untrained(learner.model), learner.loss_fn, optimizer=learner.optimizer_factory)
+            model = fresh_model(learner.model, "set pooled_epochs=0")
+            pooled = PooledModel(model, learner.loss_fn, optimizer=learner.optimizer_factory)
             quiet_trainer(max_epochs=pooled_epochs).fit(pooled, data)
             trainer.test(pooled, data, verbose=False)
             add("pooled model", pooled)
@@ -124,21 +124,6 @@ def _baselines(data: TaskDataModule, is_regression: bool) -> Iterable[tuple[str,
     yield "ridge regression on all training tasks", lambda penalty: pooled[penalty], PENALTIES
 
 
-def _untrained(model: nn.Module) -> nn.Module:
-    """Return a copy of a model with new random values."""
-    copied = copy.deepcopy(model)
-    for name, module in copied.named_modules():
-        reset = getattr(module, "reset_parameters", None)
-        if reset is not None:
-            reset()
-        elif any(True for _ in module.parameters(recurse=False)):
-            raise ValueError(
-                f"pooled_epochs needs new random values for model.{name}, a {type(module).__name__} without "
-                "reset_parameters: set pooled_epochs=0"
-            )
-    return copied
-
-
 def _validation_loss(trainer: L.Trainer, learner: TaskLearner, data: TaskDataModule, is_regression: bool) -> float:
     trainer.validate(learner, data, verbose=False)
     values = learner.per_task("val")
@@ -148,9 +133,3 @@ def _validation_loss(trainer: L.Trainer, learner: TaskLearner, data: TaskDataMod
 def _is_regression(data: TaskDataModule) -> bool:
     batch: Episode = next(iter(data.test_dataloader()))
     return batch.query_y.is_floating_point()
-
-
-def quiet_trainer(**options: Any) -> L.Trainer:
-    """Return a trainer on one CPU or GPU that shows and saves nothing."""
-    silent: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return L.Trainer(accelerator="auto", devices=1, enable_checkpointing=False, **silent, **options)

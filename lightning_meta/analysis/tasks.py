@@ -19,7 +19,11 @@ def take(tasks: EpisodeDataset, count: int, device: torch.device | str = "cpu", 
     """
     if first + count > len(tasks):
         raise ValueError(f"{first + count} tasks are asked for, and the data module has {len(tasks)}: give it more")
-    batch = tasks.make(np.arange(first, first + count))
+    return moved_to(device, tasks.make(np.arange(first, first + count)))
+
+
+def moved_to(device: torch.device | str, batch: Episode) -> Episode:
+    """Return a batch on a device."""
 
     def moved(leaf: Tensor) -> Tensor:
         return leaf.to(device)

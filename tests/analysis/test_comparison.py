@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from lightning_meta import MAML, MLP, ProtoNet, TabularTasksDataModule, TextDataModule, TextEncoder
-from lightning_meta.analysis.comparison import PENALTIES, _untrained, compare_with_baselines, quiet_trainer
+from lightning_meta.analysis.comparison import compare_with_baselines
+from lightning_meta.analysis.fresh_model import fresh_model
+from lightning_meta.analysis.penalties import PENALTIES
+from lightning_meta.analysis.short_training import quiet_trainer
 from lightning_meta.cli import main
 from tests.prediction.trained import sentences, visits
 
@@ -171,10 +174,10 @@ def test_the_command_takes_the_configuration_that_fit_saved(tmp_path, monkeypatc
 def test_the_pooled_model_starts_from_new_values():
     trained = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     nn.init.constant_(trained[0].weight, 7.0)
-    copied = _untrained(trained)
+    copied = fresh_model(trained, "leave it out")
     assert (copied[0].weight.abs() <= 1 / 2**0.5).all()
     assert (trained[0].weight == 7.0).all()
     owner = nn.Module()
     owner.register_parameter("scale", nn.Parameter(torch.ones(1)))
     with pytest.raises(ValueError, match="set pooled_epochs=0"):
-        _untrained(owner)
+        fresh_model(owner, "set pooled_epochs=0")

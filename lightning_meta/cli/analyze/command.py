@@ -17,6 +17,7 @@ from lightning_meta.cli.analyze.certify import certify_report
 from lightning_meta.cli.analyze.curvature import curvature_report
 from lightning_meta.cli.analyze.report import Report, output_folder
 from lightning_meta.cli.analyze.rates import rates_report
+from lightning_meta.cli.analyze.diagnose import diagnose_report
 from lightning_meta.cli.analyze.report import Report, check_folder
 from lightning_meta.cli.bad_input import one_message
 from lightning_meta.cli.lightning_cli import MetaLearningCLI, run
@@ -29,6 +30,7 @@ ANALYSES: dict[str, Callable[..., Report]] = {
     "certify": certify_report,
     "batch": batch_report,
     "rates": rates_report,
+    "diagnose": diagnose_report,
 }
 """Functions of learner and data module; their further arguments are flags."""
 

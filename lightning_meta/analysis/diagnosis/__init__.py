@@ -1,0 +1,1 @@
+"""Whether meta-learning is worth it on a learner's tasks, and what is missing."""
