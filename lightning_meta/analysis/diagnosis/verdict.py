@@ -67,19 +67,23 @@ def verdict(evidence: Evidence) -> Verdict:
 
 
 def _kind(evidence: Evidence) -> tuple[Kind, list[str]]:
-    index = evidence.index
-    if index.high < MEMORIZED_BELOW:
-        return "memorized", [
-            f"The learner ignores the support set: on training tasks another task's support set does as well "
-            f"(memorization index {index}, below {MEMORIZED_BELOW}). It has memorized what the inputs say about the "
-            "task. Remove inputs that identify the task, or number classes anew in each task, or train with more "
-            "distinct tasks."
-        ]
+    index, gaps = evidence.index, evidence.gaps
     sentences = []
-    if index.mean < MEMORIZED_BELOW:
+    if index.high < MEMORIZED_BELOW:
+        ignored = (
+            "The learner ignores the support set: on training tasks another task's support set does as well "
+            f"(memorization index {index}, below {MEMORIZED_BELOW})"
+        )
+        if _is_notable(gaps.both if gaps.tasks is None else gaps.tasks, evidence.score):
+            return "memorized", [
+                f"{ignored}. It does worse on new tasks: it has memorized what inputs say about training tasks. Remove "
+                "inputs that identify the task, number classes anew in each task, or train with more distinct tasks."
+            ]
+        sentences.append(f"{ignored}. It does as well on new tasks, and so has not memorized the training tasks.")
+    elif index.mean < MEMORIZED_BELOW:
         sentences.append(
             f"Cannot tell whether the learner ignores the support set: its memorization index is {index}. "
-            "Evaluate more tasks."
+            "Take more tasks."
         )
     margin = NOTABLE_SHARE * abs(evidence.score)
     gains = evidence.advantages

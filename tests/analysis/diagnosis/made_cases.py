@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
-from lightning_meta import MAML, MLP, SinusoidDataModule
+from lightning_meta import MAML, MLP, EpisodicDataModule, ProtoNet, SinusoidDataModule
 from lightning_meta.analysis.short_training import train_for
 from lightning_meta.data import TaskDataModule
 from lightning_meta.data.episodes import EpisodeDataset
@@ -40,15 +41,18 @@ class MadeTasks(EpisodeDataset):
         task, examples = np.random.default_rng(key), np.random.default_rng((*key, draw, 1))
         points = 2 * self.shots
         x = examples.normal(size=(points, FEATURES))
+        labels = np.concatenate([examples.permutation(self.shots) % WAYS for _ in range(2)])
         if self.kind == "random labels":
-            return x, np.concatenate([examples.permutation(self.shots) % WAYS for _ in range(2)])
-        if self.kind == "random functions":  # of so high a frequency that neighbours tell nothing
+            return x, labels
+        if self.kind == "random functions":  # of so high a frequency that neighbors tell nothing
             direction, phase = 50 * task.normal(size=FEATURES), task.uniform(0, 2 * np.pi)
             return x, np.sin(x @ direction + phase)[:, None]
-        code, answer = task.normal(size=FEATURES), task.normal()  # the inputs tell the task
-        return np.concatenate([np.tile(code, (points, 1)), x[:, :1]], 1), answer + 0.3 * examples.normal(
-            size=(points, 1)
-        )
+        code = np.tile(task.normal(size=FEATURES), (points, 1))
+        if self.kind == "slopes":  # the inputs tell the task, and so does the support set
+            return np.concatenate([code, x], 1), x[:, :1] * task.choice([-1.0, 1.0])
+        x[:, 0] += 4 * labels
+        order = task.permutation(WAYS) if self.kind == "codes" else np.arange(WAYS)
+        return np.concatenate([code, x], 1), order[labels]
 
 
 class MadeDataModule(TaskDataModule):
@@ -81,16 +85,44 @@ def unrelated_functions(seed):
 
 
 def memorizable(seed):
-    """Inputs that tell the task, and few training tasks, with one answer each."""
-    data = MadeDataModule("answers", tasks_per_batch=10, train_tasks=500, distinct_train_tasks=10, seed=seed)
-    return trained(data, MLP(FEATURES + 1, 1, hidden=[40, 40]), nn.MSELoss(), 1000, seed, inner_lr=0.01)
+    """Inputs that tell the task, and few training tasks."""
+    options = {"tasks_per_batch": 10, "train_tasks": 200, "distinct_train_tasks": 10}
+    data = MadeDataModule("slopes", seed=seed, **options)
+    return trained(data, MLP(2 * FEATURES, 1, hidden=[40]), nn.MSELoss(), 400, seed, inner_lr=0.001)
 
 
-def trained(data, model, loss_fn, steps, seed, **options):
+def memorizable_classes(seed):
+    """Inputs that tell how a task numbers its classes, and few training tasks."""
+    options = {"tasks_per_batch": 10, "train_tasks": 200, "distinct_train_tasks": 10}
+    data = MadeDataModule("codes", seed=seed, **options)
+    return trained(data, MLP(2 * FEATURES, WAYS, hidden=[40]), None, 400, seed, inner_lr=0.001)
+
+
+def same_classes(seed):
+    """Classes that keep their label in all tasks."""
+    data = MadeDataModule("same classes", tasks_per_batch=10, train_tasks=800, seed=seed)
+    return trained(data, MLP(2 * FEATURES, WAYS, hidden=[40]), None, 100, seed, inner_lr=0.01)
+
+
+def related_classes(seed):
+    """Classes that differ in two of many features."""
+    generator = torch.Generator().manual_seed(seed)
+    sets = []
+    for classes in (60, 40):
+        means = 3 * torch.randn(classes, 1, 2, generator=generator)
+        x = torch.cat([means.expand(-1, 30, -1), torch.zeros(classes, 30, 18)], 2)
+        x = x + torch.cat([torch.full((2,), 0.5), torch.full((18,), 3.0)]) * torch.randn(x.shape, generator=generator)
+        sets.append(TensorDataset(x.flatten(0, 1), torch.arange(classes).repeat_interleave(30)))
+    data = EpisodicDataModule(*sets, ways=5, shots=2, query_shots=5, train_tasks=800, tasks_per_batch=8, seed=seed)
+    return trained(data, nn.Linear(20, 8), None, 200, seed, algorithm=ProtoNet)
+
+
+def trained(data, model, loss_fn, steps, seed, algorithm=MAML, **options):
+    """Return a learner after so many outer steps from values of this seed, and the data."""
     torch.manual_seed(seed)
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
             layer.reset_parameters()
-    learner = MAML(model, loss_fn, optimizer=lambda p: torch.optim.Adam(p, lr=0.003), **options)
+    learner = algorithm(model, loss_fn, optimizer=lambda p: torch.optim.Adam(p, lr=0.003), **options)
     train_for(learner, data.training_tasks(), steps, data.tasks_per_batch)
     return learner, data
