@@ -64,7 +64,7 @@ def diagnose(
     learner: TaskLearner,
     data: TaskDataModule,
     num_tasks: int = 100,
-    tuning_tasks: int = 40,
+    tuning_tasks: int = 20,
     joint_epochs: int = 1,
     scratch_steps: int = 100,
     seed: int = 0,

@@ -20,7 +20,7 @@ from lightning_meta.episodes import Episode
 from lightning_meta.learners import SupportClassLearner
 from lightning_meta.learners.task_learner import TaskLearner
 
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+RATES = (0.001, 0.005, 0.025)
 """The rates of Adam from which tuning tasks choose for training on each task alone."""
 
 

@@ -128,7 +128,10 @@ def _missing(evidence: Evidence, kind: Kind) -> tuple[tuple[str, ...], list[str]
     missing, reasons = [], []
     if _is_notable(gaps.tasks, score):
         missing.append("more distinct tasks")
-        reasons.append(f"New tasks are harder than training tasks (tasks gap {gaps.tasks}): train with more of them.")
+        reasons.append(
+            f"New tasks are harder than training tasks (tasks gap {gaps.tasks}): train with more of them, which "
+            "in tasks of classes means more classes."
+        )
     if _is_notable(gaps.points, score):
         missing.append("more points per task")
         reasons.append(

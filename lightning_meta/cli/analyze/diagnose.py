@@ -33,7 +33,7 @@ def diagnose_report(
     learner: TaskLearner,
     data: TaskDataModule,
     num_tasks: int = 100,
-    tuning_tasks: int = 40,
+    tuning_tasks: int = 20,
     joint_epochs: int = 1,
     scratch_steps: int = 100,
     shots: list[int] | None = None,
@@ -101,13 +101,13 @@ def _rows(found: Diagnosis) -> list[dict[str, Any]]:
     rows = [_row("inner steps", str(step), found.steps.at(step)) for step in shown]
     if found.eval_steps:
         gain = mean_over_tasks(found.steps.score[0] - found.own.score)
-        rows.append(_difference("inner steps", f"gain of {found.eval_steps}, paired", gain))
+        rows.append(_difference("inner steps", f"gain of {found.eval_steps}", gain))
     for name, reference in found.references.items():
         rows.append(_row("baseline", name, reference.scores, reference.chosen))
     for place, test in (("seen", found.seen), ("new", found.new)):
         names = {"own": "own", "permuted": "labels permuted", "other": "another task's", "constant": "constant"}
-        rows += [_row(f"support, {place} tasks", label, getattr(test, name)) for name, label in names.items()]
-        rows.append(_difference(f"support, {place} tasks", "memorization", test.ratio))
+        rows += [_row(f"support, {place}", label, getattr(test, name)) for name, label in names.items()]
+        rows.append(_difference(f"support, {place}", "index", test.ratio))
     gaps = {name: gap for name, gap in found.gaps._asdict().items() if gap is not None}
     return rows + [_difference("gap", name, gap) for name, gap in gaps.items()]
 

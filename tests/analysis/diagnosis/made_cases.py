@@ -24,6 +24,7 @@ class MadeTasks(EpisodeDataset):
     split: str
     num_tasks: int
     shots: int
+    queries: int
     seed: int
 
     def make(self, indices):
@@ -33,15 +34,15 @@ class MadeTasks(EpisodeDataset):
         each = [self._task(int(index), int(draw)) for index, draw in zip(indices, draws, strict=True)]
         x, y = (torch.from_numpy(np.stack(part)) for part in zip(*each, strict=True))
         x, y = x.float(), y if y.dtype == torch.int64 else y.float()
-        half = self.shots
-        return Episode(x[:, :half], y[:, :half], x[:, half:], y[:, half:])
+        support, query = slice(self.shots), slice(self.shots, None)
+        return Episode(x[:, support], y[:, support], x[:, query], y[:, query])
 
     def _task(self, index, draw):
         key = self.seed, len(self.split), index
         task, examples = np.random.default_rng(key), np.random.default_rng((*key, draw, 1))
-        points = 2 * self.shots
+        points = self.shots + self.queries
         x = examples.normal(size=(points, FEATURES))
-        labels = np.concatenate([examples.permutation(self.shots) % WAYS for _ in range(2)])
+        labels = np.concatenate([examples.permutation(size) % WAYS for size in (self.shots, self.queries)])
         if self.kind == "random labels":
             return x, labels
         if self.kind == "random functions":  # of so high a frequency that neighbors tell nothing
@@ -63,13 +64,14 @@ class MadeDataModule(TaskDataModule):
         self.kind, self.shots = kind, shots
 
     def episodes(self, split):
-        return MadeTasks(self.kind, split, self.num_tasks[split], self.shots, self.seed)
+        queries = self.shots if split == "train" else 30
+        return MadeTasks(self.kind, split, self.num_tasks[split], self.shots, queries, self.seed)
 
 
 def related(seed):
     """Sinusoids."""
-    data = SinusoidDataModule(shots=10, tasks_per_batch=25, train_tasks=5000, eval_query_shots=30, seed=seed)
-    return trained(data, MLP(1, 1), nn.MSELoss(), 400, seed, inner_lr=0.01, inner_steps=1, eval_inner_steps=5)
+    data = SinusoidDataModule(shots=10, tasks_per_batch=25, train_tasks=12500, eval_query_shots=30, seed=seed)
+    return trained(data, MLP(1, 1), nn.MSELoss(), 1000, seed, inner_lr=0.01, inner_steps=1, eval_inner_steps=5)
 
 
 def unrelated_classes(seed):
