@@ -15,10 +15,9 @@ import lightning as L
 from lightning_meta.cli.analyze.batch import batch_report
 from lightning_meta.cli.analyze.certify import certify_report
 from lightning_meta.cli.analyze.curvature import curvature_report
-from lightning_meta.cli.analyze.report import Report, output_folder
-from lightning_meta.cli.analyze.rates import rates_report
 from lightning_meta.cli.analyze.diagnose import diagnose_report
-from lightning_meta.cli.analyze.report import Report, check_folder
+from lightning_meta.cli.analyze.rates import rates_report
+from lightning_meta.cli.analyze.report import Report, output_folder
 from lightning_meta.cli.bad_input import one_message
 from lightning_meta.cli.lightning_cli import MetaLearningCLI, run
 from lightning_meta.cli.run_configuration import OF_SUBCOMMANDS
