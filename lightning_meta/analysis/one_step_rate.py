@@ -8,8 +8,9 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.func import grad, vjp
 
+from lightning_meta.analysis.held_out import evaluation_mode
 from lightning_meta.analysis.inner_problem import check_adapts_a_model, support_loss
-from lightning_meta.analysis.task_losses import check_has_rate, in_evaluation_mode, learned_rate_names, with_rate
+from lightning_meta.analysis.task_losses import check_has_rate, learned_rate_names, with_rate
 from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
 from lightning_meta.inner.vectors import Vector, dot
 from lightning_meta.learners.evaluation import query_size
@@ -69,7 +70,7 @@ def one_step_rate(learner: TaskLearner, batch: Episode) -> OneStepRate:
         return TaskResult(empty, empty.expand(1, queries), empty.new_zeros(0), diagnostics=terms)
 
     rate = None if learned_rate_names(learner) else 1.0  # a step of rate 1 is d
-    with in_evaluation_mode(learner), with_rate(learner, rate):
+    with evaluation_mode(learner), with_rate(learner, rate):
         found = learner.map_tasks(task_terms, batch).diagnostics
     slopes, curvatures = found["slope"].double().cpu(), found["curvature"].double().cpu()
     if not (slopes.isfinite().all() and curvatures.isfinite().all()):

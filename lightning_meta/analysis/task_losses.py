@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_meta.analysis.held_out import evaluation_mode
 from lightning_meta.episodes import Episode, MetaParameters, TaskResult
 from lightning_meta.inner import InnerRates
 from lightning_meta.learners import GradientLearner
@@ -52,7 +53,7 @@ def losses_by_step(
         return TaskResult(empty, empty.expand(1, queries), empty.new_zeros(0), diagnostics=found)
 
     own = None if learned else rate
-    with in_evaluation_mode(learner), with_rate(learner, own), reproducible_draws(seed, 0, 0, learner.device):
+    with evaluation_mode(learner), with_rate(learner, own), reproducible_draws(seed, 0, 0, learner.device):
         losses = learner.map_tasks(task_losses, batch).diagnostics["losses"].double()
     return torch.where(losses.isfinite(), losses, math.inf)
 
@@ -92,15 +93,3 @@ def with_rate(learner: TaskLearner, rate: float | None) -> Iterator[None]:
         if rate is not None:
             for holder, own in zip(holders, before, strict=True):
                 holder.inner_lr = own
-
-
-@contextmanager
-def in_evaluation_mode(learner: TaskLearner) -> Iterator[None]:
-    """Set evaluation mode inside the block; each module returns to its own mode."""
-    training = [module for module in learner.modules() if module.training]
-    learner.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -7,7 +7,7 @@ import json
 import pytest
 from torch import nn
 
-from lightning_meta import MAML, MLP, MetaSGD, ProtoNet, SinusoidDataModule
+from lightning_meta import MAML, MLP, ImplicitMAML, MetaSGD, ProtoNet, SinusoidDataModule
 from lightning_meta.analysis import search_rate
 from lightning_meta.cli.analyze.rates import rates_report
 
@@ -38,9 +38,11 @@ def test_it_answers_for_both_numbers_of_steps(data):
     assert said(report, "confirms its own rate")
     assert len(said(report, "The closed form for one step")) == 1
     assert len(report.values["step_gains"]) == 10
-    assert report.table.filter(note="advised").height == 2
-    steps = report.table.filter(tasks=20)
-    assert steps["steps"].to_list() == list(range(1, 11))
+    advised = report.table.filter(report.table["note"].str.contains("advised"))
+    assert advised["steps"].to_list() == [5, 1]
+    assert advised["inner_lr"].to_list() == [found["advised"] for found in report.values["rates"]]
+    (steps,) = report.more_tables.values()
+    assert steps["step"].to_list() == list(range(1, 11))
     assert steps["change"].to_list() == pytest.approx([-gain["mean"] for gain in report.values["step_gains"]])
 
 
@@ -58,13 +60,20 @@ def test_the_own_rate_is_named_where_it_is_the_advised_one(data):
     report = rates_report(learner, data, gain_tasks=20)
     own = report.values["rates"][0]
     assert bool(said(report, "This is the learner's own")) == (own["advised"] == own["own"])
-    assert report.table.filter(rate=own["own"]).height >= 1
+    assert report.table.filter(inner_lr=own["own"]).height == 1
 
 
 def test_learned_rates_have_a_factor(data):
     report = rates_report(learner_of(MetaSGD, inner_lr=0.001), data, gain_tasks=20)
     assert report.values["rates"][0]["own"] == 1
     assert said(report, "factor on the learned rates")
+
+
+def test_implicit_maml_has_the_errors_of_its_adjoint(data):
+    learner = learner_of(ImplicitMAML, inner_lr=0.01, inner_steps=2, prox_lambda=10.0)
+    report = rates_report(learner, data, gain_tasks=20)
+    assert said(report, "positive definite")
+    assert report.values["adjoint"]["own_error"].shape == (50,)
 
 
 def test_steps_that_harm_are_named(data):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from lightning_meta.algorithms import ImplicitMAML
+from lightning_meta.analysis.adjoint import adjoint_errors
 from lightning_meta.analysis.one_step_rate import one_step_rate
 from lightning_meta.analysis.paired import Interval
 from lightning_meta.analysis.rate_search import RateSearch, search_rate
@@ -15,6 +17,7 @@ from lightning_meta.analysis.step_gains import StepGains, step_gains
 from lightning_meta.analysis.task_losses import check_has_rate, losses_by_step
 from lightning_meta.analysis.tasks import take
 from lightning_meta.cli.analyze import rate_pictures
+from lightning_meta.cli.analyze.adjoint_part import adjoint_advice, adjoint_tables, draw_adjoint
 from lightning_meta.cli.analyze.report import Report
 from lightning_meta.data import TaskDataModule
 from lightning_meta.episodes import Episode
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SHOWN_AROUND = 4.0  # rates in the table: within this factor of those that may be as good
+_ADJOINT_TASKS = 50
 _ALL_SHOWN = 20  # of more steps the table shows those that are powers of 2
 
 _CONFIRMS_ITSELF = (
@@ -32,7 +36,7 @@ _CONFIRMS_ITSELF = (
     "without --ckpt_path, on an untrained learner, and compare short trainings."
 )
 _TASKS = (
-    "In the table, changes of rates are from the advised rate on the same tasks, those of steps from the step before. "
+    "Changes of rates are differences from the advised rate's loss on the same tasks. "
     "Intervals are 95 % over validation tasks, each for one comparison: of 20 comparisons without a difference, one "
     "shows one by chance. They hold for new tasks of the same classes; new classes vary more. Rates were chosen on "
     "these tasks, which flatters the advised one: only the fresh tasks were left out of the choice."
@@ -64,14 +68,26 @@ def rates_report(
     searches = [search_rate(learner, tasks, number, tolerance, budget, seed=seed) for number in asked]
     batch = take(tasks, min(gain_tasks, len(tasks)), learner.device)
     gains = step_gains(learner, batch, seed=seed)
-    rows = [row for search in searches for row in _rate_rows(search)] + list(_step_rows(gains, searches[0].own))
     advice = [sentence for search in searches for sentence in _rate_advice(search, learner, batch)]
-    values = {"rates": [_values(search) for search in searches], "step_gains": list(map(_of, gains.intervals))}
+    advice += [_CONFIRMS_ITSELF, _step_advice(gains)]
+    values: dict[str, Any] = {"rates": list(map(_values, searches)), "step_gains": list(map(_of, gains.intervals))}
     pictures: dict[str, Callable[[], Figure]] = {
         f"rates_after_{search.steps}": partial(rate_pictures.draw_rates, search) for search in searches
     }
     pictures["step_gains"] = partial(rate_pictures.draw_gains, gains)
-    return Report(pl.DataFrame(rows), (*advice, _CONFIRMS_ITSELF, _step_advice(gains), _TASKS), values, pictures)
+    tables = {"Loss after each step with the own rate, and its change by the step": _step_table(gains)}
+    if isinstance(learner, ImplicitMAML):
+        try:
+            errors = adjoint_errors(learner, take(tasks, min(_ADJOINT_TASKS, len(tasks)), learner.device), seed=seed)
+        except ValueError as error:
+            advice.append(f"The conjugate gradients' error cannot be measured: {error}.")
+        else:
+            advice += adjoint_advice(errors)
+            tables |= adjoint_tables(errors)
+            values["adjoint"] = errors._asdict()
+            pictures["adjoint"] = partial(draw_adjoint, errors)
+    rows = [row for search in searches for row in _rate_rows(search)]
+    return Report(pl.DataFrame(rows), (*advice, _TASKS), values, pictures, tables)
 
 
 def _rate_rows(search: RateSearch) -> Iterator[dict[str, Any]]:
@@ -84,28 +100,30 @@ def _rate_rows(search: RateSearch) -> Iterator[dict[str, Any]]:
         notes["may be as good"] = low <= rate <= high and rate != search.advised
         loss = float(losses.mean()) if losses.numel() == advised_on else None  # of fewer tasks it misleads
         note = ", ".join(name for name, holds in notes.items() if holds)
-        yield _row(rate, search.steps, loss, search.difference(rate), min(losses.numel(), advised_on), note)
+        row = {_name(search): rate, "steps": search.steps, "loss": loss, **_change(search.difference(rate))}
+        yield row | {"tasks": min(losses.numel(), advised_on), "note": note}
 
 
-def _step_rows(gains: StepGains, own: float) -> Iterator[dict[str, Any]]:
-    count = len(gains.intervals)
+def _step_table(gains: StepGains) -> pl.DataFrame:
+    count, rows = len(gains.intervals), []
     for step, gain in enumerate(gains.intervals, start=1):
         if count <= _ALL_SHOWN or step & (step - 1) == 0 or step == count:
             change = Interval(-gain.mean, -gain.high, -gain.low)
             note = "helps" if step in gains.gaining else "harms" if step in gains.losing else ""
-            yield _row(own, step, float(gains.losses[:, step].mean()), change, len(gains.losses), note)
+            loss = float(gains.losses[:, step].mean())
+            rows.append({"step": step, "loss": loss, **_change(change), "note": note})
+    return pl.DataFrame(rows)
 
 
-def _row(rate: float, steps: int, loss: float | None, change: Interval, tasks: int, note: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"rate": rate, "steps": steps, "loss": loss}
-    return row | {"change": change.mean, "from": change.low, "to": change.high, "tasks": tasks, "note": note}
+def _change(change: Interval) -> dict[str, float]:
+    return {"change": change.mean, "from": change.low, "to": change.high}
 
 
 def _rate_advice(search: RateSearch, learner: TaskLearner, batch: Episode) -> Iterator[str]:
     low, high = search.as_good
     on_fresh = f"on {len(search.fresh_losses)} fresh tasks"
     yield (
-        f"With {_steps(search.steps)}, {_name(search)} {search.advised:.3g} is advised. Its loss is "
+        f"With {_steps(search.steps)}, {_name(search)}{_of_what(search)} {search.advised:.3g} is advised. Its loss is "
         f"{_text(search.fresh_interval)} {on_fresh}."
     )
     if low < high:
@@ -180,7 +198,11 @@ def _text(interval: Interval) -> str:
 
 
 def _name(search: RateSearch) -> str:
-    return "factor on the learned rates" if search.is_factor else "inner_lr"
+    return "factor" if search.is_factor else "inner_lr"
+
+
+def _of_what(search: RateSearch) -> str:
+    return " on the learned rates" if search.is_factor else ""
 
 
 def _steps(count: int) -> str:
