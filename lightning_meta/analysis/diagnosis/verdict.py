@@ -97,6 +97,13 @@ def _kind(evidence: Evidence) -> tuple[Kind, list[str]]:
             f"Cannot tell whether the learner is better than {_listed(undecided, gains)}: take more tasks."
         )
         return "cannot tell", sentences
+    adaptation = evidence.adaptation
+    if index.high < MEMORIZED_BELOW or (adaptation is not None and not adaptation.is_positive):
+        sentences.append(
+            "The learner is better than the baselines, but not by what it learns from support sets: a model of all "
+            "tasks that is trained as well and as long should do as well."
+        )
+        return "no gain", sentences
     left_out = [name for name in (*JOINT, "from scratch") if name not in gains]
     besides = f" Left out of this comparison: {', '.join(left_out)}." if left_out else ""
     closest = min(gains, key=lambda name: gains[name].mean)

@@ -85,6 +85,8 @@ def diagnose_report(
     if by_tasks or by_shots:
         pictures["curves"] = lambda: draw_curves(curves, found.own.accuracy is not None)
     table = pl.DataFrame([*_rows(found), *_curve_rows(curves)], infer_schema_length=None)
+    if not any(table["chosen"].drop_nulls()):
+        table = table.drop("chosen")
     if found.own.accuracy is None:
         table = table.drop("loss").rename({"score": "loss"})
     else:

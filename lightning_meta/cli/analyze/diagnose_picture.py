@@ -81,7 +81,8 @@ def _draw_memorization(axis: Any, found: Diagnosis, unit: str) -> None:
         axis.bar(places, [m.mean for m in means], 0.4, yerr=_half_widths(means), capsize=4, alpha=0.7, label=label)
     axis.set_xticks(range(len(names)), list(names.values()))
     axis.set(title=f"Support set (memorization index {found.seen.ratio.mean:.2f})", ylabel=unit)
-    axis.legend(fontsize="small")
+    axis.margins(y=0.2)  # room for the legend
+    axis.legend(fontsize="small", ncols=2, loc="upper left")
 
 
 def _half_widths(intervals: list[Interval]) -> list[float]:

@@ -77,8 +77,15 @@ def test_an_ignored_support_set_with_worse_new_tasks_is_memorized():
 
 def test_an_ignored_support_set_without_gap_is_not_memorized():
     found = verdict(replace(GOOD, index=around(0.003)))
-    assert found.kind == "pays"
+    assert found.kind == "no gain"
     assert "has not memorized" in found.advice[0]
+
+
+def test_what_does_not_come_from_adaptation_does_not_pay():
+    found = verdict(replace(GOOD, adaptation=around(0)))
+    assert found.kind == "no gain"
+    assert "not by what it learns from support sets" in found.advice[0]
+    assert verdict(replace(GOOD, adaptation=None)).kind == "pays"
 
 
 def test_an_uncertain_index():
