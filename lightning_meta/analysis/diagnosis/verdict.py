@@ -92,18 +92,20 @@ def _kind(evidence: Evidence) -> tuple[Kind, list[str]]:
     if as_good:
         sentences.append(f"The learner is no better than {_listed(as_good, gains)}. {_meaning(as_good)}")
         return "no gain", sentences
-    if undecided:
-        sentences.append(
-            f"Cannot tell whether the learner is better than {_listed(undecided, gains)}: take more tasks."
-        )
-        return "cannot tell", sentences
     adaptation = evidence.adaptation
-    if index.high < MEMORIZED_BELOW or (adaptation is not None and not adaptation.is_positive):
+    adapts = adaptation is None or adaptation.is_positive
+    if index.high < MEMORIZED_BELOW or (adaptation is not None and not adapts and adaptation.high <= margin):
         sentences.append(
-            "The learner is better than the baselines, but not by what it learns from support sets: a model of all "
-            "tasks that is trained as well and as long should do as well."
+            "What it does well, it does not owe to support sets: a model of all tasks without adaptation, trained as "
+            "well and as long, should do as well."
         )
         return "no gain", sentences
+    if undecided:
+        sentences.append(f"Cannot tell whether the learner beats {_listed(undecided, gains)}: take more tasks.")
+        return "cannot tell", sentences
+    if not adapts:
+        sentences.append(f"Cannot tell whether adaptation helps (before minus after: {adaptation}): take more tasks.")
+        return "cannot tell", sentences
     left_out = [name for name in (*JOINT, "from scratch") if name not in gains]
     besides = f" Left out of this comparison: {', '.join(left_out)}." if left_out else ""
     closest = min(gains, key=lambda name: gains[name].mean)
