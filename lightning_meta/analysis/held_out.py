@@ -36,7 +36,7 @@ def held_out_losses(
 ) -> HeldOutLosses:
     """Return the loss of each of the first tasks of a data set: for classes the error, otherwise the learner's loss.
 
-    The learner is evaluated as in `eval()` and is left as it was.
+    The learner is evaluated as in ``eval()`` and is left as it was.
 
     Args:
         learner: The learner.
