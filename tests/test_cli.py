@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,9 @@ def _inside_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+FIRST_OF_THEIR_LEARNER = {re.search(r"class_path: (\w+)", own.read_text())[1]: own for own in CONFIGS[::-1]}.values()
+
+
 @pytest.mark.usefixtures("random_omniglot")
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_fits_tests_predicts_and_loads(config):
@@ -34,10 +38,12 @@ def test_every_configuration_fits_tests_predicts_and_loads(config):
         "val/loss",
     } <= cli.trainer.callback_metrics.keys()
     checkpoint = cli.trainer.checkpoint_callback.best_model_path
-    for command in ["validate", "test", "predict"]:
-        main([command, *small(config), "--ckpt_path", checkpoint])
-    predictions = torch.load(next(Path().rglob("predictions.pt")), weights_only=True)
-    assert torch.cat(predictions).shape[0] == 4
+    main(["test", *small(config), "--ckpt_path", checkpoint])
+    if config in FIRST_OF_THEIR_LEARNER:  # the others differ from these in data and values alone
+        for command in ["validate", "predict"]:
+            main([command, *small(config), "--ckpt_path", checkpoint])
+        predictions = torch.load(next(Path().rglob("predictions.pt")), weights_only=True)
+        assert torch.cat(predictions).shape[0] == 4
     loaded = type(cli.model).load_from_checkpoint(checkpoint)
     assert type(loaded) is type(cli.model)
     assert repr(loaded.model) == repr(cli.model.model)

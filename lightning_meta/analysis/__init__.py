@@ -5,6 +5,7 @@ from lightning_meta.analysis.bounds import pac_bayes_bound, quantile_bound, uppe
 from lightning_meta.analysis.certificate import Certificate, certify
 from lightning_meta.analysis.comparison import compare_with_baselines
 from lightning_meta.analysis.conformal import ConformalPredictor, ConformalTask
+from lightning_meta.analysis.diagnosis.diagnose import Diagnosis, diagnose
 from lightning_meta.analysis.gradient_noise import (
     GradientVariance,
     NoiseIntervals,
@@ -27,6 +28,7 @@ __all__ = [
     "ConformalPredictor",
     "ConformalTask",
     "Curvature",
+    "Diagnosis",
     "GradientVariance",
     "HeldOutLosses",
     "NoiseIntervals",
@@ -39,6 +41,7 @@ __all__ = [
     "cg_steps_for",
     "compare_with_baselines",
     "curvature",
+    "diagnose",
     "gradient_variance",
     "held_out_losses",
     "inner_rate_losses",
