@@ -24,7 +24,7 @@ def draw_rates(search: RateSearch) -> Figure:
     near = {rate: own for rate, own in finite.items() if level + own.mean <= _SHOWN_ABOVE * abs(level)}
     rates = list(near)
     means, lows, highs = ([level + own[i] for own in near.values()] for i in range(3))
-    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.5, 4.6), layout="constrained")
     axis = figure.subplots()
     axis.fill_between(rates, lows, highs, alpha=0.2, linewidth=0, label="95 % interval of the difference")
     axis.plot(rates, means, color="C0", linewidth=1)
@@ -46,7 +46,7 @@ def draw_rates(search: RateSearch) -> Figure:
         axis.set_yscale("log")
     name = "factor on the learned rates" if search.is_factor else "inner learning rate"
     axis.set(xlabel=name, ylabel=f"query loss after {search.steps} inner step{'s' if search.steps > 1 else ''}")
-    axis.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 
