@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterable
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_meta.arguments import check_choice, check_coverage
+from lightning_meta.data.episodes import EpisodeDataset
 from lightning_meta.episodes import Episode
 from lightning_meta.learners.adapted_task import AdaptedTask
 from lightning_meta.learners.task_learner import TaskLearner
@@ -17,6 +19,9 @@ from lightning_meta.likelihoods.losses import likelihood_of, takes_class_labels
 from lightning_meta.likelihoods.predictive import Samples
 from lightning_meta.metrics.conformal_quantiles import hierarchical_quantiles
 from lightning_meta.metrics.conformal_scores import Score, class_scores, counted, scale_of, scores_by_task
+
+Tasks = Episode | Iterable[Episode] | EpisodeDataset
+_AT_ONCE = 16
 
 
 class ConformalPredictor:
@@ -62,11 +67,11 @@ class ConformalPredictor:
             raise ValueError("ConformalPredictor takes classes by number or real targets, not binary cross-entropy")
 
     @torch.no_grad()
-    def calibrate(self, episodes: Episode | Iterable[Episode], coverage: float = 0.9) -> Self:
+    def calibrate(self, episodes: Tasks, coverage: float = 0.9) -> Self:
         """Choose the threshold from calibration tasks; return the predictor.
 
         Args:
-            episodes: A batch of tasks ``[tasks, ...]``, or several.
+            episodes: A batch of tasks ``[tasks, ...]``, several, or a data set of tasks.
             coverage: The probability that a query's target is to be contained.
 
         Raises:
@@ -92,7 +97,7 @@ class ConformalPredictor:
         return ConformalTask(self.learner.adapt(support_x, support_y, steps), self.score, threshold, self._classifies)
 
     @torch.no_grad()
-    def coverage_of(self, episodes: Episode | Iterable[Episode]) -> Tensor:
+    def coverage_of(self, episodes: Tasks) -> Tensor:
         """Return the share of each task's queries whose targets are contained, ``[tasks]``.
 
         Raises:
@@ -106,7 +111,10 @@ class ConformalPredictor:
             raise RuntimeError("the predictor has no threshold: call calibrate(episodes) first")
         return self.threshold
 
-    def _scores(self, episodes: Episode | Iterable[Episode]) -> list[Tensor]:
+    def _scores(self, episodes: Tasks) -> list[Tensor]:
+        if isinstance(episodes, EpisodeDataset):
+            count = len(episodes)
+            episodes = [episodes.make(np.arange(i, min(i + _AT_ONCE, count))) for i in range(0, count, _AT_ONCE)]
         batches = [episodes] if isinstance(episodes, Episode) else episodes
         return [scores for batch in batches for scores in self._batch_scores(batch)]
 

@@ -18,7 +18,10 @@ def take(tasks: EpisodeDataset, count: int, device: torch.device | str = "cpu", 
         ValueError: If the data set has fewer.
     """
     if first + count > len(tasks):
-        raise ValueError(f"{first + count} tasks are asked for, and the data module has {len(tasks)}: give it more")
+        raise ValueError(
+            f"{first + count} tasks are asked for, and the data module has {len(tasks)} in this split: ask "
+            "for fewer, or give it more (val_tasks, test_tasks)"
+        )
     return moved_to(device, tasks.make(np.arange(first, first + count)))
 
 

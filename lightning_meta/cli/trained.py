@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,8 +80,13 @@ def _check_arguments(of_learner: Differences, of_data: Differences) -> None:
         f"{name} is {shortened(trained)} in the checkpoint and {shortened(own)} in the configuration"
         for name, (trained, own) in found.items()
     ]
-    flags = [f"--{name} {trained}" for name, (trained, _) in found.items() if isinstance(trained, int | float | str)]
-    cure = f"pass {' '.join(flags[:_SHOWN])}" if flags else "pass the configuration of its training"
+    flags = [
+        f"--{name} {shlex.quote(str(trained))}"
+        for name, (trained, _) in found.items()
+        if isinstance(trained, int | float | str) and name != "data.class"
+    ]
+    complete = len(flags) == len(found) <= _SHOWN
+    cure = f"pass {' '.join(flags)}" if complete else "pass the configuration of its training"
     raise ValueError(f"{_first(said)}: {cure}, or go on with the configuration's values by --accept_differences")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -126,3 +127,12 @@ def test_calibration_tasks_that_diverge_have_infinite_scores():
     with_diverged = ConformalPredictor(learner).calibrate(batch, 0.75)
     assert calm.threshold < with_diverged.threshold < math.inf
     assert ConformalPredictor(learner).calibrate(batch, 0.9).threshold == math.inf
+
+
+def test_a_data_set_of_tasks_is_the_batch_of_its_tasks():
+    tasks = SinusoidDataModule(val_tasks=20).episodes("val").disjoint()
+    learner = MAML(MLP(hidden=[4]), nn.MSELoss())
+    expected = ConformalPredictor(learner).calibrate(tasks.make(np.arange(20)), coverage=0.8)
+    assert ConformalPredictor(learner).calibrate(tasks, coverage=0.8).threshold == pytest.approx(expected.threshold)
+    with pytest.raises(ValueError, match="2 tasks, too few"):
+        ConformalPredictor(learner).calibrate(SinusoidDataModule(val_tasks=2).episodes("val"), coverage=0.8)

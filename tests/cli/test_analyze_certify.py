@@ -86,8 +86,8 @@ def test_drawn_and_disjoint_tasks_say_what_they_certify():
 def test_errors_of_one_query_have_the_exact_bound_and_others_betting():
     assert certify_report(classifier(), class_data()).values["certificates"]["ProtoNet"]["method"] == "betting"
     single = SinusoidDataModule(eval_query_shots=1).episodes("test")
-    assert method_for(single, "error") == "clopper_pearson"
-    assert method_for(single, "loss") == "betting"
+    assert method_for(single, "error", 2) == "clopper_pearson"
+    assert method_for(single, "loss", 2) == "betting"
 
 
 def test_settings_and_the_learner_stays_in_its_mode():

@@ -33,7 +33,7 @@ def batch_report(
 
     Args:
         learner: The learner, untrained, or at any point of its training.
-        data: Its tasks; the analysis takes training tasks, with examples that training does not take.
+        data: Its tasks; the analysis takes training tasks, with draws of their examples that training does not make.
         num_tasks: Tasks.
         draws: Draws of each task's support and query sets.
         seed: The seed of random numbers in the learner, the permutations and the bootstrap.

@@ -69,7 +69,7 @@ def certify_report(
         largest_loss = 1.0
     elif largest_loss is None:
         raise ValueError(_needs_largest(learner, data, seed))
-    method = method_for(chosen, found.kind)
+    method = method_for(chosen, found.kind, len(found.adapted))
     losses = {type(learner).__name__: found.adapted}
     if found.unadapted is not None:
         losses["no adaptation"] = found.unadapted
@@ -91,10 +91,10 @@ def certify_report(
     )
 
 
-def method_for(tasks: EpisodeDataset, kind: str) -> BoundMethod:
-    """Return the method, which must not depend on the losses: one query has an error of 0 or 1."""
-    queries = tree_leaves(tasks[0].query_y)[0].shape[0]
-    return "clopper_pearson" if kind == "error" and queries == 1 else "betting"
+def method_for(tasks: EpisodeDataset, kind: str, count: int) -> BoundMethod:
+    """Return the method, which must not depend on the losses: where tasks have one query each, errors are 0 or 1."""
+    single = kind == "error" and all(tree_leaves(tasks[i].query_y)[0].shape[0] == 1 for i in range(count))
+    return "clopper_pearson" if single else "betting"
 
 
 def _needs_largest(learner: TaskLearner, data: TaskDataModule, seed: int) -> str:
@@ -133,7 +133,7 @@ def _table(certificates: dict[str, Certificate], kind: str, clip: bool) -> pl.Da
             add(f"for comparison: {other}", value, "not a choice")
         add("for comparison: normal approximation", own.approximate, f"about {level}, with many tasks")
         if own.quantile_bound is not None:
-            add(f"bound on the {own.quantile:.0%} quantile", own.quantile_bound, level)
+            add(f"bound on the {100 * own.quantile:g} % quantile", own.quantile_bound, level)
     return pl.DataFrame(rows, schema_overrides={kind: pl.Float64})
 
 
@@ -167,7 +167,7 @@ def _advice(
         else:
             sentences.append(f"The bound is not below the mean of {best}, {lowest.mean:.4g}.")
     if own.quantile_bound is None:
-        sentences.append(f"{own.tasks} tasks are too few to bound the {own.quantile:.0%} quantile.")
+        sentences.append(f"{own.tasks} tasks are too few to bound the {100 * own.quantile:g} % quantile.")
     if own.diverged:
         sentences.append(f"{own.diverged} tasks diverged and count as a loss of {own.largest:g}.")
     return (*sentences, _TESTED)
@@ -194,7 +194,7 @@ def _draw(losses: Tensor, own: Certificate, kind: str) -> Figure:
     axis.axvline(own.mean, color="C0", label=f"mean {own.mean:.3g}")
     axis.axvline(own.bound, color="C1", label=f"bound on the expected {kind} {own.bound:.3g}")
     if own.quantile_bound is not None and own.quantile_bound <= own.largest:
-        label = f"bound on the {own.quantile:.0%} quantile {own.quantile_bound:.3g}"
+        label = f"bound on the {100 * own.quantile:g} % quantile {own.quantile_bound:.3g}"
         axis.axvline(own.quantile_bound, color="C2", linestyle="--", label=label)
     axis.set(xlabel=f"{kind} of a task", ylabel="tasks")
     figure.legend(loc="outside upper center")

@@ -13,6 +13,7 @@ from lightning_meta.analysis.diagnosis.diagnose import Diagnosis, diagnose
 from lightning_meta.analysis.diagnosis.intervals import Interval, mean_over_tasks
 from lightning_meta.analysis.diagnosis.scores import Scores
 from lightning_meta.analysis.tasks import take
+from lightning_meta.arguments import check_count
 from lightning_meta.cli.analyze.diagnose_picture import draw_curves, draw_diagnosis
 from lightning_meta.cli.analyze.report import Report
 from lightning_meta.data import TaskDataModule
@@ -56,17 +57,23 @@ def diagnose_report(
         train_steps: Outer steps of each of these trainings.
         seed: The seed of new random values, permutations and bootstrap.
     """
+    tasks, train = data.episodes("val"), data.episodes("train")
+    for count in shots or ():  # errors come before what takes long
+        tasks.with_shots(count)
+    for size in train_sizes or ():
+        check_count("train_sizes", size)
+        if (most := len(train.distinct_indices(size))) < size:
+            raise ValueError(f"train_sizes has {size}, but there are {most} distinct training tasks: take no more")
+    distinct = {size: DistinctTasks(train, size, data.redraw_examples) for size in train_sizes or ()}
     found = diagnose(learner, data, num_tasks, tuning_tasks, joint_epochs, scratch_steps, seed, _say)
-    tasks = data.episodes("val")
     by_shots = {} if shots is None else shot_curve(learner, tasks, shots, num_tasks)
     by_tasks: Curve = {}
     if train_sizes is not None:
         _say(f"training the learner anew for {train_steps} outer steps with each of {train_sizes} distinct tasks")
         reported = take(tasks, num_tasks, learner.device)
-        train = data.episodes("train")
         by_tasks = task_curve(
             learner,
-            lambda size: DistinctTasks(train, size, data.redraw_examples),
+            distinct.__getitem__,
             train_sizes,
             train_steps,
             data.tasks_per_batch,

@@ -63,7 +63,7 @@ class Report:
         """Write the pictures and ``report.json`` into a folder: all or nothing.
 
         An earlier ``report.json`` is gone before the first picture is replaced, and the new one comes last, so that it
-        never stands beside pictures of another report.
+        never stands beside half of another report's pictures. Pictures of other names stay.
 
         Args:
             folder: An existing folder.

@@ -54,7 +54,10 @@ def _from_the_start(monkeypatch):
     set_all(1.0)
 
 
-MODES = [None, "record", pytest.param(True, marks=pytest.mark.slow)]  # the last has the guards of the one before
+MODES = [
+    None,
+    *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("record", True)),
+]  # the last has the guards of the one before
 
 
 def assert_alike(learner, plain, batch):

@@ -351,6 +351,7 @@ class ScaledInputs(MLP):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*the step cannot be compiled")
+@pytest.mark.slow  # tracing takes seconds for each
 @every()
 def test_on_request_every_learner_has_the_plain_steps_gradient_with_a_users_model(entry):
     torch.compiler.reset()
