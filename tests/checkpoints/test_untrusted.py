@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import fsspec
 import lightning as L
 import pytest
 import torch
@@ -21,6 +22,8 @@ from torch import nn
 from lightning_meta import MAML, MLP, EpisodicDataModule, SinusoidDataModule
 from lightning_meta.cli import main
 from tests.checkpoints.saved import QUIET, Evil, changed, save
+
+fsspec.filesystem("file")  # imports its module when first used: not in a test that forbids imports
 
 
 def payloads(file, pickled):
