@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.analysis.tasks import take
+from lightning_meta.arguments import check_count
 from lightning_meta.data.episodes import EpisodeDataset
 from lightning_meta.episodes import Episode
 from lightning_meta.learners.randomness import reproducible_draws
@@ -49,6 +50,7 @@ def held_out_losses(
         ValueError: If there are fewer tasks.
     """
     count = len(tasks) if count is None else count
+    check_count("count", count)
     adapted, unadapted, kind = [], [], "loss"
     steps = learner.eval_inner_steps
     with evaluation_mode(learner):

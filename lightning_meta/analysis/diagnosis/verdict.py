@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -74,12 +75,16 @@ def _kind(evidence: Evidence) -> tuple[Kind, list[str]]:
             "The learner ignores the support set: on training tasks another task's support set does as well "
             f"(memorization index {index}, below {MEMORIZED_BELOW})"
         )
-        if _is_notable(gaps.both if gaps.tasks is None else gaps.tasks, evidence.score):
+        gap = gaps.both if gaps.tasks is None else gaps.tasks
+        if _is_notable(gap, evidence.score):
             return "memorized", [
                 f"{ignored}. It does worse on new tasks: it has memorized what inputs say about training tasks. Remove "
                 "inputs that identify the task, number classes anew in each task, or train with more distinct tasks."
             ]
-        sentences.append(f"{ignored}. It does as well on new tasks, and so has not memorized the training tasks.")
+        sentences.append(
+            f"{ignored}. That it does notably worse on new tasks is not shown (gap {gap}), and so neither is that it "
+            "has memorized the training tasks."
+        )
     elif index.mean < MEMORIZED_BELOW:
         sentences.append(
             f"Cannot tell whether the learner ignores the support set: its memorization index is {index}. "
@@ -152,10 +157,12 @@ def _missing(evidence: Evidence, kind: Kind) -> tuple[tuple[str, ...], list[str]
             f"More training tasks alone can lower the score {score:.3g} by no more than the gap between training "
             f"examples and new tasks, {gaps.both}."
         )
-    else:
+    elif gaps.both.high <= 0:
         reasons.append(
             f"New tasks are not harder than training examples ({gaps.both}): more tasks alone bring nothing."
         )
+    else:
+        reasons.append("Cannot tell whether new tasks are harder than training examples, because tasks diverge.")
     helps = evidence.adaptation is None or evidence.adaptation.is_positive
     if helps and kind in ("pays", "cannot tell") and _is_notable(gaps.adaptation, score):
         missing.append("more shots")
@@ -174,4 +181,4 @@ def _missing(evidence: Evidence, kind: Kind) -> tuple[tuple[str, ...], list[str]
 
 
 def _is_notable(gap: Interval | None, score: float) -> bool:
-    return gap is not None and gap.is_positive and gap.mean > NOTABLE_SHARE * abs(score)
+    return gap is not None and gap.is_positive and (math.isinf(gap.mean) or gap.mean > NOTABLE_SHARE * abs(score))

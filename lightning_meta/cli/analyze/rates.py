@@ -133,6 +133,11 @@ def _rate_advice(search: RateSearch, learner: TaskLearner, batch: Episode) -> It
         yield f"This is {own}."
     elif gain.low > 0:
         yield f"Its loss is lower than that of {own}, by {_text(gain)} {on_fresh}."
+    elif gain.high < 0:
+        yield (
+            f"Its loss is higher than that of {own}, by {_text(Interval(-gain.mean, -gain.high, -gain.low))} "
+            f"{on_fresh}: keep the own rate, or search with more validation tasks."
+        )
     else:
         yield f"Whether its loss is lower than that of {own}, cannot be told: by {_text(gain)} {on_fresh}."
     if search.at_edge:
@@ -160,7 +165,7 @@ def _closed_form_advice(search: RateSearch, learner: TaskLearner, batch: Episode
         yield f"{start}gives no rate, because {why} in the quadratic model: trust the search."
         return
     closed, advised = (losses_by_step(learner, batch, (1,), rate).mean() for rate in (found.rate, search.advised))
-    misleads = " The quadratic model misleads here: trust the search." if closed > 1.1 * advised else ""
+    misleads = " The quadratic model misleads here: trust the search." if closed - advised > 0.1 * abs(advised) else ""
     yield f"{start}gives {found.rate:.3g}, with a loss of {closed:.3g} beside {advised:.3g}.{misleads}"
 
 
