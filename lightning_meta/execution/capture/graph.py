@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple, Self
@@ -16,12 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_meta.episodes.trees import flatten, unflatten
 from lightning_meta.execution.capture.compiling import compiled_graph
+from lightning_meta.execution.functional import exclusive
 
 # Traced in about fifteen seconds; a recording keeps about a quarter of them.
 MOST_OPERATIONS = 60_000
-
-# While one function is traced, torch's own way to call modules is changed in all threads.
-_tracing = threading.Lock()
 
 _aten = torch.ops.aten
 
@@ -77,7 +74,8 @@ class Recording:
                 self._form = flatten(function(*unflatten(form, iter(filled))), results)
             return results
 
-        with torch.no_grad(), _tracing:
+        # While one function is traced, torch's own way to call modules is changed in all threads.
+        with torch.no_grad(), exclusive():
             graph = make_fx(flat, tracing_mode=_tracing_mode(tensors), _allow_non_fake_inputs=True)(*tensors)
         torch.clear_autocast_cache()
         simplify(graph)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lightning_meta import MAML, MLP
-from lightning_meta.execution.capture import graph, recorder
+from lightning_meta.execution.capture import ClosedWorld, graph, recorder
 from lightning_meta.execution.capture.graph import Recording
 from tests.execution.capture.recorded import change_parameters, check, count_traces, make_batch, recordings
 from tests.reference import meta_gradient
@@ -117,6 +117,28 @@ def test_two_threads_that_record_leave_torch_as_it_was(batch):
     assert nn.Module.__call__ is call
     for learner in learners:
         check(learner, learner.model, batch, steps=3)
+
+
+def test_a_look_at_the_world_waits_for_another_threads_trace(batch):
+    # Tracing replaces `nn.Module.__getattr__` in all threads: a look during it would find torch changed.
+    learner = MAML(MLP(hidden=[4]), nn.MSELoss(), inner_lr=0.1)
+    world = ClosedWorld(learner, lambda: None)
+    before = world.state()
+    started, looked, during = threading.Event(), threading.Event(), []
+
+    def function(shared, x):
+        started.set()
+        during.append(looked.wait(timeout=0.3))
+        return learner.model(x)
+
+    tracing = threading.Thread(target=Recording, args=(function, (None, torch.randn(2, 1)), False))
+    tracing.start()
+    assert started.wait(timeout=30)
+    found = world.state()
+    looked.set()
+    tracing.join()
+    assert found == before
+    assert during == [False]
 
 
 def test_nothing_of_a_learner_outlives_it(batch):
