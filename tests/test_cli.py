@@ -131,6 +131,13 @@ def test_logs_go_to_csv_by_default():
     assert (metrics.parent / "config.yaml").exists()
 
 
+def test_logs_go_to_the_root_that_is_named():
+    main(["fit", *small(ROOT / "configs/sinusoid_maml.yaml"), "--trainer.default_root_dir=kept"])
+    (metrics,) = Path().rglob("metrics.csv")
+    assert metrics.is_relative_to("kept/lightning_logs")
+    assert "save_dir: kept" in (metrics.parent / "config.yaml").read_text()
+
+
 def test_a_saved_configuration_repeats_the_run():
     first = main(["fit", *small(ROOT / "configs/sinusoid_maml.yaml")])
     (saved,) = Path("lightning_logs").rglob("config.yaml")

@@ -95,6 +95,14 @@ class MetaLearningCLI(LightningCLI):
         finally:
             sys.stderr.write(said.getvalue())
 
+    def before_instantiate_classes(self) -> None:
+        """Let CSV files go to ``default_root_dir``, unless the logger names another folder."""
+        trainer = self._get(self.config, "trainer")
+        logger, root = trainer.logger, trainer.default_root_dir
+        is_csv = getattr(logger, "class_path", "").endswith(".CSVLogger")
+        if root is not None and is_csv and str(logger.init_args.save_dir) == ".":
+            logger.init_args.save_dir = str(root)
+
     def _parse_ckpt_path(self) -> None:
         """Keep the arguments as given; Lightning would replace them by the checkpoint's without a message."""
 
