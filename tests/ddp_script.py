@@ -52,7 +52,7 @@ class Seen(L.Callback):
         self.inputs = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.inputs.append(batch.support_x.flatten(1).sum(1))
+        self.inputs.append(batch.query_x.flatten(1).sum(1))
 
 
 def main(devices, folder, names):
