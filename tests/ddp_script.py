@@ -31,6 +31,7 @@ OPTIONS = {
     "MAML": {"inner_steps": 2, "learned_rates": "tensor"},
     "Reptile": {"inner_steps": 2, "inner_optimizer": update_rules.Adam(), "inner_state": "kept"},
     "BayesianMAML": {"normalize_steps": True},
+    "SimpleShot": {"normalization": "cl2n"},
 }
 ENTRIES = BY_NAME | {"head": Entry("head", MAML, {"adapt": "head"})}
 
