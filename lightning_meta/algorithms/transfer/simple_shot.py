@@ -63,8 +63,8 @@ class SimpleShot(TransferLearner):
     """Nearest centroids of transformed features of an ordinary classifier (Wang et al., 2019).
 
     The mean feature f̄ is measured on the data module's training examples: at the end of each training epoch and before
-    each validation in training, and before `Trainer.validate`, `Trainer.test` or `Trainer.predict` if it is not known.
-    Checkpoints keep it. `measure_center` takes examples of your own.
+    each validation in training, and before ``Trainer.validate``, ``Trainer.test`` or ``Trainer.predict`` if it is not
+    known. Checkpoints keep it. `measure_center` takes examples of your own.
 
     Args:
         model: Embeds examples, ``[examples, ...]`` to ``[examples, features]``.
