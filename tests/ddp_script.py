@@ -31,6 +31,7 @@ OPTIONS = {
     "MAML": {"inner_steps": 2, "learned_rates": "tensor"},
     "Reptile": {"inner_steps": 2, "inner_optimizer": update_rules.Adam(), "inner_state": "kept"},
     "BayesianMAML": {"normalize_steps": True},
+    "SimpleShot": {"normalization": "cl2n"},
 }
 ENTRIES = BY_NAME | {"head": Entry("head", MAML, {"adapt": "head"})}
 
@@ -52,7 +53,7 @@ class Seen(L.Callback):
         self.inputs = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.inputs.append(batch.support_x.flatten(1).sum(1))
+        self.inputs.append(batch.query_x.flatten(1).sum(1))
 
 
 def main(devices, folder, names):

@@ -18,20 +18,26 @@ from lightning_meta import (
     MAML,
     MLP,
     AmortizedMAML,
+    Baseline,
+    BaselinePlusPlus,
     BayesianLearner,
     BayesianMAML,
     Episode,
     EpisodicDataModule,
     GradientLearner,
     ImplicitMAML,
+    MatchingNet,
     MetaSGD,
     ProtoMAML,
     ProtoNet,
+    RelationNet,
     Reptile,
+    SimpleShot,
     SinusoidDataModule,
     TaskLearner,
     collate_episodes,
 )
+from lightning_meta.algorithms.transfer.transfer_learner import TransferLearner
 
 WAYS = 3
 CLASSES, EXAMPLES_EACH = 12, 40
@@ -68,6 +74,11 @@ class Entry:
     def is_bayesian(self) -> bool:
         """Whether it adapts a distribution."""
         return issubclass(self.cls, BayesianLearner)
+
+    @property
+    def is_transfer(self) -> bool:
+        """Whether it trains on all training classes at once, without tasks."""
+        return issubclass(self.cls, TransferLearner)
 
     @property
     def outputs(self) -> int:
@@ -109,10 +120,14 @@ class Entry:
             return SinusoidDataModule(**{"shots": 4, **options})
         generator = torch.Generator().manual_seed(0)
         labels = torch.arange(CLASSES).repeat(EXAMPLES_EACH)
-        examples = TensorDataset(torch.randn(len(labels), 1, generator=generator) + labels[:, None], labels)
-        return EpisodicDataModule(
-            examples, examples, examples, **{"ways": WAYS, "shots": 2, "query_shots": 3, **options}
-        )
+        x = torch.randn(len(labels), 1, generator=generator) + labels[:, None]
+        examples = train = TensorDataset(x, labels)
+        options = {"ways": WAYS, "shots": 2, "query_shots": 3, **options}
+        if self.is_transfer:  # as many training classes as a task has ways, and as many batches as others have
+            size, steps = 120, options.get("train_tasks", 1_600) // options.get("tasks_per_batch", 16)
+            train = TensorDataset(x[:size], labels[:size] % WAYS)
+            options["joint_batch_size"] = -(-size // steps)
+        return EpisodicDataModule(train, examples, examples, **options)
 
 
 LEARNERS = [
@@ -136,6 +151,13 @@ LEARNERS = [
     Entry("AmortizedMAML", AmortizedMAML, draws=True, certain={"initial_log_std": -40.0}, traceable=False),
     Entry("ProtoMAML", ProtoMAML, classes_only=True),
     Entry("ProtoNet", ProtoNet, classes_only=True),
+    Entry("MatchingNet", MatchingNet, {"scale": 5.0, "learn_scale": True}, classes_only=True),
+    Entry("RelationNet", RelationNet, classes_only=True),
+    # Tests' tasks serve as batches of all training classes: they have as many.
+    Entry("Baseline", Baseline, {"num_train_classes": WAYS, "inner_steps": 2}, classes_only=True),
+    Entry("BaselinePlusPlus", BaselinePlusPlus, {"num_train_classes": WAYS, "inner_steps": 2}, classes_only=True),
+    # Its center is measured on a data module's examples, which most tests lack.
+    Entry("SimpleShot", SimpleShot, {"num_train_classes": WAYS, "normalization": "l2n"}, classes_only=True),
 ]
 BY_NAME = {entry.name: entry for entry in LEARNERS}
 

@@ -30,19 +30,21 @@ def test_tables_have_all_learners(facts):
 
 
 def test_each_dash_is_expected(facts):
-    points = {"MAML", "FOMAML", "ANIL", "BOIL", "MetaSGD", "Reptile", "ImplicitMAML", "ProtoMAML", "ProtoNet"}
-    prototypes = {"ProtoMAML", "ProtoNet"}
+    metric, transfer = {"ProtoNet", "MatchingNet", "RelationNet"}, {"Baseline", "BaselinePlusPlus", "SimpleShot"}
+    points = {"MAML", "FOMAML", "ANIL", "BOIL", "MetaSGD", "Reptile", "ImplicitMAML", "ProtoMAML", *metric}
+    points |= transfer
+    any_ways = {"ProtoMAML", *metric, *transfer}
     bayesian = {"ABML", "AmortizedMAML", "BayesianMAML"}
     expected = {
-        "regression": prototypes,
+        "regression": any_ways,
         "classification": set(),
-        "any number of ways": BY_NAME.keys() - prototypes,
-        "unequal sizes, padded": {"AmortizedMAML"},
-        "gradient steps": {"ProtoNet"},
-        "update rule": {"ProtoNet"},
-        "part of the model": {"ABML", "AmortizedMAML", "ANIL", "BOIL", "ProtoNet", "Reptile"},
-        "first order": BY_NAME.keys() - {"FOMAML", "Reptile", "ProtoNet", "AmortizedMAML"},
-        "weights": prototypes | bayesian,
+        "any number of ways": BY_NAME.keys() - any_ways,
+        "unequal sizes, padded": {"AmortizedMAML", "RelationNet"},
+        "gradient steps": {*metric, "SimpleShot"},
+        "update rule": {*metric, "SimpleShot"},
+        "part of the model": {"ABML", "AmortizedMAML", "ANIL", "BOIL", "Reptile", *metric, *transfer},
+        "first order": BY_NAME.keys() - {"FOMAML", "Reptile", "AmortizedMAML", *metric, *transfer},
+        "weights": any_ways | bayesian,
         "classes: epistemic": points,
         "regression: noise": points,
         "regression: epistemic": points,

@@ -85,6 +85,7 @@ EXTENSION_POINTS = frozenset(
         "output_shape",
         "task_metrics",
         "after_batch",
+        "check_data",
         "training_phase",
         "rates_in_errors",
         "__init__",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from lightning_meta import Episode, EpisodicDataModule, GradientLearner, SinusoidDataModule, TaskLearner, algorithms
+from lightning_meta.algorithms.transfer.transfer_learner import TransferLearner
 
 WAYS = 3
 
@@ -31,7 +32,13 @@ class Variant(NamedTuple):
         return self.cls(model, loss_fn, **dict(self.options), **options)
 
 
-VARIANTS = [Variant(name, getattr(algorithms, name)) for name in algorithms.__all__]
+def _needed(cls: type[TaskLearner]) -> tuple[tuple[str, Any], ...]:
+    """The arguments without which a learner cannot run here; a center would be that of a data module's examples."""
+    classes = (("num_train_classes", WAYS),) if issubclass(cls, TransferLearner) else ()
+    return (*classes, ("normalization", "l2n")) if issubclass(cls, algorithms.SimpleShot) else classes
+
+
+VARIANTS = [Variant(name, cls, _needed(cls)) for name in algorithms.__all__ for cls in [getattr(algorithms, name)]]
 VARIANTS.append(Variant("MAML(first_order=True)", algorithms.MAML, (("first_order", True),)))
 VARIANTS.sort(key=lambda variant: variant.name.lower())
 
@@ -228,13 +235,16 @@ TABLES: dict[str, dict[str, Callable[[Variant], bool]]] = {
 # ---- Logs. --------------------------------------------------------------------------------------------------
 
 
-def _data(real: bool) -> Any:
+def _data(real: bool, joint: bool) -> Any:
     sizes = {"tasks_per_batch": 2, "train_tasks": 4, "val_tasks": 2, "test_tasks": 2}
     if real:
         return SinusoidDataModule(shots=4, **sizes)
     labels = torch.arange(WAYS).repeat_interleave(6)
     examples = TensorDataset(torch.randn(len(labels), 1), labels)
-    return EpisodicDataModule(examples, examples, examples, ways=WAYS, shots=2, query_shots=3, **sizes)
+    size = 9 if joint else None
+    return EpisodicDataModule(
+        examples, examples, examples, ways=WAYS, shots=2, query_shots=3, joint_batch_size=size, **sizes
+    )
 
 
 @cache
@@ -248,5 +258,5 @@ def logged(variant: Variant, real: bool) -> tuple[str, ...]:
             **{"logger": False, "enable_checkpointing": False, "enable_progress_bar": False},
             enable_model_summary=False,
         )
-        trainer.fit(learner, _data(real))
+        trainer.fit(learner, _data(real, issubclass(variant.cls, TransferLearner)))
     return tuple(name for name in sorted(trainer.callback_metrics) if not name.endswith("_ci95"))

@@ -6,10 +6,15 @@ from lightning_meta.algorithms.gradient.maml import MAML
 from lightning_meta.algorithms.gradient.meta_sgd import MetaSGD
 from lightning_meta.algorithms.gradient.proto_maml import ProtoMAML
 from lightning_meta.algorithms.gradient.reptile import Reptile
+from lightning_meta.algorithms.metric.matching_net import MatchingNet
 from lightning_meta.algorithms.metric.proto_net import ProtoNet
+from lightning_meta.algorithms.metric.relation_net import RelationNet
 from lightning_meta.algorithms.probabilistic.abml import ABML
 from lightning_meta.algorithms.probabilistic.amortized_maml import AmortizedMAML
 from lightning_meta.algorithms.probabilistic.bayesian_maml import BayesianMAML
+from lightning_meta.algorithms.transfer.baseline import Baseline
+from lightning_meta.algorithms.transfer.baseline_plus_plus import BaselinePlusPlus
+from lightning_meta.algorithms.transfer.simple_shot import SimpleShot
 
 __all__ = [
     "ABML",
@@ -17,10 +22,15 @@ __all__ = [
     "BOIL",
     "MAML",
     "AmortizedMAML",
+    "Baseline",
+    "BaselinePlusPlus",
     "BayesianMAML",
     "ImplicitMAML",
+    "MatchingNet",
     "MetaSGD",
     "ProtoMAML",
     "ProtoNet",
+    "RelationNet",
     "Reptile",
+    "SimpleShot",
 ]

@@ -133,6 +133,10 @@ class TaskDataModule(L.LightningDataModule, ABC):
             return tasks
         return DistinctTasks(tasks, self.distinct_train_tasks, self.redraw_examples)
 
+    def served_in_training(self) -> tuple[EpisodeDataset, int]:
+        """Return what training goes through, and how many of it make a batch, per process; may be overridden."""
+        return self.training_tasks(), self.tasks_per_batch
+
     def raw_features(self) -> nn.Module:
         """Return a module without parameters that turns inputs into vectors ``[examples, features]``, for baselines.
 
@@ -142,7 +146,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """Batches of training tasks: fresh ones each epoch, or a number of distinct ones again and again."""
-        loader = self._loader("train", self.training_tasks())
+        loader = self._loader("train", *self.served_in_training())
         trainer = self.trainer
         if trainer is not None:
             loader.batches_done = lambda: trainer.fit_loop.epoch_loop.batch_progress.current.ready
@@ -150,18 +154,18 @@ class TaskDataModule(L.LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[Episode] | list[DataLoader[Episode]]:
         """Batches of the validation tasks; no loader where there are none."""
-        return self._loader("val", self.episodes("val")) if self.num_tasks["val"] else []
+        return self._loader("val", self.episodes("val"), self.tasks_per_batch) if self.num_tasks["val"] else []
 
     def test_dataloader(self) -> DataLoader[Episode]:
         """Batches of the test tasks."""
-        return self._loader("test", self.episodes("test"))
+        return self._loader("test", self.episodes("test"), self.tasks_per_batch)
 
     predict_dataloader = test_dataloader
 
-    def _loader(self, split: Split, dataset: EpisodeDataset) -> EpisodeLoader:
+    def _loader(self, split: Split, dataset: EpisodeDataset, batch_size: int) -> EpisodeLoader:
         return EpisodeLoader(
             dataset,
-            batch_size=self.tasks_per_batch,
+            batch_size=batch_size,
             sampler=EpisodeSampler(dataset, fresh=split == "train"),
             collate_fn=collate_episodes,
             num_workers=self.num_workers,

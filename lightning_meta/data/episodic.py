@@ -8,7 +8,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from lightning_meta import arguments
 from lightning_meta.data.base import TaskDataModule
-from lightning_meta.data.episodes import Split
+from lightning_meta.data.episodes import EpisodeDataset, Split
+from lightning_meta.data.joint import JointBatches
 from lightning_meta.data.labelled import ClassEpisodes
 
 
@@ -22,11 +23,15 @@ class NWayDataModule(TaskDataModule):
         eval_query_shots: Query examples per class in validation and test; None: as in training.
         eval_outside_ways: Classes outside each validation and test task, whose examples measure how well
             uncertainty tells them from the task's own.
+        joint_batch_size: Examples, per process, in a training batch of ordinary classification over all training
+            classes at once, as `Baseline`, `BaselinePlusPlus` and `SimpleShot` train; an epoch goes through all
+            training examples once, whatever ``train_tasks`` and ``tasks_per_batch``. Validation and test have tasks as
+            ever. None: training has tasks, too.
         **options: As in `TaskDataModule`.
 
     Raises:
-        ValueError: If an argument is out of its range, a split has fewer classes than ``ways``, or a class fewer
-            examples than ``shots + query_shots``.
+        ValueError: If an argument is out of its range, two contradict each other, a split has fewer classes than
+            ``ways``, or a class fewer examples than ``shots + query_shots``.
         TypeError: If a data set is not map-style.
     """
 
@@ -39,6 +44,7 @@ class NWayDataModule(TaskDataModule):
         query_shots: int = 15,
         eval_query_shots: int | None = None,
         eval_outside_ways: int = 0,
+        joint_batch_size: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -47,11 +53,18 @@ class NWayDataModule(TaskDataModule):
         arguments.check_count("query_shots", query_shots)
         arguments.check_optional_count("eval_query_shots", eval_query_shots)
         arguments.check_count("eval_outside_ways", eval_outside_ways, least=0)
+        arguments.check_optional_count("joint_batch_size", joint_batch_size)
+        if joint_batch_size is not None and self.distinct_train_tasks is not None:
+            raise ValueError(
+                f"joint_batch_size={joint_batch_size} trains on examples of all classes at once, and "
+                f"distinct_train_tasks={self.distinct_train_tasks} on tasks: leave one of them out"
+            )
         self.ways = ways
         self.shots = shots
         self.query_shots = query_shots
         self.eval_query_shots = query_shots if eval_query_shots is None else eval_query_shots
         self.eval_outside_ways = eval_outside_ways
+        self.joint_batch_size = joint_batch_size
         self._episodes: dict[Split, ClassEpisodes] = {}
 
     @abstractmethod
@@ -82,6 +95,29 @@ class NWayDataModule(TaskDataModule):
         if split not in self._episodes:
             raise ValueError(f"this data module was made with {split}=None: give it a data set of {split} classes")
         return self._episodes[split]
+
+    @property
+    def num_train_classes(self) -> int:
+        """The number of training classes; reads the data if that is not done."""
+        return len(self.episodes("train").classes)
+
+    def joint_batches(self, batch_size: int | None = None) -> JointBatches:
+        """Return batches of the training examples of all classes at once.
+
+        Args:
+            batch_size: Examples in a batch; None: ``joint_batch_size``.
+
+        Raises:
+            ValueError: If both are None.
+        """
+        size = self.joint_batch_size if batch_size is None else batch_size
+        if size is None:
+            raise ValueError("this data module was made with joint_batch_size=None: set it, or pass batch_size")
+        return JointBatches(self.episodes("train").dataset, size, self.seed)
+
+    def served_in_training(self) -> tuple[EpisodeDataset, int]:
+        """Return batches of all training classes with ``joint_batch_size``, otherwise the training tasks."""
+        return super().served_in_training() if self.joint_batch_size is None else (self.joint_batches(), 1)
 
 
 class EpisodicDataModule(NWayDataModule):

@@ -31,7 +31,8 @@ class ClassEpisodes(EpisodeDataset):
 
     Arguments and errors as in `NWayDataModule`; ``dataset`` holds the labelled examples, ``split``, ``seed`` and the
     index determine a task, and ``ood_ways`` further classes give ``ood_x``, ``query_shots`` examples of each.
-    The classes in their order make the task; a draw chooses examples of them and seeds of their augmentation.
+    ``classes`` are the labels that the data set has, ``[classes]``. Those of a task in their order make the task; a
+    draw chooses examples of them and seeds of their augmentation.
     """
 
     dataset: Dataset[Any]
@@ -45,11 +46,11 @@ class ClassEpisodes(EpisodeDataset):
 
     def __post_init__(self) -> None:
         labels = labels_of(self.dataset)
-        self._classes, self._sizes = np.unique(labels, return_counts=True)
-        if self.ways + self.ood_ways > len(self._classes):
+        self.classes, self._sizes = np.unique(labels, return_counts=True)
+        if self.ways + self.ood_ways > len(self.classes):
             ood = f" and eval_outside_ways={self.ood_ways}" if self.ood_ways else ""
             raise ValueError(
-                f"ways={self.ways}{ood} but the {self.split} split has {len(self._classes)} classes: lower "
+                f"ways={self.ways}{ood} but the {self.split} split has {len(self.classes)} classes: lower "
                 f"{'one of them' if ood else 'ways'} or add classes"
             )
         self._check_shots()
@@ -63,7 +64,7 @@ class ClassEpisodes(EpisodeDataset):
         small = np.flatnonzero(self._sizes < needed)
         if len(small):
             names = self.dataset.class_names if isinstance(self.dataset, Examples) else None
-            label = self._classes[small[0]]
+            label = self.classes[small[0]]
             first = label if names is None else repr(names[label])
             raise ValueError(
                 f"shots={self.shots} and query_shots={self.query_shots} need {needed} examples per class, but in the "

@@ -72,6 +72,16 @@ def check_trainer(trainer: L.Trainer, model: nn.Module, choice: BatchStatistics)
     check_normalization(model, choice)  # sync_batchnorm=True converts after construction
 
 
+def check_has_tasks(data: Any, learner: str) -> None:
+    """Raise a ValueError for a data module whose training batches are of all training classes at once."""
+    size = getattr(data, "joint_batch_size", None)
+    if size is not None:
+        raise ValueError(
+            f"joint_batch_size={size} of {type(data).__name__} serves batches of all training classes at once, and "
+            f"{learner} trains on tasks: leave it out, or train Baseline, BaselinePlusPlus or SimpleShot"
+        )
+
+
 def _check_set(name: str, x: Any, y: Any, mask: Tensor | None) -> int:
     shapes = [tuple(leaf.shape) for leaf in leaves_of((x, y))]
     if any(len(shape) < 2 or shape[:2] != shapes[0][:2] for shape in shapes):

@@ -18,6 +18,7 @@ from lightning_meta.execution.functional import call_with
 from lightning_meta.execution.mapping import is_out_of_memory
 from lightning_meta.execution.options import Execution
 from lightning_meta.inner.inner_loop import InnerStep
+from lightning_meta.learners.checks import check_has_tasks
 from lightning_meta.learners.randomness import keeping_random_state
 from lightning_meta.likelihoods.losses import LossFunction, masked_mean
 from lightning_meta.likelihoods.predictive import Samples
@@ -164,6 +165,16 @@ class PerTaskFunctions(L.LightningModule, ABC):
 
     def after_batch(self, result: TaskResult) -> None:
         """Called with the report ``[tasks, ...]`` of each training batch; the place to carry state to the next one."""
+
+    def check_data(self, data: Any) -> None:
+        """Raise a ValueError, before training, if the learner cannot train on a data module's batches.
+
+        The default refuses batches of all training classes at once, which are no tasks.
+
+        Args:
+            data: The trainer's data module; None where loaders were given.
+        """
+        check_has_tasks(data, type(self).__name__)
 
     def training_phase(self) -> Hashable:
         """Return what these functions read of the trainer's progress; captured steps are valid while it is equal."""

@@ -37,14 +37,22 @@ class SupportClassLearner(TaskLearner):
         Raises:
             ValueError: If the features have another number of dimensions.
         """
-        if features.ndim != 2:
-            raise ValueError(
-                f"model gives features of shape {tuple(features.shape)} for a support set: {type(self).__name__} needs "
-                "[examples, features]; add a Flatten to the model"
-            )
-        one_hot = self.one_hot(support, features.dtype)  # [support, ways]
+        one_hot = self.one_hot(support, self.vectors(features).dtype)  # [support, ways]
         counts = one_hot.sum(0)  # [ways]
         return one_hot.mT @ features / counts.clamp(min=1)[:, None], counts
+
+    def vectors(self, features: Tensor) -> Tensor:
+        """Return features ``[examples, features]`` as they are.
+
+        Raises:
+            ValueError: If they have another number of dimensions.
+        """
+        if features.ndim != 2:
+            raise ValueError(
+                f"model gives features of shape {tuple(features.shape)} for a set of examples: {type(self).__name__} "
+                "needs [examples, features]; add a Flatten to the model"
+            )
+        return features
 
     def output_shape(self, support: Support) -> torch.Size:
         """Return ``[ways]``."""

@@ -170,8 +170,9 @@ class TaskLearner(Evaluation, Checkpointing):
         return loss
 
     def on_fit_start(self) -> None:
-        """Check the trainer's settings and choose the seed of random numbers in training."""
+        """Check the trainer's settings and data, and choose the seed of random numbers in training."""
         check_trainer(self.trainer, self.model, self.batch_statistics)
+        self.check_data(getattr(self.trainer, "datamodule", None))
         if self._random_seed is None or self.trainer.ckpt_path is None:
             self._random_seed = torch.initial_seed()
         self._random_seed = self.trainer.strategy.broadcast(self._random_seed)

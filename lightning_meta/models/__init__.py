@@ -5,13 +5,17 @@ from lightning_meta.models.hugging_face import HuggingFaceEncoder, pretrained_en
 from lightning_meta.models.low_rank import add_low_rank_adapters
 from lightning_meta.models.mlp import MLP
 from lightning_meta.models.norm import TaskBatchNorm2d
+from lightning_meta.models.relation import Conv4Maps, RelationConv, RelationMLP
 from lightning_meta.models.text_encoder import BagOfWords, TextEncoder
 
 __all__ = [
     "MLP",
     "BagOfWords",
     "Conv4",
+    "Conv4Maps",
     "HuggingFaceEncoder",
+    "RelationConv",
+    "RelationMLP",
     "TaskBatchNorm2d",
     "TextEncoder",
     "add_low_rank_adapters",

@@ -12,22 +12,28 @@ from lightning_meta.models.norm import TaskBatchNorm2d
 BatchStatistics = Literal["batch", "support", "running"]
 
 
-def check_normalization(model: nn.Module, choice: BatchStatistics) -> None:
-    """Raise a TypeError for layers that cannot run inside a per-task function, a ValueError for another choice."""
+def check_normalization(model: nn.Module, choice: BatchStatistics, argument: str = "model") -> None:
+    """Raise a TypeError for layers that cannot run inside a per-task function, a ValueError for another choice.
+
+    Args:
+        model: The module.
+        choice: The statistics.
+        argument: What errors call the module.
+    """
     check_choice("batch_statistics", choice, BatchStatistics)
     for name, module in model.named_modules():
         if isinstance(module, nn.SyncBatchNorm):
             raise TypeError(
-                f"model.{name} is a SyncBatchNorm, which communicates with other processes in the forward pass and "
-                "cannot run per task; each task is on one device: use BatchNorm, and leave sync_batchnorm off"
+                f"{argument}.{name} is a SyncBatchNorm, which communicates with other processes in the forward pass "
+                "and cannot run per task; each task is on one device: use BatchNorm, and leave sync_batchnorm off"
             )
         if isinstance(module, TaskBatchNorm2d) and choice == "running":
             raise TypeError(
-                f'batch_statistics="running" but model.{name} is a TaskBatchNorm2d, which keeps none: use "batch"'
+                f'batch_statistics="running" but {argument}.{name} is a TaskBatchNorm2d, which keeps none: use "batch"'
             )
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise TypeError(
-                f"model.{name} is a lazy module whose parameters are not initialized: run the model once on an "
+                f"{argument}.{name} is a lazy module whose parameters are not initialized: run the model once on an "
                 "example before passing it"
             )
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from lightning_meta import ABML, MAML, MLP, Conv4, Episode, EpisodicDataModule, SinusoidDataModule, SupportClassLearner
+from lightning_meta.algorithms.transfer.transfer_learner import TransferLearner
 from lightning_meta.execution.capture import recorder
 from tests.ddp_script import LEARNERS
 from tests.registry import BY_NAME
@@ -53,7 +54,8 @@ def fit(learner, folder, ckpt_path=None, workers=0, callbacks=(), seed=0):
     if isinstance(learner.model, Conv4):
         data = image_data()
     else:
-        entry = BY_NAME["ProtoNet" if isinstance(learner, SupportClassLearner) else "MAML"]
+        transfers, classes = isinstance(learner, TransferLearner), isinstance(learner, SupportClassLearner)
+        entry = BY_NAME["Baseline" if transfers else "ProtoNet" if classes else "MAML"]
         data = entry.data(tasks_per_batch=2, train_tasks=2 * BATCHES, val_tasks=3, num_workers=workers)
     every_step = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     L.Trainer(

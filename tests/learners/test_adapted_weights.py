@@ -13,7 +13,10 @@ from lightning_meta.models import Conv4
 from tests.registry import every
 
 INNER = {"inner_lr": 0.05, "inner_steps": 2}
-HAVE_HEADS_OR_DRAWS = ("ProtoNet", "ProtoMAML", "BayesianMAML", "ABML", "AmortizedMAML")
+HAVE_HEADS_OR_DRAWS = (
+    *("ProtoNet", "MatchingNet", "RelationNet", "ProtoMAML", "BayesianMAML", "ABML", "AmortizedMAML"),
+    *("Baseline", "BaselinePlusPlus", "SimpleShot"),
+)
 
 
 def disturb(learner):

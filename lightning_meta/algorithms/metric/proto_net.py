@@ -5,26 +5,32 @@ Paper: Snell, Swersky, Zemel, "Prototypical Networks for Few-shot Learning", Neu
 A class's prototype is the mean of its support examples' embeddings f (equation 1); a query's class probabilities are
 the softmax of negative squared Euclidean distances to the prototypes (equation 2):
 
-    c_k = mean of f(x) over the support examples of class k,        p(y = k | x) ∝ exp(−‖f(x) − c_k‖²)
+    c_k = mean of f(x) over the support examples of class k,        p(y = k | x) ∝ exp(−α ‖f(x) − c_k‖²)
 
-The meta-loss is the negative log-likelihood of the queries (algorithm 1).
+The meta-loss is the negative log-likelihood of the queries (algorithm 1). The scale α is 1 in the paper. Oreshkin,
+Rodriguez, Lacoste, "TADAM: Task Dependent Adaptive Metric for Improved Few-shot Learning", NeurIPS 2018, arXiv
+1805.10123, equation 1, learn it.
 
-Differences from the paper: none. To train with more ways than in tests, as the authors do, is the data module's choice.
+Differences from the papers:
+- None with the default scale of 1. To train with more ways than in tests, as the authors do, is the data module's
+  choice.
+- A learned scale is kept positive, as its logarithm is learned. TADAM's embedding that depends on the task is not here.
 """
 
 from typing import Any
 
 from torch import Tensor
 
+from lightning_meta.algorithms.metric.scaled_scores import ScaledScores
 from lightning_meta.episodes import MetaParameters, Support
-from lightning_meta.learners import SupportClassLearner
 from lightning_meta.learners.support_class_learner import without_absent
 
 
-class ProtoNet(SupportClassLearner):
+class ProtoNet(ScaledScores):
     """Prototypical networks (Snell et al., 2017): no inner steps, any number of ways.
 
-    Arguments as in `TaskLearner`. ``model`` embeds examples, ``[examples, ...]`` to ``[examples, features]``.
+    Arguments as in `ScaledScores` and `TaskLearner`. ``model`` embeds examples, ``[examples, ...]`` to ``[examples,
+    features]``; ``scale`` multiplies the squared distances, and ``learn_scale`` learns it.
 
     Example:
         >>> import torch
@@ -42,8 +48,8 @@ class ProtoNet(SupportClassLearner):
         return self.prototypes(features, support)
 
     def query_output(self, meta: MetaParameters, state: tuple[Tensor, Tensor], x: Any) -> Tensor:
-        """Return negative squared distances to the prototypes, ``[query, ways]``; -inf for classes without examples."""
+        """Return scaled negative squared distances to the prototypes, ``[query, ways]``; -inf for absent classes."""
         prototypes, counts = state
         features = self.call_model(self.model_parameters(meta), x)  # [query, features]
         squared = (features[:, None] - prototypes).square().sum(2)  # [query, ways]
-        return without_absent(-squared, counts)
+        return without_absent(self.scaled(meta, -squared), counts)

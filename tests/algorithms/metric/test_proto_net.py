@@ -177,3 +177,45 @@ def test_queries_are_apart_with_the_supports_statistics():
     torch.testing.assert_close(apart.adapt(one.support_x, one.support_y)(one.query_x), found)
     assert not torch.allclose(together.evaluate(batch).outputs[0, -1], found)
     assert_naive(apart.train(), [one, task(3, 2, 6, 1)])  # training is transductive
+
+
+def test_the_default_scale_changes_no_bit(model):
+    one, learner = task(3, 2, 6), ProtoNet(model)
+    with torch.no_grad():
+        support, query = model(one.support_x), model(one.query_x)
+        one_hot = torch.nn.functional.one_hot(one.support_y).double()
+        prototypes = one_hot.mT @ support / one_hot.sum(0)[:, None]
+        expected = -(query[:, None] - prototypes).square().sum(2)
+    assert torch.equal(learner.adapt(one.support_x, one.support_y)(one.query_x), expected)
+    assert {name.partition(".")[0] for name, _ in learner.named_parameters()} == {"model"}
+
+
+def test_a_scale_multiplies_squared_distances(model):
+    """As if features were longer by its square root."""
+    one, longer = task(3, 2, 6), nn.Sequential(model, nn.Linear(4, 4, bias=False))
+    with torch.no_grad():
+        longer[1].weight.copy_(0.3**0.5 * torch.eye(4))
+    found = ProtoNet(model, scale=0.3).adapt(one.support_x, one.support_y)(one.query_x)
+    torch.testing.assert_close(found, naive(longer, dict(longer.named_parameters()), one)[0].detach())
+
+
+def test_a_learned_scale_has_the_slope_of_finite_differences(model):
+    batch = collate_episodes([task(3, 2, 6, seed) for seed in range(3)])
+    learner = ProtoNet(model, scale=0.7, learn_scale=True)
+    torch.testing.assert_close(
+        learner.training_step(batch, 0).detach(), ProtoNet(model, scale=0.7).training_step(batch, 0).detach()
+    )
+    meta_gradient(learner, batch)
+    width, losses = 1e-5, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            learner.log_scale += sign * width
+        losses.append(learner.training_step(batch, 0).detach())
+        with torch.no_grad():
+            learner.log_scale -= sign * width
+    torch.testing.assert_close(learner.log_scale.grad, (losses[0] - losses[1]) / (2 * width), rtol=1e-7, atol=1e-9)
+
+
+def test_a_scale_that_is_not_positive_is_refused(model):
+    with pytest.raises(ValueError, match="scale=0 must be a positive number"):
+        ProtoNet(model, scale=0)
