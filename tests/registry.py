@@ -17,6 +17,7 @@ from lightning_meta import (
     BOIL,
     MAML,
     MLP,
+    R2D2,
     AmortizedMAML,
     BayesianLearner,
     BayesianMAML,
@@ -136,6 +137,7 @@ LEARNERS = [
     Entry("AmortizedMAML", AmortizedMAML, draws=True, certain={"initial_log_std": -40.0}, traceable=False),
     Entry("ProtoMAML", ProtoMAML, classes_only=True),
     Entry("ProtoNet", ProtoNet, classes_only=True),
+    Entry("R2D2", R2D2),
 ]
 BY_NAME = {entry.name: entry for entry in LEARNERS}
 

@@ -1,5 +1,6 @@
 """The algorithms, one readable file each."""
 
+from lightning_meta.algorithms.closed_form.r2d2 import R2D2
 from lightning_meta.algorithms.gradient.anil import ANIL, BOIL
 from lightning_meta.algorithms.gradient.implicit_maml import ImplicitMAML
 from lightning_meta.algorithms.gradient.maml import MAML
@@ -16,6 +17,7 @@ __all__ = [
     "ANIL",
     "BOIL",
     "MAML",
+    "R2D2",
     "AmortizedMAML",
     "BayesianMAML",
     "ImplicitMAML",
