@@ -30,12 +30,12 @@ def test_tables_have_all_learners(facts):
 
 
 def test_each_dash_is_expected(facts):
-    points = {"MAML", "FOMAML", "ANIL", "BOIL", "MetaSGD", "Reptile", "ImplicitMAML", "ProtoMAML", "ProtoNet", "R2D2"}
-    exact = {"ProtoNet", "R2D2"}
+    exact = {"ProtoNet", "R2D2", "MetaOptNet"}
+    points = exact | {"MAML", "FOMAML", "ANIL", "BOIL", "MetaSGD", "Reptile", "ImplicitMAML", "ProtoMAML"}
     prototypes = {"ProtoMAML", "ProtoNet"}
     bayesian = {"ABML", "AmortizedMAML", "BayesianMAML"}
     expected = {
-        "regression": prototypes,
+        "regression": prototypes | {"MetaOptNet"},
         "classification": set(),
         "any number of ways": BY_NAME.keys() - prototypes - exact,
         "unequal sizes, padded": {"AmortizedMAML"},

@@ -1,5 +1,6 @@
 """The algorithms, one readable file each."""
 
+from lightning_meta.algorithms.closed_form.meta_opt_net import MetaOptNet
 from lightning_meta.algorithms.closed_form.r2d2 import R2D2
 from lightning_meta.algorithms.gradient.anil import ANIL, BOIL
 from lightning_meta.algorithms.gradient.implicit_maml import ImplicitMAML
@@ -21,6 +22,7 @@ __all__ = [
     "AmortizedMAML",
     "BayesianMAML",
     "ImplicitMAML",
+    "MetaOptNet",
     "MetaSGD",
     "ProtoMAML",
     "ProtoNet",
