@@ -136,7 +136,7 @@ LEARNERS = [
     ),
     # A hook on the head cannot be traced.
     Entry("AmortizedMAML", AmortizedMAML, draws=True, certain={"initial_log_std": -40.0}, traceable=False),
-    Entry("MetaOptNet", MetaOptNet, classes_only=True),
+    Entry("MetaOptNet", MetaOptNet, {"solver_steps": 8}, classes_only=True),
     Entry("ProtoMAML", ProtoMAML, classes_only=True),
     Entry("ProtoNet", ProtoNet, classes_only=True),
     Entry("R2D2", R2D2),

@@ -13,7 +13,7 @@ from lightning_meta.models import Conv4
 from tests.registry import every
 
 INNER = {"inner_lr": 0.05, "inner_steps": 2}
-HAVE_HEADS_OR_DRAWS = ("ProtoNet", "ProtoMAML", "BayesianMAML", "ABML", "AmortizedMAML")
+HAVE_HEADS_OR_DRAWS = ("ProtoNet", "ProtoMAML", "R2D2", "MetaOptNet", "BayesianMAML", "ABML", "AmortizedMAML")
 
 
 def disturb(learner):
