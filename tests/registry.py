@@ -17,6 +17,7 @@ from lightning_meta import (
     BOIL,
     MAML,
     MLP,
+    R2D2,
     AmortizedMAML,
     Baseline,
     BaselinePlusPlus,
@@ -27,6 +28,7 @@ from lightning_meta import (
     GradientLearner,
     ImplicitMAML,
     MatchingNet,
+    MetaOptNet,
     MetaSGD,
     ProtoMAML,
     ProtoNet,
@@ -149,6 +151,7 @@ LEARNERS = [
     ),
     # A hook on the head cannot be traced.
     Entry("AmortizedMAML", AmortizedMAML, draws=True, certain={"initial_log_std": -40.0}, traceable=False),
+    Entry("MetaOptNet", MetaOptNet, {"solver_steps": 8}, classes_only=True),
     Entry("ProtoMAML", ProtoMAML, classes_only=True),
     Entry("ProtoNet", ProtoNet, classes_only=True),
     Entry("MatchingNet", MatchingNet, {"scale": 5.0, "learn_scale": True}, classes_only=True),
@@ -158,6 +161,7 @@ LEARNERS = [
     Entry("BaselinePlusPlus", BaselinePlusPlus, {"num_train_classes": WAYS, "inner_steps": 2}, classes_only=True),
     # Its center is measured on a data module's examples, which most tests lack.
     Entry("SimpleShot", SimpleShot, {"num_train_classes": WAYS, "normalization": "l2n"}, classes_only=True),
+    Entry("R2D2", R2D2),
 ]
 BY_NAME = {entry.name: entry for entry in LEARNERS}
 

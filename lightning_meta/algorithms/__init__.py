@@ -1,5 +1,7 @@
 """The algorithms, one readable file each."""
 
+from lightning_meta.algorithms.closed_form.meta_opt_net import MetaOptNet
+from lightning_meta.algorithms.closed_form.r2d2 import R2D2
 from lightning_meta.algorithms.gradient.anil import ANIL, BOIL
 from lightning_meta.algorithms.gradient.implicit_maml import ImplicitMAML
 from lightning_meta.algorithms.gradient.maml import MAML
@@ -21,12 +23,14 @@ __all__ = [
     "ANIL",
     "BOIL",
     "MAML",
+    "R2D2",
     "AmortizedMAML",
     "Baseline",
     "BaselinePlusPlus",
     "BayesianMAML",
     "ImplicitMAML",
     "MatchingNet",
+    "MetaOptNet",
     "MetaSGD",
     "ProtoMAML",
     "ProtoNet",

@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from lightning_meta.algorithms import ABML, AmortizedMAML, BayesianMAML, ImplicitMAML
+from lightning_meta.algorithms import ABML, R2D2, AmortizedMAML, BayesianMAML, ImplicitMAML, MetaOptNet
 from lightning_meta.callbacks.episodes.learned_rates import learned_rates
 from lightning_meta.learners.bayesian_learner import BayesianLearner
 from lightning_meta.learners.gradient_learner import GradientLearner
@@ -86,4 +86,8 @@ def _diagnostics(learner: TaskLearner) -> tuple[str, ...]:
         return "nll", "kl", "ridge_penalty"
     if isinstance(learner, BayesianMAML) and learner.meta_loss == "chaser":
         return "nll", "chaser_loss"
+    if isinstance(learner, R2D2):
+        return "ridge_penalty", "output_scale"
+    if isinstance(learner, MetaOptNet):
+        return ("output_scale", "duality_gap") if learner.head == "svm" else ("output_scale",)
     return ()

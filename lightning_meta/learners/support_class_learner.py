@@ -1,10 +1,12 @@
 """`SupportClassLearner`: the base of classifiers for any number of ways."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_meta.episodes import Support
+from lightning_meta.episodes import MetaParameters, Support
 from lightning_meta.learners.task_learner import TaskLearner
 
 
@@ -37,26 +39,35 @@ class SupportClassLearner(TaskLearner):
         Raises:
             ValueError: If the features have another number of dimensions.
         """
-        one_hot = self.one_hot(support, self.vectors(features).dtype)  # [support, ways]
+        self._check_features(features)
+        one_hot = self.one_hot(support, features.dtype)  # [support, ways]
         counts = one_hot.sum(0)  # [ways]
         return one_hot.mT @ features / counts.clamp(min=1)[:, None], counts
 
-    def vectors(self, features: Tensor) -> Tensor:
-        """Return features ``[examples, features]`` as they are.
+    def embeddings(self, meta: MetaParameters, x: Any) -> Tensor:
+        """Return what the model makes of examples ``[examples, ...]``: ``[examples, features]``.
+
+        Args:
+            meta: The learner's trainable parameters by name.
+            x: Inputs.
 
         Raises:
-            ValueError: If they have another number of dimensions.
+            ValueError: If the model gives another number of dimensions.
         """
-        if features.ndim != 2:
-            raise ValueError(
-                f"model gives features of shape {tuple(features.shape)} for a set of examples: {type(self).__name__} "
-                "needs [examples, features]; add a Flatten to the model"
-            )
+        features = self.call_model(self.model_parameters(meta), x)
+        self._check_features(features)
         return features
 
     def output_shape(self, support: Support) -> torch.Size:
         """Return ``[ways]``."""
         return torch.Size([self._ways(support.y)])
+
+    def _check_features(self, features: Tensor) -> None:
+        if features.ndim != 2:
+            raise ValueError(
+                f"model gives features of shape {tuple(features.shape)} for a set of examples: {type(self).__name__} "
+                "needs [examples, features]; add a Flatten to the model"
+            )
 
     def _ways(self, labels: Tensor) -> int:
         if labels.dtype != torch.int64 or int(labels.min()) < 0:

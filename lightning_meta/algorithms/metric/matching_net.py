@@ -60,7 +60,7 @@ class MatchingNet(ScaledScores):
 
     def adapt_task(self, meta: MetaParameters, support: Support) -> EmbeddedSupport:
         """Return the embedded support set."""
-        features = self.vectors(self.call_model(self.model_parameters(meta), support.x))  # [support, features]
+        features = self.embeddings(meta, support.x)  # [support, features]
         return EmbeddedSupport(features, self.one_hot(support, features.dtype))
 
     def query_output(self, meta: MetaParameters, state: EmbeddedSupport, x: Any) -> Tensor:

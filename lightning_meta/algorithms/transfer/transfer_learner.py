@@ -86,7 +86,7 @@ class TransferLearner(SupportClassLearner):
         Raises:
             ValueError: If they have another shape.
         """
-        features = self.vectors(self.call_model(self.model_parameters(meta), x))
+        features = self.embeddings(meta, x)
         if self.num_train_classes is not None and features.shape[1] != self.feature_size():
             raise ValueError(
                 f"model gives {features.shape[1]} features, and its last linear layer or num_features says "

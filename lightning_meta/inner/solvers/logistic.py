@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_meta.inner.solvers.affine_ridge import centered
+from lightning_meta.inner.solvers.class_systems import ClassSystems
 from lightning_meta.inner.solvers.ridge import full_precision
 
 # The constant feature of the intercept, whose penalty is by its square lower than that of weights.
@@ -52,14 +53,13 @@ def logistic_regression(
 def _newton(kernel: Tensor, targets: Tensor, real: Tensor) -> Tensor:
     """Return the dual solution ``[ways, examples]``, which is equal to ``targets − probabilities``."""
     present = targets.sum(1, keepdim=True) > 0  # [ways, 1]
-    identity = torch.eye(kernel.shape[0], dtype=kernel.dtype, device=kernel.device)
     sizes = 0.5 ** torch.arange(_HALVINGS + 1, dtype=kernel.dtype, device=kernel.device)
     dual = torch.zeros_like(targets)
     for _ in range(_STEPS):
         scores = dual @ kernel  # [ways, examples]
         probabilities = torch.where(present, scores, -torch.inf).softmax(0) * real
         # The step from the residual, not the point it leads to: its rounding errors vanish with the residual.
-        step = _newton_step(kernel, probabilities, targets - probabilities - dual, identity, real)
+        step = _newton_step(kernel, probabilities, targets - probabilities - dual, real)
         # Both are linear in the step's size: all sizes are tried at once.
         duals = dual + sizes[:, None, None] * step  # [sizes, ways, examples]
         losses = _objective(duals, scores + sizes[:, None, None] * (step @ kernel), targets, present, real)
@@ -67,28 +67,12 @@ def _newton(kernel: Tensor, targets: Tensor, real: Tensor) -> Tensor:
     return dual
 
 
-def _newton_step(kernel: Tensor, probabilities: Tensor, residual: Tensor, identity: Tensor, real: Tensor) -> Tensor:
-    """Return ``(I + W K)⁻¹ residual``, ``[ways, examples]``, W the curvature of the losses; symbols are the book's."""
-    root = probabilities.sqrt()
-    system = identity + root[:, :, None] * kernel * root[:, None, :]  # [ways, examples, examples], at least identity
-    half = torch.linalg.solve_triangular(_cholesky(system), torch.diag_embed(root), upper=False)
-    e = half.mT @ half  # [ways, examples, examples]
-    m = _cholesky(e.sum(0) + torch.diag(1 - real))  # padding has a row of its own
-    c = _apply(e, residual @ kernel)
-    return residual - c + _apply(e, torch.cholesky_solve(c.sum(0)[:, None], m)[:, 0].expand_as(c))
+def _newton_step(kernel: Tensor, probabilities: Tensor, residual: Tensor, real: Tensor) -> Tensor:
+    """Return ``(I + W K)⁻¹ residual``, ``[ways, examples]``, W the curvature of the losses."""
+    return residual - ClassSystems.of(kernel, probabilities, real).solve(residual @ kernel)
 
 
 def _objective(duals: Tensor, scores: Tensor, targets: Tensor, present: Tensor, real: Tensor) -> Tensor:
     """Return the objective of duals and their scores, ``[sizes, ways, examples]``, as ``[sizes]``."""
     normalizer = torch.where(present, scores, -torch.inf).logsumexp(1) * real  # [sizes, examples]
     return normalizer.sum(1) - (targets * scores).sum((1, 2)) + 0.5 * (duals * scores).sum((1, 2))
-
-
-def _apply(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """Multiply matrices ``[ways, examples, examples]`` and vectors ``[ways, examples]``."""
-    return (matrices @ vectors[:, :, None])[:, :, 0]
-
-
-def _cholesky(matrix: Tensor) -> Tensor:
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    return torch.where(failed[..., None, None] == 0, factor, torch.nan)  # an error could not name the task

@@ -1,0 +1,1 @@
+"""Algorithms that solve a task's head exactly: in closed form, or as a convex problem."""
