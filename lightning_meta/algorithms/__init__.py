@@ -1,8 +1,11 @@
 """The algorithms, one readable file each."""
 
 from lightning_meta.algorithms.gradient.anil import ANIL, BOIL
+from lightning_meta.algorithms.gradient.cavia import CAVIA
+from lightning_meta.algorithms.gradient.comln import COMLN
 from lightning_meta.algorithms.gradient.implicit_maml import ImplicitMAML
 from lightning_meta.algorithms.gradient.maml import MAML
+from lightning_meta.algorithms.gradient.meta_curvature import MetaCurvature
 from lightning_meta.algorithms.gradient.meta_sgd import MetaSGD
 from lightning_meta.algorithms.gradient.proto_maml import ProtoMAML
 from lightning_meta.algorithms.gradient.reptile import Reptile
@@ -15,10 +18,13 @@ __all__ = [
     "ABML",
     "ANIL",
     "BOIL",
+    "CAVIA",
+    "COMLN",
     "MAML",
     "AmortizedMAML",
     "BayesianMAML",
     "ImplicitMAML",
+    "MetaCurvature",
     "MetaSGD",
     "ProtoMAML",
     "ProtoNet",
