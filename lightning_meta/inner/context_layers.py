@@ -110,6 +110,6 @@ def _suitable(model: nn.Module, kind: ContextKind) -> Iterator[str]:
     for name, module in model.named_modules():
         own = module._parameters
         weight, bias = own.get("weight"), own.get("bias")
-        if isinstance(module, kinds) and weight is not None and bias is not None:
-            if everywhere.count(id(weight)) == everywhere.count(id(bias)) == 1:
-                yield name
+        has_both = isinstance(module, kinds) and weight is not None and bias is not None
+        if has_both and everywhere.count(id(weight)) == everywhere.count(id(bias)) == 1:
+            yield name

@@ -36,8 +36,8 @@ class CurvatureFactors(nn.Module):
         check_count("largest_matrix", largest_matrix)
         if isinstance(modes, str) or not modes or len(set(modes)) < len(modes):
             raise ValueError(f"modes={modes!r} must be a list of some of {list(get_args(Mode))}, each once")
-        for mode in modes:
-            check_choice("modes", mode, Mode)
+        for chosen in modes:
+            check_choice("modes", chosen, Mode)
         self.factors = nn.ParameterDict()
         for name, parameter in adapted.items():
             for mode, size in _sizes(parameter).items():

@@ -75,6 +75,8 @@ class LowRankAdapted(nn.Module):
         trained: str | Sequence[str] = (),
     ) -> None:
         super().__init__()
+        if isinstance(model, nn.Linear):
+            raise ValueError(f"model={model!r} is itself the layer, which then has no name: pass nn.Sequential(model)")
         layers = _chosen_layers(model, rank, alpha, targets, trained)
         self.rank = rank
         self.alpha = alpha
@@ -89,9 +91,10 @@ class LowRankAdapted(nn.Module):
         """Call the model with the updated weights."""
         weights = {}
         for key, update in self.updates.items():
-            name = f"{key.replace('/', '.')}.weight"
-            weights[name] = update(self.model.get_parameter(name))
-        return functional_call(self.model, weights, arguments)
+            name = key.replace("/", ".")
+            weights[f"{name}.weight"] = update(self.model.get_submodule(name).weight)
+        # A weight that is also another layer's, such as an embedding's, is updated here alone.
+        return functional_call(self.model, weights, arguments, tie_weights=False)
 
 
 def add_low_rank_adapters(

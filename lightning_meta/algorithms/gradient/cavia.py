@@ -14,8 +14,8 @@ differentiated through the steps; the first-order variant takes the inner gradie
 
 Differences from the paper:
 - The columns C that a layer has for the context belong to the learner, so that any model is taken as it is.
-- FiLM scales by ``1 + S φ`` and shifts by ``C φ``. The authors' map of the context has a bias too, which the layer's own
-  weight and bias have here. So the model before adaptation is the given one, and may be pretrained.
+- FiLM scales by ``1 + S φ`` and shifts by ``C φ``. The authors' map of the context has a bias too, whose part the
+  layer's own weight and bias have here. So the model before adaptation is the given one, and may be pretrained.
 - The authors apply FiLM after batch normalization and max pooling; here it is applied to the output of a named layer,
   such as the normalization.
 - The authors clip each entry of the meta-gradient to [−10, 10]; that is the trainer's ``gradient_clip_val``.

@@ -197,8 +197,8 @@ def _check_flow_loss(loss_fn: LossFunction) -> None:
     weighs = getattr(loss_fn, "weight", None) is not None or getattr(loss_fn, "reduction", "mean") != "mean"
     if not known or weighs:
         raise ValueError(
-            f"loss_fn={loss_fn!r}: COMLN follows the gradient of nn.CrossEntropyLoss() or nn.MSELoss(), without weights "
-            "and with reduction='mean': use one of them"
+            f"loss_fn={loss_fn!r}: COMLN follows the gradient of nn.CrossEntropyLoss() or nn.MSELoss(), with "
+            "reduction='mean' and without weights: use one of them"
         )
 
 

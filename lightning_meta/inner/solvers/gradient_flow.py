@@ -11,6 +11,7 @@ The derivatives of s by Z(0), K and the time follow equations of the same kind, 
 4.2): no step has to be kept.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,14 +29,19 @@ class CrossEntropy(NamedTuple):
     targets: Tensor
     weights: Tensor
 
-    def gradient(self, outputs: Tensor) -> Tensor:
-        """Return ``∂L/∂Z``, ``[examples, classes]``."""
-        return self.weights[:, None] * (outputs.softmax(1) - self.targets)
+    def derivatives(self, outputs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return ``∂L/∂Z``, ``[examples, classes]``, and the product of the second derivatives with directions.
 
-    def curvature(self, outputs: Tensor) -> Tensor:
-        """Return each example's second derivatives, ``[examples, classes, classes]``."""
+        The product is of directions ``[examples, classes, directions]``.
+        """
         p = outputs.softmax(1)
-        return self.weights[:, None, None] * (torch.diag_embed(p) - p[:, :, None] * p[:, None, :])
+        weighted = (self.weights[:, None] * p)[..., None]
+
+        def curved(directions: Tensor) -> Tensor:
+            mean = p[:, None, :] @ directions  # [examples, 1, directions]
+            return weighted * (directions - mean)
+
+        return self.weights[:, None] * (p - self.targets), curved
 
     def largest_curvature(self) -> float:
         """Return a bound on the eigenvalues of each example's second derivatives, for a weight of 1."""
@@ -53,38 +59,14 @@ class SquaredError(NamedTuple):
     targets: Tensor
     weights: Tensor
 
-    def gradient(self, outputs: Tensor) -> Tensor:
-        """Return ``∂L/∂Z``, ``[examples, outputs]``."""
-        return self.weights[:, None] * (2 / outputs.shape[1]) * (outputs - self.targets)
-
-    def curvature(self, outputs: Tensor) -> Tensor:
-        """Return each example's second derivatives, ``[examples, outputs, outputs]``."""
-        size = outputs.shape[1]
-        identity = torch.eye(size, dtype=outputs.dtype, device=outputs.device)
-        return self.weights[:, None, None] * (2 / size) * identity
+    def derivatives(self, outputs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return ``∂L/∂Z``, ``[examples, outputs]``, and the product of the second derivatives with directions."""
+        factor = 2 / outputs.shape[1] * self.weights[:, None]
+        return factor * (outputs - self.targets), lambda directions: factor[..., None] * directions
 
     def largest_curvature(self) -> float:
-        """Return a bound on the eigenvalues of each example's second derivatives, for a weight of 1."""
+        """Return the eigenvalue of each example's second derivatives, for a weight of 1."""
         return 2 / self.targets.shape[1]
-
-
-class _Flow(NamedTuple):
-    """s and its derivatives at one time.
-
-    Attributes:
-        value: s, ``[examples, outputs]``.
-        by_start: Its derivative by Z(0), ``[examples, outputs, examples · outputs]``.
-        by_gram: By K, ``[examples, outputs, examples · examples]``.
-        by_time: By the time T, ``[examples, outputs]``.
-    """
-
-    value: Tensor
-    by_start: Tensor
-    by_gram: Tensor
-    by_time: Tensor
-
-    def plus(self, slope: "_Flow", factor: float) -> "_Flow":
-        return _Flow(*(own + factor * change for own, change in zip(self, slope, strict=True)))
 
 
 def gradient_flow(
@@ -111,60 +93,54 @@ def gradient_flow(
     """
     if not forward:
         return _solution(loss, start, gram, time, steps)
-    flow = _with_derivatives(loss, start.detach(), gram.detach(), time.detach(), steps)
+    value, by_time, by_start, by_gram = _with_derivatives(loss, start.detach(), gram.detach(), time.detach(), steps)
     # The differences are 0: these terms add nothing but the derivatives.
-    by_start = flow.by_start @ (start - start.detach()).flatten()
-    by_gram = flow.by_gram @ (gram - gram.detach()).flatten()
-    return flow.value + by_start + by_gram + flow.by_time * (time - time.detach())
+    moved = by_start @ (start - start.detach()).flatten() + by_gram @ (gram - gram.detach()).flatten()
+    return value + moved + by_time * (time - time.detach())
 
 
 def _solution(loss: CrossEntropy | SquaredError, start: Tensor, gram: Tensor, time: Tensor, steps: int) -> Tensor:
     def slope(s: Tensor) -> Tensor:
-        return time * loss.gradient(start - gram @ s)
+        return time * loss.derivatives(start - gram @ s)[0]
 
-    s, h = torch.zeros_like(start), 1 / steps
-    for _ in range(steps):
-        first = slope(s)
-        second = slope(s + h / 2 * first)
-        third = slope(s + h / 2 * second)
-        fourth = slope(s + h * third)
-        s = s + h / 6 * (first + 2 * second + 2 * third + fourth)
-    return s
+    return _runge_kutta(slope, torch.zeros_like(start), steps)
 
 
 def _with_derivatives(
     loss: CrossEntropy | SquaredError, start: Tensor, gram: Tensor, time: Tensor, steps: int
-) -> _Flow:
-    """Solve for s and its derivatives by the inputs together, in the time τ = t / T from 0 to 1."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return s and its derivatives by time, start and gram, each ``[examples, outputs, ...]`` by all entries.
+
+    They are solved for together, as one tensor ``[examples, outputs, 1 + 1 + examples · outputs + examples²]``.
+    """
     examples, outputs = start.shape
+    sizes = (1, 1, examples * outputs, examples * examples)
     identity = torch.eye(examples, dtype=start.dtype, device=start.device)
-    each = torch.eye(examples * outputs, dtype=start.dtype, device=start.device)
-    directions = each.reshape(examples, outputs, examples * outputs)
+    of_start = torch.eye(sizes[2], dtype=start.dtype, device=start.device).reshape(examples, outputs, sizes[2])
+    of_others = start.new_zeros(examples, outputs, 2)
+    of_gram = -identity[:, None, :, None]
 
-    def slope(flow: _Flow) -> _Flow:
-        z = start - gram @ flow.value
-        gradient, curvature = loss.gradient(z), time * loss.curvature(z)
+    def slope(flow: Tensor) -> Tensor:
+        moved = (gram @ flow.flatten(1)).reshape(flow.shape)
+        gradient, curved = loss.derivatives(start - moved[..., 0])
         # A change of K's entry (i, j) changes row i of Z by −s_j.
-        moved = -identity[:, None, :, None] * flow.value.mT[None, :, None, :]  # [examples, outputs, examples, examples]
-        return _Flow(
-            time * gradient,
-            curvature @ (directions - _rows(gram, flow.by_start)),
-            curvature @ (moved.flatten(2) - _rows(gram, flow.by_gram)),
-            gradient - (curvature @ _rows(gram, flow.by_time[..., None]))[..., 0],
-        )
+        changes = torch.cat([of_others, of_start, (of_gram * flow[..., 0].mT[None, :, None, :]).flatten(2)], dim=2)
+        slopes = time * curved(changes - moved)
+        first = torch.stack([time * gradient, gradient + slopes[..., 1]], dim=2)
+        return torch.cat([first, slopes[..., 2:]], dim=2)
 
-    s = torch.zeros_like(start)
-    flow = _Flow(s, torch.zeros_like(directions), s.new_zeros(examples, outputs, examples * examples), s)
+    flow = _runge_kutta(slope, start.new_zeros(examples, outputs, sum(sizes)), steps)
+    value, by_time, by_start, by_gram = flow.split(sizes, dim=2)
+    return value[..., 0], by_time[..., 0], by_start, by_gram
+
+
+def _runge_kutta(slope: Callable[[Tensor], Tensor], point: Tensor, steps: int) -> Tensor:
+    """Solve ``dx/dτ = slope(x)`` for τ from 0 to 1."""
     h = 1 / steps
     for _ in range(steps):
-        first = slope(flow)
-        second = slope(flow.plus(first, h / 2))
-        third = slope(flow.plus(second, h / 2))
-        fourth = slope(flow.plus(third, h))
-        flow = flow.plus(first, h / 6).plus(second, h / 3).plus(third, h / 3).plus(fourth, h / 6)
-    return flow
-
-
-def _rows(gram: Tensor, derivative: Tensor) -> Tensor:
-    """Multiply K and a derivative of s, ``[examples, outputs, directions]``."""
-    return (gram @ derivative.flatten(1)).reshape(derivative.shape)
+        first = slope(point)
+        second = slope(torch.add(point, first, alpha=h / 2))
+        third = slope(torch.add(point, second, alpha=h / 2))
+        fourth = slope(torch.add(point, third, alpha=h))
+        point = torch.add(point, first + fourth + 2 * (second + third), alpha=h / 6)
+    return point
