@@ -31,6 +31,7 @@ def test_tables_have_all_learners(facts):
 
 def test_each_dash_is_expected(facts):
     points = {"MAML", "FOMAML", "ANIL", "BOIL", "MetaSGD", "Reptile", "ImplicitMAML", "ProtoMAML", "ProtoNet"}
+    points |= {"MetaCurvature", "CAVIA", "COMLN"}
     prototypes = {"ProtoMAML", "ProtoNet"}
     bayesian = {"ABML", "AmortizedMAML", "BayesianMAML"}
     expected = {
@@ -38,10 +39,10 @@ def test_each_dash_is_expected(facts):
         "classification": set(),
         "any number of ways": BY_NAME.keys() - prototypes,
         "unequal sizes, padded": {"AmortizedMAML"},
-        "gradient steps": {"ProtoNet"},
-        "update rule": {"ProtoNet"},
-        "part of the model": {"ABML", "AmortizedMAML", "ANIL", "BOIL", "ProtoNet", "Reptile"},
-        "first order": BY_NAME.keys() - {"FOMAML", "Reptile", "ProtoNet", "AmortizedMAML"},
+        "gradient steps": {"ProtoNet", "COMLN"},
+        "update rule": {"ProtoNet", "COMLN"},
+        "part of the model": {"ABML", "AmortizedMAML", "ANIL", "BOIL", "ProtoNet", "Reptile", "CAVIA", "COMLN"},
+        "first order": BY_NAME.keys() - {"FOMAML", "Reptile", "ProtoNet", "AmortizedMAML", "COMLN"},
         "weights": prototypes | bayesian,
         "classes: epistemic": points,
         "regression: noise": points,

@@ -11,6 +11,8 @@ The derivatives of s by Z(0), K and the time follow equations of the same kind, 
 4.2): no step has to be kept.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
