@@ -3,8 +3,11 @@
 from lightning_meta.algorithms.closed_form.meta_opt_net import MetaOptNet
 from lightning_meta.algorithms.closed_form.r2d2 import R2D2
 from lightning_meta.algorithms.gradient.anil import ANIL, BOIL
+from lightning_meta.algorithms.gradient.cavia import CAVIA
+from lightning_meta.algorithms.gradient.comln import COMLN
 from lightning_meta.algorithms.gradient.implicit_maml import ImplicitMAML
 from lightning_meta.algorithms.gradient.maml import MAML
+from lightning_meta.algorithms.gradient.meta_curvature import MetaCurvature
 from lightning_meta.algorithms.gradient.meta_sgd import MetaSGD
 from lightning_meta.algorithms.gradient.proto_maml import ProtoMAML
 from lightning_meta.algorithms.gradient.reptile import Reptile
@@ -22,6 +25,8 @@ __all__ = [
     "ABML",
     "ANIL",
     "BOIL",
+    "CAVIA",
+    "COMLN",
     "MAML",
     "R2D2",
     "AmortizedMAML",
@@ -31,6 +36,7 @@ __all__ = [
     "ImplicitMAML",
     "MatchingNet",
     "MetaOptNet",
+    "MetaCurvature",
     "MetaSGD",
     "ProtoMAML",
     "ProtoNet",

@@ -44,7 +44,8 @@ def flattened(product: Callable[[Vector], Vector], like: Vector) -> Callable[[Te
 
 def check_adapts_a_model(learner: TaskLearner, analysis: str) -> GradientLearner:
     """Return the learner; raise a ValueError unless it adapts parameters of one model by gradients of its loss."""
-    if not isinstance(learner, GradientLearner) or learner.adapted_parameters({}, {}) is None:
+    own = type(learner).adapted_parameters is GradientLearner.adapted_parameters  # its state is the model's parameters
+    if not isinstance(learner, GradientLearner) or not own or learner.adapted_parameters({}, {}) is None:
         raise ValueError(
             f"{analysis} is for learners that adapt parameters of one model by gradient steps, such as MAML, Reptile "
             f"and ImplicitMAML, not {type(learner).__name__}"

@@ -129,7 +129,9 @@ def _init_args(value: Any) -> dict[str, Any]:
     found = {name: getattr(value, name) for name in names if hasattr(value, name)}
     if isinstance(value, PARTS):
         return {name: _to_text(part) for name, part in found.items()}
-    found = {name: _builtin(part) for name, part in found.items() if is_plain(part)}
+    # Of this package's modules, an argument that is a module is the attribute of its name.
+    wrapped = {n: _to_text(part) for n, part in found.items() if isinstance(part, nn.Module) and _is_own(type(value))}
+    found = wrapped | {name: _builtin(part) for name, part in found.items() if is_plain(part)}
     if type(value) is nn.TransformerEncoder:
         norm = None if value.norm is None else _to_text(value.norm)
         return found | {"encoder_layer": _to_text(value.layers[0]), "norm": norm}
@@ -292,6 +294,10 @@ def known_class(path: str) -> type | None:
 def is_of_package(cls: type) -> bool:
     """Whether a class is one of torch's or this package's."""
     return cls is ReduceLROnPlateau or cls.__module__.startswith(_TRUSTED)
+
+
+def _is_own(cls: type) -> bool:
+    return cls.__module__.startswith("lightning_meta.")
 
 
 def loss_named(path: str) -> Callable[..., Any] | None:

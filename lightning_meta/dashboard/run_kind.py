@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from lightning_meta.algorithms import ABML, R2D2, AmortizedMAML, BayesianMAML, ImplicitMAML, MetaOptNet
+from lightning_meta.algorithms import ABML, COMLN, R2D2, AmortizedMAML, BayesianMAML, ImplicitMAML, MetaOptNet
 from lightning_meta.callbacks.episodes.learned_rates import learned_rates
 from lightning_meta.learners.bayesian_learner import BayesianLearner
 from lightning_meta.learners.gradient_learner import GradientLearner
@@ -82,6 +82,8 @@ def _diagnostics(learner: TaskLearner) -> tuple[str, ...]:
         return "cg_residual", "inner_stationarity", "proximal_pull", "negative_curvature", "prox_lambda"
     if isinstance(learner, ABML):
         return "nll", "kl"
+    if isinstance(learner, COMLN):
+        return "horizon", "solver_step"
     if isinstance(learner, AmortizedMAML):
         return "nll", "kl", "ridge_penalty"
     if isinstance(learner, BayesianMAML) and learner.meta_loss == "chaser":

@@ -2,7 +2,7 @@
 
 from lightning_meta.models.conv4 import Conv4
 from lightning_meta.models.hugging_face import HuggingFaceEncoder, pretrained_encoder
-from lightning_meta.models.low_rank import add_low_rank_adapters
+from lightning_meta.models.low_rank import LowRankAdapted, add_low_rank_adapters
 from lightning_meta.models.mlp import MLP
 from lightning_meta.models.norm import TaskBatchNorm2d
 from lightning_meta.models.relation import Conv4Maps, RelationConv, RelationMLP
@@ -16,6 +16,7 @@ __all__ = [
     "HuggingFaceEncoder",
     "RelationConv",
     "RelationMLP",
+    "LowRankAdapted",
     "TaskBatchNorm2d",
     "TextEncoder",
     "add_low_rank_adapters",

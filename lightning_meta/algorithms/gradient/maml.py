@@ -33,6 +33,7 @@ from torch.func import grad_and_value
 from lightning_meta.arguments import check_count
 from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
 from lightning_meta.inner import InnerRates, InnerStep, LearnedRates, MetaGradient, adapted_names
+from lightning_meta.inner.curvature_factors import CurvatureFactors
 from lightning_meta.inner.inner_loop import run_through
 from lightning_meta.inner.meta_gradients import Checkpointed, FirstOrder, meta_gradient_of
 from lightning_meta.inner.multi_step import multi_step_weights
@@ -132,6 +133,7 @@ class MAML(GradientLearner):
         parameters = dict(model.named_parameters())
         adapted = {name: parameters[name] for name in self.adapted_names}
         self.inner_rates = InnerRates(adapted, inner_lr, inner_steps, learned_rates)
+        self.curvature_factors: CurvatureFactors | None = None
 
     @property
     def is_capturable(self) -> bool:  # type: ignore[override]
@@ -210,6 +212,8 @@ class MAML(GradientLearner):
         for step in range(first, first + count):
             at = adapted, shared | self._norms(meta, step)
             gradients, loss = grad_and_value(support_loss)(*meta_gradient.start_of_step(at))
+            if self.curvature_factors is not None:
+                gradients = self.curvature_factors.transformed(gradients, module_part(meta, "curvature_factors"))
             step_rates = self.inner_rates.at(step, self.adapted_names, rates)
             adapted, state = self.inner_optimizer.update(adapted, gradients, state, step_rates, step)
             yield (adapted, state), loss

@@ -39,6 +39,7 @@ from lightning_meta import arguments
 from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
 from lightning_meta.execution.functional import call_with, exclusive
 from lightning_meta.inner import adapted_names
+from lightning_meta.inner.adapted import linear_head
 from lightning_meta.inner.inner_loop import InnerStep, run_through
 from lightning_meta.inner.names import key_of
 from lightning_meta.inner.solvers.ridge import RidgeSolution, ridge
@@ -124,7 +125,7 @@ class AmortizedMAML(BayesianLearner):
         self.eval_num_samples = eval_num_samples
         self.head_samples = head_samples
         self.kl_weight = kl_weight
-        self.head_name, head = _head_of(model)
+        self.head_name, head = linear_head(model, "AmortizedMAML solves for")
         self.outputs = head.out_features
         parameters = dict(model.named_parameters())
         self.generated_names = _generated_names(model, generate, self.head_name)
@@ -283,14 +284,6 @@ def _point(draw: AmortizedTask) -> Vector:
     """What refinement adapts: the body's parameters by name, and the head under no name."""
     assert isinstance(draw.head, RidgeSolution)
     return {**draw.body, "": draw.head.weight}
-
-
-def _head_of(model: nn.Module) -> tuple[str, nn.Linear]:
-    owners = [(n, m) for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
-    if not owners or not isinstance(owners[-1][1], nn.Linear):
-        last = type(owners[-1][1]).__name__ if owners else "nothing"
-        raise ValueError(f"model ends in {last}, and AmortizedMAML solves for an nn.Linear at the end: add one")
-    return owners[-1]
 
 
 def _generated_names(model: nn.Module, generate: str | Sequence[str] | None, head_name: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from lightning_meta.cli.analyze.quantiles import quantile, quantile_row
 from lightning_meta.cli.analyze.report import Report
 from lightning_meta.data import TaskDataModule
 from lightning_meta.inner import SGD, InnerRates
+from lightning_meta.inner.curvature_factors import CurvatureFactors
 from lightning_meta.learners.task_learner import TaskLearner
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def curvature_report(
 
 def fixed_rate(learner: TaskLearner) -> float | None:
     """Return the rate of plain gradient descent in the inner loop; None: it is learned, or another rule updates."""
-    modules = [module for module in learner.modules() if isinstance(module, InnerRates)]
+    modules = [module for module in learner.modules() if isinstance(module, InnerRates | CurvatureFactors)]
     learned = any(list(module.parameters()) for module in modules)
     rate = getattr(learner, "inner_lr", None)
     plain = type(getattr(learner, "inner_optimizer", None)) is SGD

@@ -1,0 +1,170 @@
+"""CAVIA: context parameters that alone adapt.
+
+Paper: Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, "Fast Context Adaptation via Meta-Learning", ICML 2019, arXiv
+1810.03642.
+
+A task adapts a few context parameters φ, which are inputs of the model; all others, θ, are shared by tasks. The context
+starts at 0 in each task (section 3.1, equations 3 and 4):
+
+    min_θ  mean over tasks of  L_Q(φ_K, θ),      φ_0 = 0,   φ_{k+1} = φ_k − α ∇_φ L_S(φ_k, θ)
+
+For vectors, φ is concatenated to a layer's input: its output becomes ``W x + C φ + b`` (equation 5). For feature maps,
+each channel is scaled and shifted, with scale and shift linear in φ (FiLM, section 3.4). The meta-gradient is
+differentiated through the steps; the first-order variant takes the inner gradients for constants.
+
+Differences from the paper:
+- The columns C that a layer has for the context belong to the learner, so that any model is taken as it is.
+- FiLM scales by ``1 + S φ`` and shifts by ``C φ``. The authors' map of the context has a bias too, whose part the
+  layer's own weight and bias have here. So the model before adaptation is the given one, and may be pretrained.
+- The authors apply FiLM after batch normalization and max pooling; here it is applied to the output of a named layer,
+  such as the normalization.
+- The authors clip each entry of the meta-gradient to [−10, 10]; that is the trainer's ``gradient_clip_val``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import grad_and_value
+
+from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
+from lightning_meta.execution.functional import exclusive
+from lightning_meta.inner import InnerStep, MetaGradient
+from lightning_meta.inner.context_layers import ContextKind, ContextLayers
+from lightning_meta.inner.meta_gradients import Checkpointed, meta_gradient_of
+from lightning_meta.inner.vectors import Vector
+from lightning_meta.learners import GradientLearner, module_part
+from lightning_meta.likelihoods import LossFunction
+
+# The context by its name, and the update rule's state.
+_Point = tuple[Vector, Any]
+
+
+class CAVIA(GradientLearner):
+    """Fast context adaptation (Zintgraf et al., 2019): a task adapts a few context parameters, not the model.
+
+    The context is what a layer of the model reads besides its input. A few numbers can tell little overfitted: inner
+    rates and numbers of steps matter less than with `MAML`.
+
+    Args:
+        model: The model, whose parameters are meta-learned and shared by all tasks.
+        loss_fn: The mean loss over examples; None: ``nn.CrossEntropyLoss()``.
+        inner_lr: The inner learning rate α of the context; the authors' is 1.0 for sinusoids.
+        inner_steps: The number of inner steps K.
+        eval_inner_steps: Inner steps in evaluation; None: as in training.
+        first_order: Whether to drop the second derivatives.
+        context: How layers read the context. "input": it is concatenated to the input of a linear layer. "film": it
+            scales and shifts the layer's outputs, feature maps by channel.
+        num_context_parameters: The number of context parameters of a task.
+        layers: The names of these layers, as in ``model.named_modules()``; None, with "input": the first linear layer.
+            Normalization removes the scale and shift of the layer before it, so with "film" name the normalization:
+            ``layers="norms.2"`` of `Conv4`.
+        meta_gradient: ``Unrolled()``, ``Checkpointed()`` or ``FirstOrder()`` of `lightning_meta.inner`, in place of
+            ``first_order``.
+        **options: As in `GradientLearner` and `TaskLearner`.
+
+    Raises:
+        ValueError: If an argument is out of its range, two contradict each other, or a layer cannot read the context.
+        TypeError: If the model has layers that cannot run per task, or an argument is unknown.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_meta import CAVIA, MLP
+        >>> learner = CAVIA(MLP(), nn.MSELoss(), inner_lr=1.0, num_context_parameters=5)
+        >>> task = learner.adapt(torch.randn(10, 1), torch.randn(10, 1))
+        >>> task.state["context"].shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: nn.Module | LossFunction | None = None,
+        inner_lr: float = 1.0,
+        inner_steps: int = 1,
+        eval_inner_steps: int | None = None,
+        first_order: bool = False,
+        context: ContextKind = "input",
+        num_context_parameters: int = 5,
+        layers: str | Sequence[str] | None = None,
+        meta_gradient: MetaGradient | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, loss_fn, inner_lr, inner_steps, eval_inner_steps, **options)
+        self.context_layers = ContextLayers(model, context, num_context_parameters, layers)
+        self.meta_gradient = meta_gradient_of(meta_gradient, first_order, 0, False)
+        if self.meta_gradient.recomputes and self.execution.compile is True:
+            raise ValueError("compile=True does not support meta_gradient=Checkpointed(): leave one of them out")
+
+    @property
+    def is_capturable(self) -> bool:  # type: ignore[override]
+        """Whether training steps may be captured: not if they are recomputed, which would draw other numbers."""
+        return not self.meta_gradient.recomputes
+
+    def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
+        """Yield ``{"context": φ}`` after 0, 1, ..., ``steps`` steps of gradient descent on the support loss."""
+        start = self._start(meta)
+        yield InnerStep(start[0], None)
+        for (adapted, _), loss in self._steps(meta, support, start, 0, steps):
+            yield InnerStep(adapted, loss)
+
+    def query_output(self, meta: MetaParameters, state: Vector, x: Any) -> Tensor:
+        """Return the model's output under the task's context, ``[query, ...]``."""
+        return self.call_model({**self.model_parameters(meta), **self.adapted_parameters(meta, state)}, x)
+
+    def adapted_parameters(self, meta: MetaParameters, state: Vector) -> Mapping[str, Tensor]:
+        """Return the weights and biases of the layers that read the context, under the task's context.
+
+        With these, a plain copy of the model is the task's; what adapted is the context alone, ``state["context"]``.
+        """
+        return self._under(state, self._shared(meta))
+
+    def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
+        """Return the query loss after the last inner step, and the report."""
+        meta_gradient = self.meta_gradient.at_epoch(self.current_epoch)
+        if not isinstance(meta_gradient, Checkpointed):
+            return super().task_loss(meta, task)
+        point, losses = meta_gradient.run(self._steps, meta, task.support, self._start(meta), self.inner_steps)
+        output = self.query_output(meta, point[0], task.query_x)
+        loss = self.loss(output, task.query_y, task.query_mask)
+        return loss, TaskResult(loss, output[None], losses)
+
+    def training_phase(self) -> MetaGradient:
+        """Return the meta-gradient of this epoch."""
+        return self.meta_gradient.at_epoch(self.current_epoch)
+
+    def _start(self, meta: MetaParameters) -> _Point:
+        adapted = {"context": self.context_layers.start(module_part(meta, "context_layers"))}
+        return adapted, self.inner_optimizer.init(adapted)
+
+    def _shared(self, meta: MetaParameters) -> Vector:
+        """Return the learner's parameters, and of the model's frozen ones those that the context changes."""
+        frozen = [name for name in self.context_layers.names if f"model.{name}" not in meta]
+        if not frozen:
+            return dict(meta)
+        with exclusive():
+            return {**meta, **{f"model.{name}": self.model.get_parameter(name) for name in frozen}}
+
+    def _under(self, adapted: Vector, shared: Vector) -> Vector:
+        maps = module_part(shared, "context_layers")
+        return self.context_layers.parameters_at(adapted["context"], self.model_parameters(shared), maps)
+
+    def _steps(
+        self, meta: MetaParameters, support: Support, point: _Point, first: int, count: int
+    ) -> Iterator[tuple[_Point, Tensor]]:
+        """Yield the point after each of ``count`` inner steps, starting with step ``first``, and the loss before it."""
+        shared = self._shared(meta)
+        meta_gradient = self.meta_gradient.at_epoch(self.current_epoch)
+
+        def support_loss(adapted: Vector, shared: Vector) -> Tensor:
+            return self.set_loss({**self.model_parameters(shared), **self._under(adapted, shared)}, support)
+
+        adapted, state = point
+        rates = {"context": self.inner_lr}
+        for step in range(first, first + count):
+            gradients, loss = grad_and_value(support_loss)(*meta_gradient.start_of_step((adapted, shared)))
+            adapted, state = self.inner_optimizer.update(adapted, gradients, state, rates, step)
+            yield (adapted, state), loss
