@@ -5,6 +5,7 @@ from lightning_meta.algorithms import (
     ANIL,
     BOIL,
     MAML,
+    PLATIPUS,
     AmortizedMAML,
     BayesianMAML,
     ImplicitMAML,
@@ -29,7 +30,14 @@ from lightning_meta.data import (
     TieredImagenetDataModule,
 )
 from lightning_meta.episodes import Episode, Support, TaskResult, collate_episodes
-from lightning_meta.learners import AdaptedTask, BayesianLearner, GradientLearner, SupportClassLearner, TaskLearner
+from lightning_meta.learners import (
+    AdaptedTask,
+    BayesianLearner,
+    GradientLearner,
+    PosteriorLearner,
+    SupportClassLearner,
+    TaskLearner,
+)
 from lightning_meta.likelihoods import Prediction, Samples
 from lightning_meta.models import (
     MLP,
@@ -52,6 +60,7 @@ __all__ = [
     "BOIL",
     "MAML",
     "MLP",
+    "PLATIPUS",
     "AdaptedTask",
     "AmortizedMAML",
     "BagOfWords",
@@ -73,6 +82,7 @@ __all__ = [
     "MiniImagenetDataModule",
     "OmniglotDataModule",
     "PhysioNet2012DataModule",
+    "PosteriorLearner",
     "Prediction",
     "ProtoMAML",
     "ProtoNet",

@@ -17,14 +17,15 @@ from lightning_meta import (
     BOIL,
     MAML,
     MLP,
+    PLATIPUS,
     AmortizedMAML,
-    BayesianLearner,
     BayesianMAML,
     Episode,
     EpisodicDataModule,
     GradientLearner,
     ImplicitMAML,
     MetaSGD,
+    PosteriorLearner,
     ProtoMAML,
     ProtoNet,
     Reptile,
@@ -67,7 +68,7 @@ class Entry:
     @property
     def is_bayesian(self) -> bool:
         """Whether it adapts a distribution."""
-        return issubclass(self.cls, BayesianLearner)
+        return issubclass(self.cls, PosteriorLearner)
 
     @property
     def outputs(self) -> int:
@@ -134,6 +135,13 @@ LEARNERS = [
     ),
     # A hook on the head cannot be traced.
     Entry("AmortizedMAML", AmortizedMAML, draws=True, certain={"initial_log_std": -40.0}, traceable=False),
+    Entry(
+        "PLATIPUS",
+        PLATIPUS,
+        {"eval_num_samples": 2},
+        draws=True,
+        certain={"initial_log_std": -15.0, "kl_weight": 1e-15},
+    ),
     Entry("ProtoMAML", ProtoMAML, classes_only=True),
     Entry("ProtoNet", ProtoNet, classes_only=True),
 ]

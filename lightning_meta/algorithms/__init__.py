@@ -10,12 +10,14 @@ from lightning_meta.algorithms.metric.proto_net import ProtoNet
 from lightning_meta.algorithms.probabilistic.abml import ABML
 from lightning_meta.algorithms.probabilistic.amortized_maml import AmortizedMAML
 from lightning_meta.algorithms.probabilistic.bayesian_maml import BayesianMAML
+from lightning_meta.algorithms.probabilistic.platipus import PLATIPUS
 
 __all__ = [
     "ABML",
     "ANIL",
     "BOIL",
     "MAML",
+    "PLATIPUS",
     "AmortizedMAML",
     "BayesianMAML",
     "ImplicitMAML",
