@@ -15,9 +15,11 @@ from lightning_meta import (
     ABML,
     ANIL,
     BOIL,
+    DKT,
     MAML,
     MLP,
     PLATIPUS,
+    VERSA,
     AmortizedMAML,
     BayesianMAML,
     Episode,
@@ -142,8 +144,11 @@ LEARNERS = [
         draws=True,
         certain={"initial_log_std": -15.0, "kl_weight": 1e-15},
     ),
+    Entry("DKT", DKT),
     Entry("ProtoMAML", ProtoMAML, classes_only=True),
     Entry("ProtoNet", ProtoNet, classes_only=True),
+    Entry("DKT of classes", DKT, classes_only=True),
+    Entry("VERSA", VERSA, classes_only=True, draws=True, certain={"initial_log_std": -40.0}),
 ]
 BY_NAME = {entry.name: entry for entry in LEARNERS}
 

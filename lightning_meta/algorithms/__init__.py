@@ -10,14 +10,18 @@ from lightning_meta.algorithms.metric.proto_net import ProtoNet
 from lightning_meta.algorithms.probabilistic.abml import ABML
 from lightning_meta.algorithms.probabilistic.amortized_maml import AmortizedMAML
 from lightning_meta.algorithms.probabilistic.bayesian_maml import BayesianMAML
+from lightning_meta.algorithms.probabilistic.dkt import DKT
 from lightning_meta.algorithms.probabilistic.platipus import PLATIPUS
+from lightning_meta.algorithms.probabilistic.versa import VERSA
 
 __all__ = [
     "ABML",
     "ANIL",
     "BOIL",
+    "DKT",
     "MAML",
     "PLATIPUS",
+    "VERSA",
     "AmortizedMAML",
     "BayesianMAML",
     "ImplicitMAML",

@@ -13,7 +13,10 @@ from lightning_meta.models import Conv4
 from tests.registry import every
 
 INNER = {"inner_lr": 0.05, "inner_steps": 2}
-HAVE_HEADS_OR_DRAWS = ("ProtoNet", "ProtoMAML", "BayesianMAML", "ABML", "AmortizedMAML")
+HAVE_HEADS_OR_DRAWS = (
+    *("ProtoNet", "ProtoMAML", "BayesianMAML", "ABML", "AmortizedMAML"),
+    *("PLATIPUS", "VERSA", "DKT", "DKT of classes"),
+)
 
 
 def disturb(learner):
