@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from lightning_meta.algorithms import ABML, PLATIPUS, AmortizedMAML, BayesianMAML, ImplicitMAML
+from lightning_meta.algorithms import ABML, DKT, PLATIPUS, AmortizedMAML, BayesianMAML, ImplicitMAML
 from lightning_meta.callbacks.episodes.learned_rates import learned_rates
 from lightning_meta.learners.gradient_learner import GradientLearner
 from lightning_meta.learners.posterior_learner import PosteriorLearner
@@ -84,6 +84,8 @@ def _diagnostics(learner: TaskLearner) -> tuple[str, ...]:
         return "nll", "kl"
     if isinstance(learner, AmortizedMAML):
         return "nll", "kl", "ridge_penalty"
+    if isinstance(learner, DKT):
+        return ("nll",)
     if isinstance(learner, BayesianMAML) and learner.meta_loss == "chaser":
         return "nll", "chaser_loss"
     return ()

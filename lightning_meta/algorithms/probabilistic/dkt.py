@@ -24,7 +24,8 @@ Differences from the paper:
   of classes; in the authors' code each class number has its own.
 - "bn_cosine": embeddings are standardized by means and deviations over the support set, in training and tests, without
   a learned scale and shift. The authors have a batch normalization layer, with running statistics in tests.
-- The spectral mixture's frequencies start low, in proportion to 1/√features.
+- The spectral mixture is a sum of products over features, as its authors define it; GPyTorch, which the authors use,
+  multiplies sums. Its frequencies start low, in proportion to 1/√features.
 - A hundred-thousandth of the kernel's mean variance is added to the noise, for single precision.
 - ``meta_loss="predictive"`` minimizes −log p(y_Q | x_Q, S) in place of the joint likelihood, query by query.
 """
