@@ -40,7 +40,9 @@ class PosteriorLearner(TaskLearner):
     ) -> None:
         super().__init__(model, loss_fn, **options)
         self.likelihood = required_likelihood(self.loss_fn)
-        self.noise = ObservationNoise(self.likelihood, next(model.parameters()).detach(), observation_std)
+        self.noise = ObservationNoise(
+            self.likelihood, next(model.parameters(), torch.zeros(())).detach(), observation_std
+        )
 
     ignores_labels = False
 

@@ -124,7 +124,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
         self.meta_loss = meta_loss
         self.eval_num_samples = eval_num_samples
         size = feature_size(model, features, "learns frequencies for each") if kernel == "spectral_mixture" else None
-        like = next(model.parameters())
+        like = next(model.parameters(), torch.zeros(()))
         self.kernel = make_kernel(self.kernel_name, size).to(like)
         self.mean = nn.Parameter(like.new_zeros(()))
         # For classes: the noise on labels 1 and −1, and what turns functions into logits.
@@ -157,7 +157,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
         with full_precision(features.device):
             across = self._covariance(meta, state.features, features) * state.present[:, None]  # [support, query]
             across = whiten(state.factor, across).mT
-            mean, variance = predict(across, state.whitened.flatten(1), self._variances(meta, features))
+            mean, variance = predict(across, _flat(state.whitened), self._variances(meta, features))
         mean = self._at(meta, mean).reshape(-1, *state.whitened.shape[1:])  # [query, ...]
         if not self.classifies:
             spread = variance.reshape(-1, *[1] * (mean.ndim - 1)).expand_as(mean)
@@ -245,7 +245,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
         return 2 * (y[:, None] == torch.arange(like.shape[1], device=y.device)).to(like.dtype) - 1
 
     def _residual(self, meta: MetaParameters, targets: Tensor, present: Tensor) -> Tensor:
-        return (targets.flatten(1) - meta["mean"]) * present[:, None]  # [examples, outputs]
+        return (_flat(targets) - meta["mean"]) * present[:, None]  # [examples, outputs]
 
     def _at(self, meta: MetaParameters, residual: Tensor) -> Tensor:
         return residual + meta["mean"]
@@ -265,6 +265,10 @@ class DKT(PosteriorLearner, SupportClassLearner):
 
 def _standardized(features: Tensor, moments: tuple[Tensor, ...]) -> Tensor:
     return (features - moments[0]) / moments[1] if moments else features
+
+
+def _flat(values: Tensor) -> Tensor:
+    return values.reshape(values.shape[0], -1)  # [examples, outputs]
 
 
 def _present(features: Tensor, mask: Tensor | None) -> Tensor:

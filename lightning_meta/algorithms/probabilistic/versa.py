@@ -110,7 +110,9 @@ class VERSA(PosteriorLearner, SupportClassLearner):
         self.eval_num_samples = eval_num_samples
         self.initial_log_std = initial_log_std
         self.features = feature_size(model, features, "infers a weight for each feature")
-        self.inference = _inference_network(self.features, hidden or self.features).to(next(model.parameters()))
+        self.inference = _inference_network(self.features, hidden or self.features).to(
+            next(model.parameters(), torch.zeros(()))
+        )
 
     def adapt_task(self, meta: MetaParameters, support: Support) -> RandomClassifier:
         """Return the distribution of the task's classifier."""

@@ -230,6 +230,17 @@ def test_single_precision_stands_noise_free_targets(model):
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters())
 
 
+def test_targets_may_be_plain_numbers_and_models_without_parameters():
+    learner = DKT(nn.Identity(), nn.MSELoss())
+    task = real_task()
+    flat = task._replace(support_y=task.support_y[:, 0], query_y=task.query_y[:, 0])
+    losses = [learner.training_step(collate_episodes([each]), 0) for each in (task, flat)]
+    torch.testing.assert_close(*losses)
+    prediction = learner.adapt(flat.support_x, flat.support_y).predict(flat.query_x)
+    assert prediction.mean.shape == prediction.epistemic.shape == (5,)
+    torch.testing.assert_close(prediction.mean[:, None], learner.adapt(*task[:2])(task.query_x))
+
+
 @pytest.mark.parametrize("ways", [2, 9])
 def test_one_learner_takes_any_number_of_ways(model, ways):
     task = DKT(model).adapt(torch.randn(2 * ways, 3), torch.arange(2 * ways) % ways)
