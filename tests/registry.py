@@ -142,7 +142,7 @@ LEARNERS = [
         PLATIPUS,
         {"eval_num_samples": 2},
         draws=True,
-        certain={"initial_log_std": -15.0, "kl_weight": 1e-15},
+        certain={"initial_log_std": -40.0, "kl_weight": 1e-60},
     ),
     Entry("DKT", DKT),
     Entry("ProtoMAML", ProtoMAML, classes_only=True),

@@ -32,10 +32,13 @@ Differences from the paper:
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_meta import arguments
@@ -85,7 +88,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
             for classes.
         meta_loss: "marginal", the negative log marginal likelihood of both sets, or "predictive", that of the queries
             given the support set.
-        eval_num_samples: For classes, draws of their functions in evaluation.
+        eval_num_samples: For classes, draws of their functions in evaluation; the same for all queries.
         features: The size of the model's output, which "spectral_mixture" needs; None: that of its last linear layer.
         **options: As in `PosteriorLearner` and `TaskLearner`.
 
@@ -162,8 +165,8 @@ class DKT(PosteriorLearner, SupportClassLearner):
         if not self.classifies:
             spread = variance.reshape(-1, *[1] * (mean.ndim - 1)).expand_as(mean)
             return self.with_noise(meta, mean[None], spread[None])
-        noise = torch.randn(self.eval_num_samples, *mean.shape, dtype=mean.dtype, device=mean.device)
-        functions = mean + variance.sqrt()[:, None] * noise
+        draws = torch.as_tensor(_standard_normal(self.eval_num_samples, mean.shape[1])).to(mean)
+        functions = mean + variance.sqrt()[:, None] * draws[:, None]  # [draws, query, ways]
         return Samples(without_absent(meta["log_scale"].exp() * functions, state.counts))
 
     def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
@@ -261,6 +264,12 @@ class DKT(PosteriorLearner, SupportClassLearner):
 
     def _variances(self, meta: MetaParameters, features: Tensor) -> Tensor:
         return self._covariance(meta, features[:, None], features[:, None])[:, 0, 0]  # [examples]
+
+
+@functools.cache
+def _standard_normal(samples: int, ways: int) -> NDArray[np.float64]:
+    """Return the same draws always, ``[samples, ways]``, so that predictions do not depend on a random state."""
+    return np.random.default_rng(0).standard_normal((samples, ways))
 
 
 def _standardized(features: Tensor, moments: tuple[Tensor, ...]) -> Tensor:

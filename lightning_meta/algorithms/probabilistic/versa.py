@@ -19,7 +19,7 @@ There is no divergence from a prior: q is trained by the predictions that it mak
 Differences from the paper:
 - A class's mean weight vector is the mean embedding c_k plus what the network adds to it, which starts near 0; the
   paper's network gives the weight vector itself. So training starts from a classifier by inner products with class
-  means, and takes fewer steps.
+  means.
 - One network with several outputs gives means and variances; the authors' code has four, of as many layers.
 - Deviations start at ``initial_log_std``.
 - Classification only; the paper also has a generator of pictures.
