@@ -147,7 +147,7 @@ LEARNERS = [
     Entry("DKT", DKT),
     Entry("ProtoMAML", ProtoMAML, classes_only=True),
     Entry("ProtoNet", ProtoNet, classes_only=True),
-    Entry("DKT of classes", DKT, classes_only=True),
+    Entry("DKT-classes", DKT, classes_only=True),
     Entry("VERSA", VERSA, classes_only=True, draws=True, certain={"initial_log_std": -40.0}),
 ]
 BY_NAME = {entry.name: entry for entry in LEARNERS}

@@ -15,7 +15,7 @@ from tests.registry import every
 INNER = {"inner_lr": 0.05, "inner_steps": 2}
 HAVE_HEADS_OR_DRAWS = (
     *("ProtoNet", "ProtoMAML", "BayesianMAML", "ABML", "AmortizedMAML"),
-    *("PLATIPUS", "VERSA", "DKT", "DKT of classes"),
+    *("PLATIPUS", "VERSA", "DKT", "DKT-classes"),
 )
 
 
