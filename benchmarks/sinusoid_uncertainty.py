@@ -19,7 +19,7 @@ from lightning_meta.data import SinusoidDataModule
 from lightning_meta.learners.task_learner import TaskLearner
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-LEARNERS = ("maml", "bayesian_maml", "abml", "amortized_maml")
+LEARNERS = ("maml", "bayesian_maml", "abml", "amortized_maml", "platipus", "dkt")
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 
 

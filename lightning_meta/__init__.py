@@ -8,6 +8,10 @@ from lightning_meta.algorithms import (
     COMLN,
     MAML,
     R2D2,
+    DKT,
+    MAML,
+    PLATIPUS,
+    VERSA,
     AmortizedMAML,
     Baseline,
     BaselinePlusPlus,
@@ -39,7 +43,14 @@ from lightning_meta.data import (
     TieredImagenetDataModule,
 )
 from lightning_meta.episodes import Episode, Support, TaskResult, collate_episodes
-from lightning_meta.learners import AdaptedTask, BayesianLearner, GradientLearner, SupportClassLearner, TaskLearner
+from lightning_meta.learners import (
+    AdaptedTask,
+    BayesianLearner,
+    GradientLearner,
+    PosteriorLearner,
+    SupportClassLearner,
+    TaskLearner,
+)
 from lightning_meta.likelihoods import Prediction, Samples
 from lightning_meta.models import (
     MLP,
@@ -66,6 +77,11 @@ __all__ = [
     "MAML",
     "MLP",
     "R2D2",
+    "DKT",
+    "MAML",
+    "MLP",
+    "PLATIPUS",
+    "VERSA",
     "AdaptedTask",
     "AmortizedMAML",
     "BagOfWords",
@@ -93,6 +109,7 @@ __all__ = [
     "MiniImagenetDataModule",
     "OmniglotDataModule",
     "PhysioNet2012DataModule",
+    "PosteriorLearner",
     "Prediction",
     "ProtoMAML",
     "ProtoNet",

@@ -24,6 +24,12 @@ from lightning_meta import (
     Baseline,
     BaselinePlusPlus,
     BayesianLearner,
+    DKT,
+    MAML,
+    MLP,
+    PLATIPUS,
+    VERSA,
+    AmortizedMAML,
     BayesianMAML,
     Episode,
     EpisodicDataModule,
@@ -33,6 +39,7 @@ from lightning_meta import (
     MetaOptNet,
     MetaCurvature,
     MetaSGD,
+    PosteriorLearner,
     ProtoMAML,
     ProtoNet,
     RelationNet,
@@ -78,7 +85,7 @@ class Entry:
     @property
     def is_bayesian(self) -> bool:
         """Whether it adapts a distribution."""
-        return issubclass(self.cls, BayesianLearner)
+        return issubclass(self.cls, PosteriorLearner)
 
     @property
     def is_transfer(self) -> bool:
@@ -168,6 +175,18 @@ LEARNERS = [
     # Its center is measured on a data module's examples, which most tests lack.
     Entry("SimpleShot", SimpleShot, {"num_train_classes": WAYS, "normalization": "l2n"}, classes_only=True),
     Entry("R2D2", R2D2),
+    Entry(
+        "PLATIPUS",
+        PLATIPUS,
+        {"eval_num_samples": 2},
+        draws=True,
+        certain={"initial_log_std": -40.0, "kl_weight": 1e-60},
+    ),
+    Entry("DKT", DKT),
+    Entry("ProtoMAML", ProtoMAML, classes_only=True),
+    Entry("ProtoNet", ProtoNet, classes_only=True),
+    Entry("DKT-classes", DKT, classes_only=True),
+    Entry("VERSA", VERSA, classes_only=True, draws=True, certain={"initial_log_std": -40.0}),
 ]
 BY_NAME = {entry.name: entry for entry in LEARNERS}
 

@@ -20,6 +20,9 @@ from lightning_meta.algorithms.probabilistic.bayesian_maml import BayesianMAML
 from lightning_meta.algorithms.transfer.baseline import Baseline
 from lightning_meta.algorithms.transfer.baseline_plus_plus import BaselinePlusPlus
 from lightning_meta.algorithms.transfer.simple_shot import SimpleShot
+from lightning_meta.algorithms.probabilistic.dkt import DKT
+from lightning_meta.algorithms.probabilistic.platipus import PLATIPUS
+from lightning_meta.algorithms.probabilistic.versa import VERSA
 
 __all__ = [
     "ABML",
@@ -29,6 +32,10 @@ __all__ = [
     "COMLN",
     "MAML",
     "R2D2",
+    "DKT",
+    "MAML",
+    "PLATIPUS",
+    "VERSA",
     "AmortizedMAML",
     "Baseline",
     "BaselinePlusPlus",

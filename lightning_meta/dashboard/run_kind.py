@@ -2,10 +2,10 @@
 
 from typing import Literal, NamedTuple
 
-from lightning_meta.algorithms import ABML, COMLN, R2D2, AmortizedMAML, BayesianMAML, ImplicitMAML, MetaOptNet
+from lightning_meta.algorithms import ABML, COMLN, DKT, PLATIPUS, R2D2, AmortizedMAML, BayesianMAML, ImplicitMAML, MetaOptNet
 from lightning_meta.callbacks.episodes.learned_rates import learned_rates
-from lightning_meta.learners.bayesian_learner import BayesianLearner
 from lightning_meta.learners.gradient_learner import GradientLearner
+from lightning_meta.learners.posterior_learner import PosteriorLearner
 from lightning_meta.learners.task_learner import TaskLearner
 from lightning_meta.likelihoods.losses import likelihood_of, needs_same_shape
 
@@ -51,7 +51,7 @@ def kind_of(learner: TaskLearner, pictures: bool) -> RunKind:
     likelihood = likelihood_of(learner.loss_fn)
     classes = likelihood in ("categorical", "bernoulli")
     real = needs_same_shape(learner.loss_fn) and not classes
-    has_noise = isinstance(learner, BayesianLearner) and likelihood == "gaussian"
+    has_noise = isinstance(learner, PosteriorLearner) and likelihood == "gaussian"
     return RunKind(
         metric="acc" if classes else "mse" if real else None,
         uncertainty="classes" if classes else "real" if has_noise else None,
@@ -80,12 +80,14 @@ def _takes_gradients(learner: TaskLearner) -> bool:
 def _diagnostics(learner: TaskLearner) -> tuple[str, ...]:
     if isinstance(learner, ImplicitMAML):
         return "cg_residual", "inner_stationarity", "proximal_pull", "negative_curvature", "prox_lambda"
-    if isinstance(learner, ABML):
+    if isinstance(learner, ABML | PLATIPUS):
         return "nll", "kl"
     if isinstance(learner, COMLN):
         return "horizon", "solver_step"
     if isinstance(learner, AmortizedMAML):
         return "nll", "kl", "ridge_penalty"
+    if isinstance(learner, DKT):
+        return ("nll",)
     if isinstance(learner, BayesianMAML) and learner.meta_loss == "chaser":
         return "nll", "chaser_loss"
     if isinstance(learner, R2D2):

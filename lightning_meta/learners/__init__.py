@@ -4,7 +4,16 @@ from lightning_meta.learners.adapted_task import AdaptedTask
 from lightning_meta.learners.bayesian_learner import BayesianLearner
 from lightning_meta.learners.gradient_learner import GradientLearner
 from lightning_meta.learners.per_task import module_part
+from lightning_meta.learners.posterior_learner import PosteriorLearner
 from lightning_meta.learners.support_class_learner import SupportClassLearner
 from lightning_meta.learners.task_learner import TaskLearner
 
-__all__ = ["AdaptedTask", "BayesianLearner", "GradientLearner", "SupportClassLearner", "TaskLearner", "module_part"]
+__all__ = [
+    "AdaptedTask",
+    "BayesianLearner",
+    "GradientLearner",
+    "PosteriorLearner",
+    "SupportClassLearner",
+    "TaskLearner",
+    "module_part",
+]

@@ -1,6 +1,5 @@
-"""`BayesianLearner`: the base of the algorithms that adapt a posterior."""
+"""`BayesianLearner`: the base of the algorithms that adapt a posterior by inner steps."""
 
-from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -8,14 +7,13 @@ from torch import Tensor, nn
 
 from lightning_meta.episodes.task_result import MetaParameters
 from lightning_meta.learners.gradient_learner import GradientLearner
-from lightning_meta.learners.per_task import module_part
-from lightning_meta.likelihoods.losses import LossFunction, required_likelihood
-from lightning_meta.likelihoods.noise import ObservationNoise
-from lightning_meta.likelihoods.predictive import Samples, log_likelihood, mean_output, mixture_log_likelihood
+from lightning_meta.learners.posterior_learner import PosteriorLearner
+from lightning_meta.likelihoods.losses import LossFunction
+from lightning_meta.likelihoods.predictive import log_likelihood
 
 
-class BayesianLearner(GradientLearner):
-    """Base of the algorithms that adapt a distribution over models.
+class BayesianLearner(PosteriorLearner, GradientLearner):
+    """Base of the algorithms that adapt a distribution over models by inner steps.
 
     The loss names the likelihood: ``nn.CrossEntropyLoss`` is categorical, ``nn.BCEWithLogitsLoss`` Bernoulli,
     ``nn.MSELoss`` Gaussian with learned or given noise. A new algorithm implements `inner_loop`, `query_samples`, and
@@ -42,40 +40,13 @@ class BayesianLearner(GradientLearner):
         normalize_steps: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(model, loss_fn, **options)
-        self.likelihood = required_likelihood(self.loss_fn)
+        super().__init__(model, loss_fn, observation_std, **options)
         self.normalize_steps = normalize_steps
-        self.noise = ObservationNoise(self.likelihood, next(model.parameters()).detach(), observation_std)
-
-    ignores_labels = False
-
-    @abstractmethod
-    def query_samples(self, meta: MetaParameters, state: Any, x: Any) -> Samples:
-        """Return draws from the task's posterior, as their outputs on inputs ``[query, ...]``."""
-
-    def query_output(self, meta: MetaParameters, state: Any, x: Any) -> Tensor:
-        """Return the posterior-predictive mean ``[query, ...]`` on inputs ``[query, ...]``."""
-        return mean_output(self.likelihood, self.query_samples(meta, state, x))
-
-    def noise_variance(self, meta: MetaParameters, like: Tensor) -> Tensor:
-        """Return the noise's variance, a scalar; 1 for likelihoods without noise."""
-        return self.noise.variance(module_part(meta, "noise"), like)
-
-    def with_noise(self, meta: MetaParameters, outputs: Tensor, spread: Tensor | None = None) -> Samples:
-        """Return draws ``[samples, query, ...]`` with this learner's noise."""
-        if self.likelihood != "gaussian":
-            return Samples(outputs)
-        return Samples(outputs, self.noise_variance(meta, outputs).expand_as(outputs), spread)
 
     def summed_log_likelihood(self, meta: MetaParameters, output: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         """Return one model's log-likelihood of a set, summed over the examples that the mask includes."""
         values = log_likelihood(self.likelihood, self.with_noise(meta, output[None]), y)[0]
         return values.sum() if mask is None else torch.where(mask, values, 0).sum()
-
-    def predictive_nll(self, samples: Samples, y: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the mean negative log-likelihood of the predictive distribution."""
-        values = -mixture_log_likelihood(self.likelihood, samples, y)
-        return values.mean() if mask is None else torch.where(mask, values, 0).sum() / mask.sum()
 
     def step_size(self, meta: MetaParameters, y: Tensor, mask: Tensor | None) -> Tensor:
         """Return the rate of an inner step on a set with these targets, a scalar; it may depend on learned noise."""

@@ -15,7 +15,7 @@ from tests.registry import every
 INNER = {"inner_lr": 0.05, "inner_steps": 2}
 HAVE_HEADS_OR_DRAWS = (
     *("ProtoNet", "MatchingNet", "RelationNet", "ProtoMAML", "BayesianMAML", "ABML", "AmortizedMAML"),
-    *("Baseline", "BaselinePlusPlus", "SimpleShot", "R2D2", "MetaOptNet"),
+    *("Baseline", "BaselinePlusPlus", "SimpleShot", "R2D2", "MetaOptNet", "PLATIPUS", "VERSA", "DKT", "DKT-classes"),
 )
 
 

@@ -63,14 +63,19 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
+def factor_or_nan(matrix: Tensor) -> Tensor:
+    """Return the lower Cholesky factor; NaN where the matrix has none, as an error could not name the task."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.where(failed == 0, factor, torch.nan)
+
+
 def _solve(features: Tensor, targets: Tensor, penalty: Tensor, prior: Tensor) -> RidgeSolution:
     examples, size = features.shape
     residual = targets - features @ prior
     dual = examples <= size
     gram = features @ features.mT if dual else features.mT @ features
     identity = torch.eye(len(gram), dtype=features.dtype, device=features.device)
-    factor, failed = torch.linalg.cholesky_ex(gram + penalty * identity)
-    factor = torch.where(failed == 0, factor, torch.nan)  # an error could not name the task
+    factor = factor_or_nan(gram + penalty * identity)
     root = torch.linalg.solve_triangular(factor, features if dual else identity, upper=False)
     if dual:
         correction = root.mT @ torch.linalg.solve_triangular(factor, residual, upper=False)
