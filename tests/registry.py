@@ -15,9 +15,12 @@ from lightning_meta import (
     ABML,
     ANIL,
     BOIL,
+    CNP,
     MAML,
     MLP,
+    TNP,
     AmortizedMAML,
+    AttentiveNP,
     BayesianLearner,
     BayesianMAML,
     Episode,
@@ -67,7 +70,7 @@ class Entry:
     @property
     def is_bayesian(self) -> bool:
         """Whether it adapts a distribution."""
-        return issubclass(self.cls, BayesianLearner)
+        return issubclass(self.cls, BayesianLearner | AttentiveNP)
 
     @property
     def outputs(self) -> int:
@@ -136,6 +139,17 @@ LEARNERS = [
     Entry("AmortizedMAML", AmortizedMAML, draws=True, certain={"initial_log_std": -40.0}, traceable=False),
     Entry("ProtoMAML", ProtoMAML, classes_only=True),
     Entry("ProtoNet", ProtoNet, classes_only=True),
+    # As for AmortizedMAML, a hook on the head.
+    Entry("CNP", CNP, {"hidden": 8, "layers": 1}, traceable=False),
+    Entry(
+        "AttentiveNP",
+        AttentiveNP,
+        {"hidden": 8, "layers": 1, "heads": 2, "latents": 3},
+        draws=True,
+        certain={"max_latent_std": 1e-9, "kl_weight": 1e-25},
+        traceable=False,
+    ),
+    Entry("TNP", TNP, {"hidden": 8, "layers": 2, "heads": 2, "embedding_layers": 1}, traceable=False),
 ]
 BY_NAME = {entry.name: entry for entry in LEARNERS}
 

@@ -37,7 +37,8 @@ from torch.func import grad_and_value
 
 from lightning_meta import arguments
 from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
-from lightning_meta.execution.functional import call_with, exclusive
+from lightning_meta.execution.functional import call_with
+from lightning_meta.execution.linear_head import features_and_output, linear_head
 from lightning_meta.inner import adapted_names
 from lightning_meta.inner.inner_loop import InnerStep, run_through
 from lightning_meta.inner.names import key_of
@@ -46,6 +47,7 @@ from lightning_meta.inner.variational.gaussian import DiagonalGaussian, gaussian
 from lightning_meta.inner.vectors import Vector
 from lightning_meta.learners import BayesianLearner, module_part
 from lightning_meta.likelihoods import LossFunction
+from lightning_meta.likelihoods.losses import target_rows
 from lightning_meta.likelihoods.predictive import Samples, mean_output
 from lightning_meta.models.set_encoder import SetEncoder
 
@@ -124,7 +126,7 @@ class AmortizedMAML(BayesianLearner):
         self.eval_num_samples = eval_num_samples
         self.head_samples = head_samples
         self.kl_weight = kl_weight
-        self.head_name, head = _head_of(model)
+        self.head_name, head = linear_head(model, "AmortizedMAML solves for")
         self.outputs = head.out_features
         parameters = dict(model.named_parameters())
         self.generated_names = _generated_names(model, generate, self.head_name)
@@ -224,21 +226,9 @@ class AmortizedMAML(BayesianLearner):
 
     def _features(self, meta: MetaParameters, body: Vector, x: Any) -> Tensor:
         """Return the head's inputs, with a constant for its bias: ``[examples, features + 1]``."""
-        seen: list[tuple[Tensor, Tensor]] = []
-        head = self.model.get_submodule(self.head_name)
-        with exclusive():
-            handle = head.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
-            try:
-                output = self.call_model({**self.model_parameters(meta), **body}, x)
-            finally:
-                handle.remove()
-        if len(seen) != 1 or seen[0][0].ndim != 2 or seen[0][1] is not output:
-            raise ValueError(
-                f"model.{self.head_name} is called {len(seen)} times, on inputs of shape "
-                f"{[tuple(inputs.shape) for inputs, _ in seen]}: AmortizedMAML needs a head that is called once, on "
-                "[examples, features], and a model that returns the head's output unchanged"
-            )
-        features = seen[0][0].to(meta["log_penalty"].dtype)  # half precision cannot be solved in
+        parameters = {**self.model_parameters(meta), **body}
+        features, _ = features_and_output(self.model, self.head_name, "AmortizedMAML", self.call_model, parameters, x)
+        features = features.to(meta["log_penalty"].dtype)  # half precision cannot be solved in
         return torch.cat([features, features.new_ones(features.shape[0], 1)], dim=1)
 
     def _own_head(self, meta: MetaParameters) -> Tensor:
@@ -249,9 +239,7 @@ class AmortizedMAML(BayesianLearner):
         return torch.cat([weight, weight.new_zeros(1, weight.shape[1]) if bias is None else bias[None]])
 
     def _one_hot_targets(self, meta: MetaParameters, y: Tensor) -> Tensor:
-        if self.likelihood == "categorical" and not y.is_floating_point():
-            y = y[:, None] == torch.arange(self.outputs, device=y.device)  # one-hot; F.one_hot cannot be vectorized
-        return y.reshape(-1, self.outputs).to(meta["log_penalty"].dtype)
+        return target_rows(self.likelihood, y, self.outputs).to(meta["log_penalty"].dtype)
 
     def _solved(self, meta: MetaParameters, body: Vector, support: Support) -> tuple[RidgeSolution, Tensor]:
         features, targets = self._features(meta, body, support.x), self._one_hot_targets(meta, support.y)
@@ -283,14 +271,6 @@ def _point(draw: AmortizedTask) -> Vector:
     """What refinement adapts: the body's parameters by name, and the head under no name."""
     assert isinstance(draw.head, RidgeSolution)
     return {**draw.body, "": draw.head.weight}
-
-
-def _head_of(model: nn.Module) -> tuple[str, nn.Linear]:
-    owners = [(n, m) for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
-    if not owners or not isinstance(owners[-1][1], nn.Linear):
-        last = type(owners[-1][1]).__name__ if owners else "nothing"
-        raise ValueError(f"model ends in {last}, and AmortizedMAML solves for an nn.Linear at the end: add one")
-    return owners[-1]
 
 
 def _generated_names(model: nn.Module, generate: str | Sequence[str] | None, head_name: str) -> tuple[str, ...]:
