@@ -35,6 +35,7 @@ from lightning_meta import (
     TaskLearner,
     collate_episodes,
 )
+from lightning_meta.algorithms.processes.neural_process import NeuralProcess
 
 WAYS = 3
 CLASSES, EXAMPLES_EACH = 12, 40
@@ -69,8 +70,13 @@ class Entry:
 
     @property
     def is_bayesian(self) -> bool:
-        """Whether it adapts a distribution."""
+        """Whether it adapts a distribution, from which it draws."""
         return issubclass(self.cls, BayesianLearner | AttentiveNP)
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether its predictions of real numbers have a variance."""
+        return issubclass(self.cls, BayesianLearner | NeuralProcess)
 
     @property
     def outputs(self) -> int:

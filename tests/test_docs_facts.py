@@ -33,19 +33,20 @@ def test_each_dash_is_expected(facts):
     points = {"MAML", "FOMAML", "ANIL", "BOIL", "MetaSGD", "Reptile", "ImplicitMAML", "ProtoMAML", "ProtoNet"}
     prototypes = {"ProtoMAML", "ProtoNet"}
     bayesian = {"ABML", "AmortizedMAML", "BayesianMAML"}
+    processes = {"AttentiveNP", "CNP", "TNP"}
     expected = {
         "regression": prototypes,
         "classification": set(),
         "any number of ways": BY_NAME.keys() - prototypes,
         "unequal sizes, padded": {"AmortizedMAML"},
-        "gradient steps": {"ProtoNet"},
-        "update rule": {"ProtoNet"},
-        "part of the model": {"ABML", "AmortizedMAML", "ANIL", "BOIL", "ProtoNet", "Reptile"},
-        "first order": BY_NAME.keys() - {"FOMAML", "Reptile", "ProtoNet", "AmortizedMAML"},
-        "weights": prototypes | bayesian,
-        "classes: epistemic": points,
+        "gradient steps": {"ProtoNet"} | processes,
+        "update rule": {"ProtoNet"} | processes,
+        "part of the model": {"ABML", "AmortizedMAML", "ANIL", "BOIL", "ProtoNet", "Reptile"} | processes,
+        "first order": BY_NAME.keys() - {"FOMAML", "Reptile", "ProtoNet", "AmortizedMAML"} - processes,
+        "weights": prototypes | bayesian | processes,
+        "classes: epistemic": points | {"CNP", "TNP"},
         "regression: noise": points,
-        "regression: epistemic": points,
+        "regression: epistemic": points | {"CNP", "TNP"},
     }
     found = {
         column: {OF_REGISTRY.get(one.name, one.name) for one in facts.VARIANTS if not question(one)}

@@ -2,7 +2,8 @@
 
 from typing import Literal, NamedTuple
 
-from lightning_meta.algorithms import ABML, AmortizedMAML, BayesianMAML, ImplicitMAML
+from lightning_meta.algorithms import ABML, AmortizedMAML, AttentiveNP, BayesianMAML, ImplicitMAML
+from lightning_meta.algorithms.processes.neural_process import NeuralProcess
 from lightning_meta.callbacks.episodes.learned_rates import learned_rates
 from lightning_meta.learners.bayesian_learner import BayesianLearner
 from lightning_meta.learners.gradient_learner import GradientLearner
@@ -51,7 +52,7 @@ def kind_of(learner: TaskLearner, pictures: bool) -> RunKind:
     likelihood = likelihood_of(learner.loss_fn)
     classes = likelihood in ("categorical", "bernoulli")
     real = needs_same_shape(learner.loss_fn) and not classes
-    has_noise = isinstance(learner, BayesianLearner) and likelihood == "gaussian"
+    has_noise = isinstance(learner, BayesianLearner | NeuralProcess) and likelihood == "gaussian"
     return RunKind(
         metric="acc" if classes else "mse" if real else None,
         uncertainty="classes" if classes else "real" if has_noise else None,
@@ -80,8 +81,10 @@ def _takes_gradients(learner: TaskLearner) -> bool:
 def _diagnostics(learner: TaskLearner) -> tuple[str, ...]:
     if isinstance(learner, ImplicitMAML):
         return "cg_residual", "inner_stationarity", "proximal_pull", "negative_curvature", "prox_lambda"
-    if isinstance(learner, ABML):
+    if isinstance(learner, ABML | AttentiveNP):
         return "nll", "kl"
+    if isinstance(learner, NeuralProcess):
+        return ("nll",)
     if isinstance(learner, AmortizedMAML):
         return "nll", "kl", "ridge_penalty"
     if isinstance(learner, BayesianMAML) and learner.meta_loss == "chaser":
