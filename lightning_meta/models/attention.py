@@ -73,8 +73,8 @@ class TransformerBlock(nn.Module):
 
     def forward(self, tokens: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return ``[tokens, width]`` for tokens that attend to ``[context, width]``, whose mask is ``[context]``."""
-        tokens = self.attention_norm(tokens + self.attention(tokens, context, context, mask))
-        return self.feed_forward_norm(tokens + self.feed_forward(tokens))
+        tokens = _normalized(self.attention_norm, tokens + self.attention(tokens, context, context, mask))
+        return _normalized(self.feed_forward_norm, tokens + self.feed_forward(tokens))
 
 
 class SetTransformer(nn.Module):
@@ -118,3 +118,8 @@ class SetTransformer(nn.Module):
             attended.append(context)
             tokens = block(tokens, context, mask)
         return tokens, attended
+
+
+def _normalized(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
+    """Normalize in the precision of the weights: with less, which autocast gives, vectorized gradients are an error."""
+    return norm(tokens.to(norm.weight.dtype))

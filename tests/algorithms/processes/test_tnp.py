@@ -95,6 +95,20 @@ def test_what_fills_padding_does_not_matter(cls):
     assert_same(found[0][1], found[1][1])
 
 
+@pytest.mark.parametrize("cls", OPTIONS)
+def test_mixed_precision_changes_little(cls):
+    learner, losses = cls(regression_model(), nn.MSELoss(), **OPTIONS[cls], compile=False), []
+    batch = collate_episodes(tasks())
+    for enabled in (False, True):
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses.append(learner.training_step(batch, 0))
+            outputs = learner.evaluate(batch).outputs
+    assert outputs.dtype == torch.float32
+    assert losses[0] != losses[1]
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.03, atol=0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cls", OPTIONS)
 def test_training_comes_close_to_the_exact_predictive_distribution(cls):
