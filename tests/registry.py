@@ -16,28 +16,28 @@ from lightning_meta import (
     ANIL,
     BOIL,
     CAVIA,
+    CNP,
     COMLN,
-    MAML,
-    MLP,
-    R2D2,
-    AmortizedMAML,
-    Baseline,
-    BaselinePlusPlus,
-    BayesianLearner,
     DKT,
     MAML,
     MLP,
     PLATIPUS,
+    R2D2,
+    TNP,
     VERSA,
     AmortizedMAML,
+    AttentiveNP,
+    Baseline,
+    BaselinePlusPlus,
+    BayesianLearner,
     BayesianMAML,
     Episode,
     EpisodicDataModule,
     GradientLearner,
     ImplicitMAML,
     MatchingNet,
-    MetaOptNet,
     MetaCurvature,
+    MetaOptNet,
     MetaSGD,
     PosteriorLearner,
     ProtoMAML,
@@ -49,6 +49,7 @@ from lightning_meta import (
     TaskLearner,
     collate_episodes,
 )
+from lightning_meta.algorithms.processes.neural_process import NeuralProcess
 from lightning_meta.algorithms.transfer.transfer_learner import TransferLearner
 
 WAYS = 3
@@ -91,6 +92,13 @@ class Entry:
     def is_transfer(self) -> bool:
         """Whether it trains on all training classes at once, without tasks."""
         return issubclass(self.cls, TransferLearner)
+        """Whether it adapts a distribution, from which it draws."""
+        return issubclass(self.cls, BayesianLearner | AttentiveNP)
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether its predictions of real numbers have a variance."""
+        return issubclass(self.cls, BayesianLearner | NeuralProcess)
 
     @property
     def outputs(self) -> int:
@@ -187,6 +195,17 @@ LEARNERS = [
     Entry("ProtoNet", ProtoNet, classes_only=True),
     Entry("DKT-classes", DKT, classes_only=True),
     Entry("VERSA", VERSA, classes_only=True, draws=True, certain={"initial_log_std": -40.0}),
+    # As for AmortizedMAML, a hook on the head.
+    Entry("CNP", CNP, {"hidden": 8, "layers": 1}, traceable=False),
+    Entry(
+        "AttentiveNP",
+        AttentiveNP,
+        {"hidden": 8, "layers": 1, "heads": 2, "latents": 3},
+        draws=True,
+        certain={"max_latent_std": 1e-9, "kl_weight": 1e-25},
+        traceable=False,
+    ),
+    Entry("TNP", TNP, {"hidden": 8, "layers": 2, "heads": 2, "embedding_layers": 1}, traceable=False),
 ]
 BY_NAME = {entry.name: entry for entry in LEARNERS}
 

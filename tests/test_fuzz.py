@@ -15,8 +15,11 @@ from lightning_meta import (
     ABML,
     ANIL,
     BOIL,
+    CNP,
     MAML,
+    TNP,
     AmortizedMAML,
+    AttentiveNP,
     BayesianMAML,
     Episode,
     ImplicitMAML,
@@ -68,6 +71,9 @@ OWN_ARGUMENTS = {
     BayesianMAML: {"num_particles": COUNTS, "prior_precision": RATES, "meta_loss": st.sampled_from(["chaser", "nll"])},
     AmortizedMAML: {"num_samples": COUNTS, "kl_weight": RATES},
     ABML: {"num_samples": COUNTS, "kl_weight": RATES},
+    CNP: {"hidden": COUNTS, "layers": COUNTS, "min_std": RATES, "score_support": st.booleans()},
+    AttentiveNP: {"heads": COUNTS, "attention": st.booleans(), "num_samples": COUNTS, "kl_weight": RATES},
+    TNP: {"heads": COUNTS, "layers": COUNTS, "min_std": RATES},
 }
 CLASSES = {entry.cls: entry for entry in LEARNERS}
 COMMON = {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from lightning_meta import Episode, EpisodicDataModule, GradientLearner, SinusoidDataModule, TaskLearner, algorithms
+from lightning_meta.algorithms.processes.neural_process import NeuralProcess
 from lightning_meta.algorithms.transfer.transfer_learner import TransferLearner
 
 WAYS = 3
@@ -168,9 +169,9 @@ def is_first_order(variant: Variant) -> bool:
     gradients = []
     for has_second in (True, False):
         body, square = model(outputs), HalfSquare(has_second)
-        # A head that is solved for must be the last layer, and then the body's second derivatives are those that could matter.
-        solves_head = issubclass(variant.cls, algorithms.AmortizedMAML | algorithms.COMLN)
-        layers = [body[0], square, body[2]] if solves_head else [*body, square]
+        # What reads or solves for the head needs it as the last layer; then the body's second derivatives could matter.
+        has_head = issubclass(variant.cls, algorithms.AmortizedMAML | algorithms.COMLN | NeuralProcess)
+        layers = [body[0], square, body[2]] if has_head else [*body, square]
         learner = variant.learner(nn.Sequential(*layers), nn.MSELoss() if real else nn.CrossEntropyLoss())
         with _quiet():
             torch.manual_seed(2)

@@ -17,33 +17,38 @@ from lightning_meta.algorithms.metric.relation_net import RelationNet
 from lightning_meta.algorithms.probabilistic.abml import ABML
 from lightning_meta.algorithms.probabilistic.amortized_maml import AmortizedMAML
 from lightning_meta.algorithms.probabilistic.bayesian_maml import BayesianMAML
-from lightning_meta.algorithms.transfer.baseline import Baseline
-from lightning_meta.algorithms.transfer.baseline_plus_plus import BaselinePlusPlus
-from lightning_meta.algorithms.transfer.simple_shot import SimpleShot
 from lightning_meta.algorithms.probabilistic.dkt import DKT
 from lightning_meta.algorithms.probabilistic.platipus import PLATIPUS
 from lightning_meta.algorithms.probabilistic.versa import VERSA
+from lightning_meta.algorithms.processes.attentive_np import AttentiveNP
+from lightning_meta.algorithms.processes.cnp import CNP
+from lightning_meta.algorithms.processes.tnp import TNP
+from lightning_meta.algorithms.transfer.baseline import Baseline
+from lightning_meta.algorithms.transfer.baseline_plus_plus import BaselinePlusPlus
+from lightning_meta.algorithms.transfer.simple_shot import SimpleShot
 
 __all__ = [
     "ABML",
     "ANIL",
     "BOIL",
     "CAVIA",
+    "CNP",
     "COMLN",
-    "MAML",
-    "R2D2",
     "DKT",
     "MAML",
     "PLATIPUS",
+    "R2D2",
+    "TNP",
     "VERSA",
     "AmortizedMAML",
+    "AttentiveNP",
     "Baseline",
     "BaselinePlusPlus",
     "BayesianMAML",
     "ImplicitMAML",
     "MatchingNet",
-    "MetaOptNet",
     "MetaCurvature",
+    "MetaOptNet",
     "MetaSGD",
     "ProtoMAML",
     "ProtoNet",

@@ -2,10 +2,9 @@
 
 from typing import Literal, NamedTuple
 
-from lightning_meta.algorithms import ABML, COMLN, DKT, PLATIPUS, R2D2, AmortizedMAML, BayesianMAML, ImplicitMAML, MetaOptNet
+from lightning_meta.algorithms import AmortizedMAML, ImplicitMAML
 from lightning_meta.callbacks.episodes.learned_rates import learned_rates
 from lightning_meta.learners.gradient_learner import GradientLearner
-from lightning_meta.learners.posterior_learner import PosteriorLearner
 from lightning_meta.learners.task_learner import TaskLearner
 from lightning_meta.likelihoods.losses import likelihood_of, needs_same_shape
 
@@ -51,15 +50,14 @@ def kind_of(learner: TaskLearner, pictures: bool) -> RunKind:
     likelihood = likelihood_of(learner.loss_fn)
     classes = likelihood in ("categorical", "bernoulli")
     real = needs_same_shape(learner.loss_fn) and not classes
-    has_noise = isinstance(learner, PosteriorLearner) and likelihood == "gaussian"
     return RunKind(
         metric="acc" if classes else "mse" if real else None,
-        uncertainty="classes" if classes else "real" if has_noise else None,
+        uncertainty="classes" if classes else "real" if learner.has_noise and likelihood == "gaussian" else None,
         adapts=learner.eval_inner_steps > 0,
         inner_gradients=_takes_gradients(learner),
         pictures=pictures if classes else real,
         learned_rates=bool(learned_rates(learner)),
-        diagnostics=_diagnostics(learner),
+        diagnostics=learner.diagnostic_names,
         calibration=likelihood != "bernoulli" or _num_outputs(learner) == 1,
     )
 
@@ -75,23 +73,3 @@ def _takes_gradients(learner: TaskLearner) -> bool:
     if isinstance(learner, ImplicitMAML) and learner.inner_solver != "gradient_descent":
         return False
     return isinstance(learner, GradientLearner) and learner.eval_inner_steps > 0
-
-
-def _diagnostics(learner: TaskLearner) -> tuple[str, ...]:
-    if isinstance(learner, ImplicitMAML):
-        return "cg_residual", "inner_stationarity", "proximal_pull", "negative_curvature", "prox_lambda"
-    if isinstance(learner, ABML | PLATIPUS):
-        return "nll", "kl"
-    if isinstance(learner, COMLN):
-        return "horizon", "solver_step"
-    if isinstance(learner, AmortizedMAML):
-        return "nll", "kl", "ridge_penalty"
-    if isinstance(learner, DKT):
-        return ("nll",)
-    if isinstance(learner, BayesianMAML) and learner.meta_loss == "chaser":
-        return "nll", "chaser_loss"
-    if isinstance(learner, R2D2):
-        return "ridge_penalty", "output_scale"
-    if isinstance(learner, MetaOptNet):
-        return ("output_scale", "duality_gap") if learner.head == "svm" else ("output_scale",)
-    return ()

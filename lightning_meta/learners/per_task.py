@@ -53,6 +53,9 @@ class PerTaskFunctions(L.LightningModule, ABC):
     is_capturable = True
     """Whether training steps may be captured and replayed."""
 
+    has_noise = False
+    """Whether predictions of real targets have a variance."""
+
     draws_together = 1
     """How many consecutive draws of `query_samples` share random parameters, such as the heads of one drawn body."""
 
@@ -179,6 +182,11 @@ class PerTaskFunctions(L.LightningModule, ABC):
     def training_phase(self) -> Hashable:
         """Return what these functions read of the trainer's progress; captured steps are valid while it is equal."""
         return None
+
+    @property
+    def diagnostic_names(self) -> tuple[str, ...]:
+        """The algorithm's own metrics in training: the names in ``diagnostics`` of its `TaskResult`."""
+        return ()
 
     def rates_in_errors(self) -> str:
         """Return the rates to name in errors about divergence, such as " (inner_lr=0.1)"."""

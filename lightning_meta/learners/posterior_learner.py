@@ -45,6 +45,7 @@ class PosteriorLearner(TaskLearner):
         )
 
     ignores_labels = False
+    has_noise = True
 
     @abstractmethod
     def query_samples(self, meta: MetaParameters, state: Any, x: Any) -> Samples:

@@ -48,6 +48,13 @@ def required_likelihood(loss_fn: LossFunction) -> Likelihood:
     return likelihood
 
 
+def target_rows(likelihood: Likelihood, y: Tensor, outputs: int) -> Tensor:
+    """Return targets ``[examples, ...]`` as rows ``[examples, outputs]``; class labels as one-hot rows."""
+    if likelihood == "categorical" and not y.is_floating_point():
+        y = y[:, None] == torch.arange(outputs, device=y.device)  # F.one_hot cannot be vectorized
+    return y.reshape(-1, outputs)
+
+
 def needs_same_shape(loss_fn: LossFunction) -> bool:
     """Whether output and target must have one shape (they would broadcast silently otherwise)."""
     return isinstance(loss_fn, _SAME_SHAPE) or loss_fn in (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)

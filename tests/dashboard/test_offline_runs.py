@@ -70,7 +70,7 @@ def test_pictures_are_drawn_of_all_that_a_learner_has(runs, entry):
     run = runs[entry.name]
     expected = {"difficulty"} | ({"adaptation"} if entry.takes_steps else set())
     expected |= set() if entry.classes_only else {"tasks"}
-    expected |= {"calibration"} if entry.classes_only or entry.is_bayesian else set()
+    expected |= {"calibration"} if entry.classes_only or entry.has_noise else set()
     expected |= {"learned_rates"} if entry.name == "MetaSGD" else set()
     for stage in stages(entry):
         drawn = {name for name in PICTURES if f"{stage}_episodes/{name}" in run.keys}
@@ -92,7 +92,7 @@ def test_tables_hold_examples_and_tasks(runs, entry):
         for row in rows:
             assert row["truth"] is not None
             assert (row["prediction"] is None) == (row["set"] == "support")
-        knows = entry.classes_only or entry.is_bayesian
+        knows = entry.classes_only or entry.has_noise
         assert all((row["uncertainty"] is not None) == knows for row in rows if row["set"] == "query")
         assert all((row["epistemic"] is not None) == entry.is_bayesian for row in rows if row["set"] == "query")
         tasks = run.table(f"{stage}_episodes/per_task")

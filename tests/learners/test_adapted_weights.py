@@ -17,6 +17,7 @@ HAVE_HEADS_OR_DRAWS = (
     *("ProtoNet", "MatchingNet", "RelationNet", "ProtoMAML", "BayesianMAML", "ABML", "AmortizedMAML"),
     *("Baseline", "BaselinePlusPlus", "SimpleShot", "R2D2", "MetaOptNet", "PLATIPUS", "VERSA", "DKT", "DKT-classes"),
 )
+HAVE_NETWORKS = ("CNP", "AttentiveNP", "TNP")
 
 
 def disturb(learner):
@@ -27,7 +28,7 @@ def disturb(learner):
 
 
 def one_model(entry):
-    return entry.name not in HAVE_HEADS_OR_DRAWS
+    return entry.name not in (*HAVE_HEADS_OR_DRAWS, *HAVE_NETWORKS)
 
 
 def normalized(outputs):

@@ -114,6 +114,11 @@ class MetaOptNet(SupportClassLearner):
         self.log_scale = nn.Parameter(like.new_tensor(math.log(output_scale)))
         self._warned = False
 
+    @property
+    def diagnostic_names(self) -> tuple[str, ...]:
+        """The scale, and of the support vector machine how far its solution is from the optimum."""
+        return ("output_scale", "duality_gap") if self.head == "svm" else ("output_scale",)
+
     def adapt_task(self, meta: MetaParameters, support: Support) -> LinearHead:
         """Return the head that solves the support set."""
         features = self._features(meta, support.x)  # [support, features]

@@ -76,6 +76,8 @@ class R2D2(SupportClassLearner):
         torch.Size([10, 3])
     """
 
+    diagnostic_names = ("ridge_penalty", "output_scale")
+
     def __init__(
         self,
         model: nn.Module,

@@ -82,6 +82,8 @@ class COMLN(TaskLearner):
         torch.Size([10, 3])
     """
 
+    diagnostic_names = ("horizon", "solver_step")
+
     def __init__(
         self,
         model: nn.Module,

@@ -90,6 +90,8 @@ class ImplicitMAML(GradientLearner):
         TypeError: If the model has layers that cannot run per task, or an argument's name is not known.
     """
 
+    diagnostic_names = ("cg_residual", "inner_stationarity", "proximal_pull", "negative_curvature", "prox_lambda")
+
     def __init__(
         self,
         model: nn.Module,

@@ -71,6 +71,8 @@ class ABML(BayesianLearner):
 
     is_stochastic = True
 
+    diagnostic_names = ("nll", "kl")
+
     def __init__(
         self,
         model: nn.Module,

@@ -37,7 +37,8 @@ from torch.func import grad_and_value
 
 from lightning_meta import arguments
 from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
-from lightning_meta.execution.functional import call_with, exclusive
+from lightning_meta.execution.functional import call_with
+from lightning_meta.execution.linear_head import features_and_output, linear_head
 from lightning_meta.inner import adapted_names
 from lightning_meta.inner.adapted import linear_head
 from lightning_meta.inner.inner_loop import InnerStep, run_through
@@ -47,6 +48,7 @@ from lightning_meta.inner.variational.gaussian import DiagonalGaussian, gaussian
 from lightning_meta.inner.vectors import Vector
 from lightning_meta.learners import BayesianLearner, module_part
 from lightning_meta.likelihoods import LossFunction
+from lightning_meta.likelihoods.losses import target_rows
 from lightning_meta.likelihoods.predictive import Samples, mean_output
 from lightning_meta.models.set_encoder import SetEncoder
 
@@ -96,6 +98,8 @@ class AmortizedMAML(BayesianLearner):
 
     requires_unpadded = True
     is_stochastic = True
+
+    diagnostic_names = ("nll", "kl", "ridge_penalty")
 
     def __init__(
         self,
@@ -225,21 +229,9 @@ class AmortizedMAML(BayesianLearner):
 
     def _features(self, meta: MetaParameters, body: Vector, x: Any) -> Tensor:
         """Return the head's inputs, with a constant for its bias: ``[examples, features + 1]``."""
-        seen: list[tuple[Tensor, Tensor]] = []
-        head = self.model.get_submodule(self.head_name)
-        with exclusive():
-            handle = head.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
-            try:
-                output = self.call_model({**self.model_parameters(meta), **body}, x)
-            finally:
-                handle.remove()
-        if len(seen) != 1 or seen[0][0].ndim != 2 or seen[0][1] is not output:
-            raise ValueError(
-                f"model.{self.head_name} is called {len(seen)} times, on inputs of shape "
-                f"{[tuple(inputs.shape) for inputs, _ in seen]}: AmortizedMAML needs a head that is called once, on "
-                "[examples, features], and a model that returns the head's output unchanged"
-            )
-        features = seen[0][0].to(meta["log_penalty"].dtype)  # half precision cannot be solved in
+        parameters = {**self.model_parameters(meta), **body}
+        features, _ = features_and_output(self.model, self.head_name, "AmortizedMAML", self.call_model, parameters, x)
+        features = features.to(meta["log_penalty"].dtype)  # half precision cannot be solved in
         return torch.cat([features, features.new_ones(features.shape[0], 1)], dim=1)
 
     def _own_head(self, meta: MetaParameters) -> Tensor:
@@ -250,9 +242,7 @@ class AmortizedMAML(BayesianLearner):
         return torch.cat([weight, weight.new_zeros(1, weight.shape[1]) if bias is None else bias[None]])
 
     def _one_hot_targets(self, meta: MetaParameters, y: Tensor) -> Tensor:
-        if self.likelihood == "categorical" and not y.is_floating_point():
-            y = y[:, None] == torch.arange(self.outputs, device=y.device)  # one-hot; F.one_hot cannot be vectorized
-        return y.reshape(-1, self.outputs).to(meta["log_penalty"].dtype)
+        return target_rows(self.likelihood, y, self.outputs).to(meta["log_penalty"].dtype)
 
     def _solved(self, meta: MetaParameters, body: Vector, support: Support) -> tuple[RidgeSolution, Tensor]:
         features, targets = self._features(meta, body, support.x), self._one_hot_targets(meta, support.y)

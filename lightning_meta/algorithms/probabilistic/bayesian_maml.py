@@ -118,6 +118,11 @@ class BayesianMAML(BayesianLearner):
         start = like.new_tensor(math.log(prior_precision)) if learned_prior_precision else None
         self.log_prior_precision = None if start is None else nn.Parameter(start)
 
+    @property
+    def diagnostic_names(self) -> tuple[str, ...]:
+        """What the chaser loss logs besides the loss."""
+        return ("nll", "chaser_loss") if self.meta_loss == "chaser" else ()
+
     def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
         """Yield the particles, by name ``[particles, ...]``, after 0, 1, ..., ``steps`` steps on the support set."""
         particles, shared = self._parted(meta)

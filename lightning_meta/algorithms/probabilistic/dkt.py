@@ -106,6 +106,8 @@ class DKT(PosteriorLearner, SupportClassLearner):
         torch.Size([7, 1])
     """
 
+    diagnostic_names = ("nll",)
+
     def __init__(
         self,
         model: nn.Module,

@@ -82,6 +82,8 @@ class PLATIPUS(BayesianLearner):
 
     is_stochastic = True
 
+    diagnostic_names = ("nll", "kl")
+
     def __init__(
         self,
         model: nn.Module,
