@@ -15,7 +15,8 @@ def small(config: Path) -> list[str]:
     """Arguments that make a configuration's run take seconds."""
     few = ["--data.tasks_per_batch=2", "--data.train_tasks=4", "--data.val_tasks=4", "--data.test_tasks=4"]
     domain = config.stem.split("_")[0]
-    lean = ["--model.model.init_args.filters=4"] if domain == "omniglot" else []
+    narrow = {"omniglot": "filters=4", "cifarfs": "widths=[4,4,4,4]"}
+    lean = [f"--model.model.init_args.{narrow[domain]}"] if domain in narrow else []
     if domain in WRITERS:
         root = Path(domain)
         if not root.exists():
