@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from PIL import Image
 
 from tests.data.text.look_alikes import write_clinc150
 
@@ -53,7 +55,23 @@ def write_sp500(root: Path) -> None:
         table.with_columns(Name=pl.lit(f"S{number}")).write_csv(folder / f"S{number}_data.csv")
 
 
+def write_cifarfs(root: Path) -> None:
+    """CIFAR-FS: 64, 16 and 20 classes of 16 pictures of 4 × 4 pixels."""
+    random = np.random.default_rng(0)
+    names = {"train": 64, "val": 16, "test": 20}
+    with zipfile.ZipFile(root / "cifar100.zip", "w") as archive:
+        for split, classes in names.items():
+            archive.writestr(
+                f"cifar100/splits/bertinetto/{split}.txt", "\n".join(f"{split}_{n}" for n in range(classes))
+            )
+            for number in range(16 * classes):
+                file = io.BytesIO()
+                Image.fromarray(random.integers(256, size=(4, 4, 3), dtype=np.uint8)).save(file, "PNG")
+                archive.writestr(f"cifar100/data/{split}_{number // 16}/{number}.png", file.getvalue())
+
+
 WRITERS = {
+    "cifarfs": write_cifarfs,
     "clinc150": write_clinc,
     "physionet": write_physionet,
     "parkinsons": write_parkinsons,

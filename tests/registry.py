@@ -191,8 +191,6 @@ LEARNERS = [
         certain={"initial_log_std": -40.0, "kl_weight": 1e-60},
     ),
     Entry("DKT", DKT),
-    Entry("ProtoMAML", ProtoMAML, classes_only=True),
-    Entry("ProtoNet", ProtoNet, classes_only=True),
     Entry("DKT-classes", DKT, classes_only=True),
     Entry("VERSA", VERSA, classes_only=True, draws=True, certain={"initial_log_std": -40.0}),
     # As for AmortizedMAML, a hook on the head.

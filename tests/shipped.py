@@ -16,7 +16,8 @@ def small(config: Path) -> list[str]:
     """Arguments that make a configuration's run take seconds."""
     few = ["--data.tasks_per_batch=2", "--data.train_tasks=4", "--data.val_tasks=4", "--data.test_tasks=4"]
     domain = config.stem.split("_")[0]
-    lean = ["--model.model.init_args.filters=4"] if domain == "omniglot" else []
+    narrow = {"omniglot": "filters=4", "cifarfs": "widths=[4,4,4,4]"}
+    lean = [f"--model.model.init_args.{narrow[domain]}"] if domain in narrow else []
     if "num_train_classes" in config.read_text():
         lean += ["--trainer.limit_train_batches=2", f"--model.num_train_classes={TRAIN_CLASSES[domain]}"]
         lean += ["--data.rotations=false"] if domain == "omniglot" else []

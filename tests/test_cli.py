@@ -30,7 +30,7 @@ FIRST_OF_THEIR_LEARNER = {re.search(r"class_path: (\w+)", own.read_text())[1]: o
 def test_every_configuration_fits_tests_predicts_and_loads(config):
     cli = main(["fit", *small(config)])
     assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
-    metric = "acc" if config.stem.startswith(("omniglot", "clinc150")) else "mse"
+    metric = "acc" if config.stem.startswith(("omniglot", "clinc150", "cifarfs")) else "mse"
     assert {
         f"val/{metric}",
         f"val/{metric}_ci95",

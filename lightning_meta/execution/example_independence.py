@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from lightning_meta.likelihoods.losses import LossFunction, splits_by_example
 from lightning_meta.models.batch_statistics import BatchStatistics
 from lightning_meta.models.mlp import MLP
+from lightning_meta.models.norm import TaskLayerNorm
+from lightning_meta.models.sequence_encoder import SelfAttention, SequenceEncoder, TransformerBlock
 from lightning_meta.models.text_encoder import BagOfWords, TextEncoder
+from lightning_meta.models.text_transformer import TextTransformer
+from lightning_meta.models.vision_transformer import VisionTransformer
 
 # Element by element, or within an example, whatever the number of dimensions.
 _ANY_DIMS = (
@@ -32,6 +36,13 @@ _SPATIAL: dict[type[nn.Module], int] = {
     for kind in kinds
 } | {nn.Dropout1d: 3, nn.Dropout2d: 4, nn.Dropout3d: 5, nn.Softmax2d: 4}
 
+# This package's own, from the dimensions of a batch to those of the output.
+_OWN: dict[type[nn.Module], tuple[int, int]] = {
+    **dict.fromkeys((SelfAttention, TransformerBlock, SequenceEncoder, TaskLayerNorm), (3, 3)),
+    VisionTransformer: (4, 2),
+}
+_TEXTS = (TextEncoder, BagOfWords, TextTransformer)
+
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -50,8 +61,11 @@ def dims_after(module: nn.Module, dims: int, choice: BatchStatistics) -> int | N
     """
     kind = type(module)
     of_torch = kind.__module__.startswith("torch.nn.modules.")  # a class derived from torch's may do anything
-    if not (of_torch or kind is MLP) or not _is_as_defined(module):
+    if not (of_torch or kind is MLP or kind in _OWN) or not _is_as_defined(module):
         return None
+    if kind in _OWN:
+        taken, given = _OWN[kind]
+        return given if dims == taken and all(_is_fit(part, choice) for part in module.children()) else None
     if isinstance(module, nn.Embedding) and dims >= 1:
         return dims + 1
     if dims < 2:
@@ -77,9 +91,17 @@ def dims_after(module: nn.Module, dims: int, choice: BatchStatistics) -> int | N
 
 def takes_texts_apart(model: nn.Module, choice: BatchStatistics) -> bool:
     """Whether a model is one of this package's for texts, which takes each example by itself."""
-    if type(model) not in (TextEncoder, BagOfWords) or not _is_as_defined(model):
+    if type(model) not in _TEXTS or not _is_as_defined(model):
         return False
-    return all(dims_after(part, 2, choice) is not None for part in model.children())
+    return all(_is_fit(part, choice) for part in model.children())
+
+
+def _is_fit(part: nn.Module, choice: BatchStatistics) -> bool:
+    """Whether a part of this package's models takes examples apart, for the dimensions that it gets there."""
+    if type(part) is nn.ModuleList:
+        return all(_is_fit(each, choice) for each in part)
+    dims = _SPATIAL.get(type(part)) or _OWN.get(type(part), (2, 2))[0]
+    return dims_after(part, dims, choice) is not None
 
 
 def _is_as_defined(module: nn.Module) -> bool:

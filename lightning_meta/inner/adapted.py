@@ -31,23 +31,6 @@ def adapted_names(model: nn.Module, adapt: str | Sequence[str]) -> tuple[str, ..
     return tuple(names)
 
 
-def linear_head(model: nn.Module, use: str) -> tuple[str, nn.Linear]:
-    """Return the name and the module of the last defined layer with parameters of its own.
-
-    Args:
-        model: The model.
-        use: Who does what with it, for the error.
-
-    Raises:
-        ValueError: If it is no linear layer.
-    """
-    owners = [(n, m) for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
-    if not owners or not isinstance(owners[-1][1], nn.Linear):
-        last = type(owners[-1][1]).__name__ if owners else "nothing"
-        raise ValueError(f"model ends in {last}, and {use} an nn.Linear at the end: add one")
-    return owners[-1]
-
-
 def _named_part(model: nn.Module, part: str, trainable: list[str]) -> list[str]:
     if part == "all":
         return trainable

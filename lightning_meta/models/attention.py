@@ -1,125 +1,30 @@
-"""Attention over sets, with masks for padding."""
+"""Attention of several heads, written out so that its derivatives exist to every order.
+
+Paper: Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv 1706.03762. For heads of size d (equation 1):
+
+    attention(Q, K, V) = softmax(Q Kᵀ / √d) V
+
+Torch's fused kernels for it have no second derivative, which meta-gradients need, and cannot be vectorized over tasks.
+"""
 
 import math
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-
-from lightning_meta.arguments import check_count
-from lightning_meta.models.mlp import MLP
+from torch import Tensor
 
 
-class MultiheadAttention(nn.Module):
-    """Multihead attention (Vaswani et al., 2017, section 3.2) of one set to another, without dropout.
-
-    Plain matrix products: fused kernels have no second derivative, and cannot be vectorized over tasks.
+def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Return what each query gets from the values, ``[..., queries, width]``.
 
     Args:
-        width: Size of queries, keys, values and outputs.
-        heads: The number of heads, which divides ``width``.
-
-    Raises:
-        ValueError: If it does not.
+        queries: ``[..., queries, width]``, whose parts of size ``width / heads`` are those of the heads.
+        keys: ``[..., keys, width]``.
+        values: ``[..., keys, width]``.
+        heads: The number of heads, which divides the width.
+        mask: ``[..., keys]``, True where a key counts; None where all do. At least one must.
     """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        check_count("heads", heads)
-        if width % heads:
-            raise ValueError(f"heads={heads} does not divide the width {width}: take a divisor")
-        self.width = width
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.mix = nn.Linear(width, width)
-
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return ``[queries, width]``.
-
-        Args:
-            queries: ``[queries, width]``.
-            keys: ``[keys, width]``.
-            values: ``[keys, width]``.
-            mask: ``[keys]``, True where a key counts; None where all do. At least one must.
-        """
-        query, key, value = self.query(queries), self.key(keys), self.value(values)
-        query, key, value = (part.unflatten(1, (self.heads, -1)).transpose(0, 1) for part in (query, key, value))
-        scores = query @ key.mT / math.sqrt(self.width / self.heads)  # [heads, queries, keys]
-        if mask is not None:
-            scores = torch.where(mask, scores, -torch.inf)
-        return self.mix((scores.softmax(2) @ value).transpose(0, 1).flatten(1))
-
-
-class TransformerBlock(nn.Module):
-    """A layer of a transformer (Vaswani et al., 2017), normalized after each sublayer, without dropout.
-
-    Args:
-        width: Size of a token.
-        heads: The number of heads.
-        hidden: Size of the hidden layer.
-    """
-
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
-        super().__init__()
-        self.width = width
-        self.heads = heads
-        self.hidden = hidden
-        self.attention = MultiheadAttention(width, heads)
-        self.attention_norm = nn.LayerNorm(width)
-        self.feed_forward = MLP(width, width, [hidden])
-        self.feed_forward_norm = nn.LayerNorm(width)
-
-    def forward(self, tokens: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return ``[tokens, width]`` for tokens that attend to ``[context, width]``, whose mask is ``[context]``."""
-        tokens = _normalized(self.attention_norm, tokens + self.attention(tokens, context, context, mask))
-        return _normalized(self.feed_forward_norm, tokens + self.feed_forward(tokens))
-
-
-class SetTransformer(nn.Module):
-    """An embedding of a set's elements and layers in which all attend to the set's, in any order.
-
-    Args:
-        in_features: Size of an element.
-        width: Size of a token.
-        embedding_layers: Hidden layers of the embedding, a perceptron.
-        blocks: The number of layers with attention.
-        heads: The number of heads.
-
-    Raises:
-        ValueError: If a size is out of its range, or the heads do not divide the width.
-    """
-
-    def __init__(self, in_features: int, width: int, embedding_layers: int, blocks: int, heads: int) -> None:
-        super().__init__()
-        check_count("blocks", blocks, least=0)
-        self.in_features = in_features
-        self.width = width
-        self.embedding_layers = embedding_layers
-        self.heads = heads
-        self.embedding = MLP(in_features, width, [width] * embedding_layers)
-        self.blocks = nn.ModuleList(TransformerBlock(width, heads, 2 * width) for _ in range(blocks))
-
-    def forward(
-        self, elements: Tensor, mask: Tensor | None = None, contexts: Sequence[Tensor] | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the tokens after the last layer, ``[elements, width]``, and what they attended to in each layer.
-
-        Args:
-            elements: ``[elements, in_features]``.
-            mask: Which elements of the set are real, ``[set]``; None: all.
-            contexts: What to attend to in each layer, ``[set, width]``, as returned for a set; None: ``elements`` are
-                the set. With them, no token has an influence on another.
-        """
-        tokens, attended = self.embedding(elements), []
-        for index, block in enumerate(self.blocks):
-            context = tokens if contexts is None else contexts[index]
-            attended.append(context)
-            tokens = block(tokens, context, mask)
-        return tokens, attended
-
-
-def _normalized(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
-    """Normalize in the precision of the weights: with less, which autocast gives, vectorized gradients are an error."""
-    return norm(tokens.to(norm.weight.dtype))
+    query, key, value = (part.unflatten(-1, (heads, -1)).transpose(-3, -2) for part in (queries, keys, values))
+    scores = query @ key.mT / math.sqrt(query.shape[-1])  # [..., heads, queries, keys]
+    if mask is not None:
+        scores = torch.where(mask[..., None, None, :], scores, torch.finfo(scores.dtype).min)
+    return (scores.softmax(-1) @ value).transpose(-3, -2).flatten(-2)

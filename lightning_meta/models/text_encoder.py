@@ -71,18 +71,27 @@ class TextEncoder(nn.Module):
     def forward(self, texts: Mapping[str, Tensor]) -> Tensor:
         """Return outputs ``[examples, num_classes]`` for texts ``[examples, length]``."""
         ids, mask = texts["input_ids"], texts["attention_mask"] != 0
-        try:
-            embedded, scores = self.embedding(ids), self.weights(ids)[..., 0]
-        except IndexError as error:
-            raise ValueError(
-                f"an id of the texts is not in [0, {self.vocabulary_size}): set the model's vocabulary_size to the "
-                "data module's"
-            ) from error
+        embedded, scores = embedded_words(self.embedding, ids), self.weights(ids)[..., 0]
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = scores.softmax(dim=1) * mask  # [examples, length]; 0 for padding, in texts without words too
         mean = (weights[:, None] @ embedded)[:, 0]  # [examples, embedding_size]
         unit = mean * (mean.square().sum(1, keepdim=True) + _SMALL).rsqrt()
         return self.head(self.layers(unit))
+
+
+def embedded_words(embedding: nn.Embedding, ids: Tensor) -> Tensor:
+    """Return the rows ``[..., size]`` of a table for ids ``[...]``.
+
+    Raises:
+        ValueError: If an id has no row.
+    """
+    try:
+        return embedding(ids)
+    except IndexError as error:
+        raise ValueError(
+            f"an id of the texts is not in [0, {embedding.num_embeddings}): set the model's vocabulary_size to the "
+            "data module's"
+        ) from error
 
 
 class BagOfWords(nn.Module):

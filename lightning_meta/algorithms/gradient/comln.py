@@ -39,8 +39,8 @@ from torch import Tensor, nn
 from lightning_meta.arguments import check_choice, check_count, check_rate
 from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
 from lightning_meta.episodes.trees import map_leaves
+from lightning_meta.execution.linear_head import linear_head
 from lightning_meta.inner import InnerStep
-from lightning_meta.inner.adapted import linear_head
 from lightning_meta.inner.solvers.gradient_flow import CrossEntropy, SquaredError, gradient_flow
 from lightning_meta.inner.solvers.ridge import full_precision
 from lightning_meta.inner.vectors import Vector

@@ -40,7 +40,6 @@ from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
 from lightning_meta.execution.functional import call_with
 from lightning_meta.execution.linear_head import features_and_output, linear_head
 from lightning_meta.inner import adapted_names
-from lightning_meta.inner.adapted import linear_head
 from lightning_meta.inner.inner_loop import InnerStep, run_through
 from lightning_meta.inner.names import key_of
 from lightning_meta.inner.solvers.ridge import RidgeSolution, ridge

@@ -39,8 +39,8 @@ from lightning_meta.inner.variational.gaussian import DiagonalGaussian, gaussian
 from lightning_meta.learners import module_part
 from lightning_meta.likelihoods import LossFunction
 from lightning_meta.likelihoods.predictive import Samples
-from lightning_meta.models.attention import MultiheadAttention, SetTransformer
 from lightning_meta.models.mlp import MLP
+from lightning_meta.models.set_transformer import MultiheadAttention, SetTransformer
 
 
 class Representation(NamedTuple):

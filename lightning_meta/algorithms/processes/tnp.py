@@ -33,8 +33,8 @@ from lightning_meta.execution.functional import call_with
 from lightning_meta.learners import module_part
 from lightning_meta.likelihoods import LossFunction
 from lightning_meta.likelihoods.predictive import Samples
-from lightning_meta.models.attention import SetTransformer
 from lightning_meta.models.mlp import MLP
+from lightning_meta.models.set_transformer import SetTransformer
 
 
 class SupportTokens(NamedTuple):

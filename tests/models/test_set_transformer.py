@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from lightning_meta.models.attention import MultiheadAttention, SetTransformer, TransformerBlock
+from lightning_meta.models.set_transformer import MultiheadAttention, SetTransformer, SetTransformerBlock
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -22,7 +22,7 @@ def torch_attention(own: MultiheadAttention) -> nn.MultiheadAttention:
     return theirs
 
 
-def torch_layer(own: TransformerBlock) -> nn.TransformerEncoderLayer:
+def torch_layer(own: SetTransformerBlock) -> nn.TransformerEncoderLayer:
     """The layer of torch with this block's weights, without dropout."""
     theirs = nn.TransformerEncoderLayer(own.width, own.heads, own.hidden, dropout=0.0, batch_first=True)
     theirs.self_attn = torch_attention(own.attention)
@@ -44,7 +44,7 @@ def test_attention_is_torchs(mask):
 
 @pytest.mark.parametrize("mask", [None, torch.tensor([True, True, False, True])])
 def test_a_block_is_torchs_layer(mask):
-    own, tokens = TransformerBlock(6, heads=2, hidden=10), torch.randn(4, 6)
+    own, tokens = SetTransformerBlock(6, heads=2, hidden=10), torch.randn(4, 6)
     with torch.no_grad():
         for p in own.parameters():
             p.add_(0.1 * torch.randn_like(p))  # affine normalization too
