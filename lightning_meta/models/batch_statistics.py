@@ -29,8 +29,8 @@ def check_normalization(model: nn.Module, choice: BatchStatistics, argument: str
             )
         if isinstance(module, TaskBatchNorm2d) and choice == "running":
             raise TypeError(
-                f'batch_statistics="running" but {argument}.{name} is a TaskBatchNorm2d, which keeps none: use "batch", '
-                "or a model that keeps them, such as ResNet12(running_statistics=True)"
+                f'batch_statistics="running" but {argument}.{name} is a TaskBatchNorm2d, which keeps none: use '
+                '"batch", or a model that keeps them, such as ResNet12(running_statistics=True)'
             )
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise TypeError(
