@@ -34,6 +34,7 @@ def test_the_command_prints_and_saves(tmp_path, monkeypatch, capsys):
     report = main([*arguments, "--train_steps", "4"])
     printed = capsys.readouterr()
     assert "joint fine-tuned" in printed.out
+    assert "GPU available" not in printed.err + printed.out
     for announced in ("outer steps", "fine-tuning", "from scratch", "distinct tasks"):
         assert f"diagnose: training {announced}" in printed.err or announced in printed.err
     saved = json.loads((tmp_path / "found" / "report.json").read_text())
@@ -50,7 +51,9 @@ def test_the_command_prints_and_saves(tmp_path, monkeypatch, capsys):
 def test_too_few_tasks_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiment.yaml").write_text(CONFIG)
-    for flags, message in ((["--num_tasks", "40"], "the data module has 30"), (["--num_tasks", "1"], "num_tasks=1")):
+    few, one = (["--num_tasks", "40"], "the data module has 30"), (["--num_tasks", "1"], "num_tasks=1")
+    none = ["--num_tasks", "8", "--train_sizes", "[2]", "--train_steps", "0"], "train_steps=0 must be an integer"
+    for flags, message in (few, one, none):
         with pytest.raises(SystemExit) as stopped:
             main(["analyze", "diagnose", "--config", "experiment.yaml", *flags])
         assert stopped.value.code == 2

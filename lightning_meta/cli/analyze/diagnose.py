@@ -60,6 +60,7 @@ def diagnose_report(
     tasks, train = data.episodes("val"), data.episodes("train")
     for count in shots or ():  # errors come before what takes long
         tasks.with_shots(count)
+    check_count("train_steps", train_steps)
     for size in train_sizes or ():
         check_count("train_sizes", size)
         if (most := len(train.distinct_indices(size))) < size:

@@ -16,6 +16,7 @@ from lightning_meta.analysis.rate_search import RateSearch, search_rate
 from lightning_meta.analysis.step_gains import StepGains, step_gains
 from lightning_meta.analysis.task_losses import check_has_rate, losses_by_step
 from lightning_meta.analysis.tasks import take
+from lightning_meta.arguments import check_count
 from lightning_meta.cli.analyze import rate_pictures
 from lightning_meta.cli.analyze.adjoint_part import adjoint_advice, adjoint_tables, draw_adjoint
 from lightning_meta.cli.analyze.report import Report
@@ -64,6 +65,7 @@ def rates_report(
         seed: The seed of the draws of learners that draw.
     """
     adapting, tasks = check_has_rate(learner), data.episodes("val")
+    check_count("gain_tasks", gain_tasks, least=2)
     asked = dict.fromkeys((adapting.eval_inner_steps, adapting.inner_steps)) if steps is None else (steps,)
     searches = [search_rate(learner, tasks, number, tolerance, budget, seed=seed) for number in asked]
     batch = take(tasks, min(gain_tasks, len(tasks)), learner.device)
