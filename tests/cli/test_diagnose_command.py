@@ -83,3 +83,25 @@ def test_the_learner_does_not_change():
     assert torch.equal(state, torch.random.get_rng_state())
     again = diagnose_report(learner, data, 10, 5, scratch_steps=2)
     assert report.table.equals(again.table)
+
+
+class Scaled(nn.Module):
+    """A layer without `reset_parameters`."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.scale * x
+
+
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [({}, "joint_epochs=0"), ({"train_sizes": [2], "joint_epochs": 0, "scratch_steps": 0}, "leave out train_sizes")],
+)
+def test_a_model_that_cannot_start_anew_is_told_before_any_work(options, cure, monkeypatch):
+    learner = MAML(Scaled(), nn.MSELoss())
+    monkeypatch.setattr(learner, "map_tasks", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match=f"a Scaled, has no reset_parameters.*{cure}"):
+        diagnose_report(learner, SinusoidDataModule(shots=5, train_tasks=20), **options)
