@@ -12,7 +12,9 @@ are shared out anew in each repetition; there each task is once the new one.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,8 +94,9 @@ def main() -> None:
         return
     found = []
     for seed in range(args.sharings):
-        data.seed = seed
-        scores = conformal.scores(data.episodes("test").disjoint())
+        drawn: Any = copy.copy(data.episodes("test"))
+        drawn.seed = seed
+        scores = conformal.scores(drawn.disjoint())
         count = len(scores)
         for new in range(count):
             rest = np.delete(np.arange(count), new)

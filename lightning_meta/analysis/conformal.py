@@ -182,4 +182,4 @@ def threshold_of(scores: list[Tensor], coverage: float) -> float:
         18.0
     """
     sizes = torch.cat([torch.full((len(own),), len(own)) for own in scores])
-    return float(hierarchical_quantiles(torch.cat(scores), sizes, torch.tensor([coverage]).double())[0])
+    return float(hierarchical_quantiles(torch.cat(scores), sizes, torch.tensor([coverage], dtype=torch.double))[0])
