@@ -69,10 +69,10 @@ def upper_bound(losses: Any, delta: float = 0.05, method: BoundMethod = "betting
 
 
 def quantile_bound(losses: Any, quantile: float = 0.9, delta: float = 0.05) -> float:
-    """Return a number below which lies the loss of a new task with probability ``quantile``, for losses of any size.
+    """Return what the loss of a new task does not exceed with probability ``quantile``, for losses of any size.
 
-    It is the smallest order statistic that exceeds the quantile with probability 1 − δ over the draw of the held-out
-    tasks (Wilks, 1941). Infinite losses are allowed.
+    It is the smallest order statistic that reaches the quantile with probability 1 − δ over the draw of the held-out
+    tasks (Wilks, 1941). Infinite losses are allowed, and those that are no numbers count as infinite.
 
     Args:
         losses: One loss for each task, ``[tasks]``.
@@ -80,24 +80,33 @@ def quantile_bound(losses: Any, quantile: float = 0.9, delta: float = 0.05) -> f
         delta: The probability of an error, between 0 and 1.
 
     Raises:
-        ValueError: If there are too few tasks: fewer than ``ln δ / ln quantile``.
+        ValueError: If there are too few tasks, fewer than ``ln δ / ln quantile``, or not one loss for each.
 
     Example:
         >>> quantile_bound(range(100), quantile=0.9)
         95.0
     """
-    _check_delta(delta)
-    _check_probability("quantile", quantile)
-    values = np.sort(np.asarray(losses, dtype=float))
-    # The k-th smallest of n losses exceeds the quantile if fewer than k losses lie below it.
-    rank = int(stats.binom.ppf(1 - delta, len(values), quantile)) + 1
+    values = np.asarray(losses, dtype=float)
+    _check_shape(values)
+    rank = quantile_rank(len(values), quantile, delta)
     if rank > len(values):
         least = math.ceil(math.log(delta) / math.log(quantile))
         raise ValueError(
             f"losses has {len(values)} tasks, too few for quantile={quantile} with delta={delta}: give it at least "
             f"{least}"
         )
-    return float(values[rank - 1])
+    return float(np.sort(np.where(np.isnan(values), np.inf, values))[rank - 1])
+
+
+def quantile_rank(tasks: int, quantile: float, delta: float) -> int:
+    """Return which of the losses of so many tasks, counted from the lowest as 1, bounds the quantile.
+
+    The k-th smallest loss reaches the quantile if fewer than k losses lie below it. A rank above the number of tasks
+    says that they are too few.
+    """
+    _check_delta(delta)
+    _check_probability("quantile", quantile)
+    return int(stats.binom.ppf(1 - delta, tasks, quantile)) + 1
 
 
 def pac_bayes_bound(mean_loss: float, tasks: int, divergence: float, delta: float = 0.05) -> float:
@@ -198,8 +207,7 @@ _BOUNDS: dict[str, Callable[[Losses, float], float]] = {
 
 def _checked(losses: Any) -> Losses:
     values = np.asarray(losses, dtype=float)
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"losses must be one number for each task, [tasks], not of shape {values.shape}")
+    _check_shape(values)
     outside = values[~((values >= 0) & (values <= 1))]
     if len(outside):
         raise ValueError(
@@ -207,6 +215,11 @@ def _checked(losses: Any) -> Losses:
             "value, after limiting it to that"
         )
     return values
+
+
+def _check_shape(values: Losses) -> None:
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"losses must be one number for each task, [tasks], not of shape {values.shape}")
 
 
 def _check_delta(delta: Any) -> None:

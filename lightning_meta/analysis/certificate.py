@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 from scipy import stats
 
-from lightning_meta.analysis.bounds import BoundMethod, Losses, quantile_bound, upper_bound
+from lightning_meta.analysis.bounds import BoundMethod, Losses, quantile_bound, quantile_rank, upper_bound
 from lightning_meta.arguments import check_choice, check_count, check_rate
 
 
@@ -142,6 +142,5 @@ def _bound_or_none(shares: Losses, delta: float, method: BoundMethod) -> float |
 
 
 def _quantile_or_none(values: Losses, quantile: float, delta: float) -> float | None:
-    if 0 < quantile < 1 and (1 - quantile ** len(values)) < 1 - delta:
-        return None
-    return quantile_bound(values, quantile, delta)
+    too_few = quantile_rank(len(values), quantile, delta) > len(values)
+    return None if too_few else quantile_bound(values, quantile, delta)

@@ -78,7 +78,7 @@ class ConformalPredictor:
             ValueError: If there are fewer than ``coverage / (1 − coverage)`` tasks, too few for any finite threshold.
         """
         check_coverage(coverage)
-        scores = self._scores(episodes)
+        scores = self.scores(episodes)
         least = math.ceil(coverage / (1 - coverage) - 1e-9)
         if len(scores) < least:
             raise ValueError(
@@ -104,19 +104,21 @@ class ConformalPredictor:
             RuntimeError: If `calibrate` was not called.
         """
         threshold = self._threshold()
-        return torch.stack([(own <= threshold).double().mean() for own in self._scores(episodes)])
+        return torch.stack([(own <= threshold).double().mean() for own in self.scores(episodes)])
 
-    def _threshold(self) -> float:
-        if self.threshold is None:
-            raise RuntimeError("the predictor has no threshold: call calibrate(episodes) first")
-        return self.threshold
-
-    def _scores(self, episodes: Tasks) -> list[Tensor]:
+    @torch.no_grad()
+    def scores(self, episodes: Tasks) -> list[Tensor]:
+        """Return the scores of each task's queries, ``[queries]`` each."""
         if isinstance(episodes, EpisodeDataset):
             count = len(episodes)
             episodes = [episodes.make(np.arange(i, min(i + _AT_ONCE, count))) for i in range(0, count, _AT_ONCE)]
         batches = [episodes] if isinstance(episodes, Episode) else episodes
         return [scores for batch in batches for scores in self._batch_scores(batch)]
+
+    def _threshold(self) -> float:
+        if self.threshold is None:
+            raise RuntimeError("the predictor has no threshold: call calibrate(episodes) first")
+        return self.threshold
 
     def _batch_scores(self, batch: Episode) -> Iterable[Tensor]:
         learner, y = self.learner, batch.query_y
@@ -180,4 +182,4 @@ def threshold_of(scores: list[Tensor], coverage: float) -> float:
         18.0
     """
     sizes = torch.cat([torch.full((len(own),), len(own)) for own in scores])
-    return float(hierarchical_quantiles(torch.cat(scores), sizes, torch.tensor([coverage]).double())[0])
+    return float(hierarchical_quantiles(torch.cat(scores), sizes, torch.tensor([coverage], dtype=torch.double))[0])

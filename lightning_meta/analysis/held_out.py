@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.analysis.tasks import take
+from lightning_meta.analysis.tasks import check_available, take
 from lightning_meta.arguments import check_count
 from lightning_meta.data.episodes import EpisodeDataset
 from lightning_meta.episodes import Episode
@@ -51,6 +51,7 @@ def held_out_losses(
     """
     count = len(tasks) if count is None else count
     check_count("count", count)
+    check_available(tasks, count)
     adapted, unadapted, kind = [], [], "loss"
     steps = learner.eval_inner_steps
     with evaluation_mode(learner):

@@ -10,11 +10,24 @@ from torch import Tensor
 
 
 class Interval(NamedTuple):
-    """A mean over tasks and its 95 % interval."""
+    """An estimate and its 95 % interval over tasks; NaN where it is undetermined."""
 
     mean: float
     low: float
     high: float
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether the whole interval lies above 0."""
+        return self.low > 0
+
+    @property
+    def is_negative(self) -> bool:
+        """Whether the whole interval lies below 0."""
+        return self.high < 0
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3g} ({self.low:.3g} to {self.high:.3g})"
 
 
 def mean_interval(values: Tensor) -> Interval:

@@ -31,8 +31,9 @@ class RateRace:
     The first stage takes rates a factor of 3 apart on 16 tasks, and further rates while the best is the outermost.
     Three stages follow that take two rates beside the best, by half the last distance on the logarithmic axis, and
     double the tasks; all further stages double the tasks. Each stage keeps the rates that are not told apart from the
-    best by the 95 % interval of their paired differences, at most the six with the lowest losses. Rates are compared on
-    all tasks so far, the same for both.
+    best by the 95 % interval of their paired differences, at most the six with the lowest losses. If a task diverges
+    with all of them, the highest rate with which none does takes their place. Rates are compared on all tasks so far,
+    the same for both.
 
     Args:
         losses: Evaluates a rate on tasks. Blocks of tasks are the same for all rates.
@@ -95,11 +96,7 @@ class RateRace:
                 break
             self._extend([outer])
         if not math.isfinite(self._mean(min(self._losses, key=self._mean))):
-            low, high = self.rate(min(self._losses)), self.rate(max(self._losses))
-            raise ValueError(
-                f"of {self.tasks} tasks at least one diverges with each inner rate from {low:.2g} to {high:.2g}: check "
-                "the data and the learner's parameters"
-            )
+            raise self._diverging()
 
     def _extend(self, exponents: Iterable[int]) -> None:
         """Evaluate rates on the tasks of this stage that they were not evaluated on yet."""
@@ -119,9 +116,31 @@ class RateRace:
 
     def _kept(self, exponents: Iterable[int]) -> list[int]:
         finite = [exponent for exponent in exponents if math.isfinite(self._mean(exponent))]
+        if not finite:
+            finite = [self._highest_finite()]
         best = min(finite, key=self._mean)
         kept = [e for e in finite if e == best or self._difference(e, best).low <= 0]
         return sorted(kept, key=self._mean)[:_CONTENDERS]
+
+    def _highest_finite(self) -> int:
+        """Return the highest rate with which no task so far diverges, where one does with each contender.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        for exponent in sorted(self._losses, reverse=True):
+            if math.isfinite(self._mean(exponent)):
+                self._extend([exponent])
+                if math.isfinite(self._mean(exponent)):
+                    return exponent
+        raise self._diverging()
+
+    def _diverging(self) -> ValueError:
+        low, high = self.rate(min(self._losses)), self.rate(max(self._losses))
+        return ValueError(
+            f"of {self.tasks} tasks at least one diverges with each inner rate from {low:.2g} to {high:.2g}: check "
+            "the data and the learner's parameters"
+        )
 
     def _beside_the_best(self, contenders: list[int], spacing: int) -> list[int]:
         """Return the contenders and the rates on both sides of the best."""

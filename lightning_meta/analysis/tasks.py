@@ -17,12 +17,17 @@ def take(tasks: EpisodeDataset, count: int, device: torch.device | str = "cpu", 
     Raises:
         ValueError: If the data set has fewer.
     """
-    if first + count > len(tasks):
-        raise ValueError(
-            f"{first + count} tasks are asked for, and the data module has {len(tasks)} in this split: ask "
-            "for fewer, or give it more (val_tasks, test_tasks)"
-        )
+    check_available(tasks, first + count)
     return moved_to(device, tasks.make(np.arange(first, first + count)))
+
+
+def check_available(tasks: EpisodeDataset, count: int) -> None:
+    """Raise a ValueError if a data set has fewer tasks."""
+    if count > len(tasks):
+        raise ValueError(
+            f"{count} tasks are asked for, and the data module has {len(tasks)} in this split: ask for fewer, or give "
+            "it more (val_tasks, test_tasks)"
+        )
 
 
 def moved_to(device: torch.device | str, batch: Episode) -> Episode:

@@ -15,8 +15,8 @@ _LIBRARIES = {
     *(sys.stdlib_module_names - {"__main__"}),
 }
 
-_ALWAYS = (FileNotFoundError, UnpicklingError, PolarsError)
-_KINDS = (ValueError, OSError, RuntimeError, FloatingPointError, ImportError, *_ALWAYS)
+_ALWAYS = (OSError, UnpicklingError, PolarsError)
+_KINDS = (ValueError, RuntimeError, FloatingPointError, ImportError, *_ALWAYS)
 
 
 def message_of(error: BaseException) -> str | None:

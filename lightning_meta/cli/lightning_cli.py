@@ -34,6 +34,7 @@ _SUBCOMMAND = {
     "usage": "lightning-meta {0} --config FILE.yaml [--KEY VALUE ...]",
     "epilog": "Flags of a class: lightning-meta {0} --model.help MAML",
 }
+_WHOLE_FLAGS = {"allow_abbrev": False}  # else a mistyped flag may count as another one
 
 
 class SaveConfig(SaveConfigCallback):
@@ -217,8 +218,11 @@ def run(
         save_config_callback=SaveConfig,
         seed_everything_default=0,
         trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "."}}},
-        parser_kwargs={"prog": "lightning-meta", **texts}
-        | {name: {key: text.format(name) for key, text in _SUBCOMMAND.items()} for name in cls.subcommands()},
+        parser_kwargs={"prog": "lightning-meta", **_WHOLE_FLAGS, **texts}
+        | {
+            name: _WHOLE_FLAGS | {key: text.format(name) for key, text in _SUBCOMMAND.items()}
+            for name in cls.subcommands()
+        },
         args=args,
         run=run,
     )

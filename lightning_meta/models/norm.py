@@ -25,6 +25,11 @@ class TaskBatchNorm2d(nn.Module):
         self.weight = nn.Parameter(torch.ones(num_features))
         self.bias = nn.Parameter(torch.zeros(num_features))
 
+    def reset_parameters(self) -> None:
+        """Set scale and shift to their initial values, 1 and 0."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``[examples, channels, height, width]``."""
         return _by_batch(x, self.weight, self.bias, self.eps)

@@ -108,3 +108,10 @@ def test_too_few_tasks_for_a_quantile():
     with pytest.raises(ValueError, match="has 28 tasks, too few.*at least 29"):
         quantile_bound([0.0] * 28, 0.9, 0.05)
     assert quantile_bound([0.0] * 29, 0.9, 0.05) == 0
+
+
+def test_losses_of_a_quantile_are_one_number_for_each_task():
+    assert quantile_bound([math.nan, *range(28)], 0.9, 0.05) == math.inf
+    for losses in ([[0.0] * 29], []):
+        with pytest.raises(ValueError, match="one number for each task"):
+            quantile_bound(losses, 0.9, 0.05)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta import MAML, MLP, ProtoNet, TabularTasksDataModule, TextDataModule, TextEncoder
+from lightning_meta import MAML, MLP, Conv4, ProtoNet, TabularTasksDataModule, TextDataModule, TextEncoder
 from lightning_meta.analysis.comparison import compare_with_baselines
 from lightning_meta.analysis.fresh_model import fresh_model
 from lightning_meta.analysis.penalties import PENALTIES
@@ -181,3 +181,13 @@ def test_the_pooled_model_starts_from_new_values():
     owner.register_parameter("scale", nn.Parameter(torch.ones(1)))
     with pytest.raises(ValueError, match="set pooled_epochs=0"):
         fresh_model(owner, "set pooled_epochs=0")
+
+
+@pytest.mark.parametrize("model", [Conv4(5), MLP(hidden=[4]), TextEncoder(vocabulary_size=20, num_classes=3)])
+def test_each_model_of_the_library_can_have_new_values(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+    copied = fresh_model(model, "leave it out")
+    assert all((own != 7).any() for own in copied.parameters())
+    assert all((own == 7).all() for own in model.parameters())

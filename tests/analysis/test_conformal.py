@@ -27,6 +27,13 @@ def test_the_threshold_is_the_smallest_score_that_reaches_the_coverage():
     assert threshold_of(scores, 0.95) == math.inf
 
 
+@pytest.mark.parametrize(("rank", "tasks"), [(4, 4), (16, 19), (80, 99), (18, 19), (9, 9), (3, 4)])
+def test_one_query_each_has_the_rank_of_split_conformal_prediction(rank, tasks):
+    """The rank is ``⌈(n + 1) c⌉``, also where the coverage c is not exact in single precision."""
+    scores = [torch.tensor([float(i)]) for i in range(1, tasks + 1)]
+    assert threshold_of(scores, rank / (tasks + 1)) == rank
+
+
 @pytest.mark.parametrize(("tasks", "queries"), [(20, 1), (20, 8), (99, 5)])
 def test_a_random_query_of_a_new_task_is_covered_as_promised(tasks, queries):
     """Tasks differ in difficulty; queries within a task are alike."""

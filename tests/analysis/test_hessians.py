@@ -136,6 +136,7 @@ def test_condition_numbers_and_steps_of_conjugate_gradients():
         assert relative <= cg_error_bound(50, steps)
     steps = cg_steps_for(50, 1e-3)
     assert cg_error_bound(50, steps) <= 1e-3 < cg_error_bound(50, steps - 1)
+    assert cg_steps_for(1e40, 1e-2) == pytest.approx(0.5e20 * math.log(2 / 1e-2))  # the ratio of roots rounds to 1
 
 
 def test_other_learners_are_refused():

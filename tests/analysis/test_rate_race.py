@@ -76,3 +76,21 @@ def test_a_choice_that_does_not_matter_is_settled():
 def test_rates_that_all_diverge_are_an_error():
     with pytest.raises(ValueError, match="diverges with each inner rate"):
         race_of(lambda rate, first, count: torch.full((count,), math.inf)).run()
+
+
+def test_a_lower_rate_is_found_where_all_contenders_diverge_on_later_tasks():
+    table = Table(0.1)
+
+    def losses(rate, first, count):
+        found = table(rate, first, count)
+        return torch.full_like(found, math.inf) if first >= 32 and rate > 0.02 else found
+
+    race = race_of(losses)
+    assert 0.01 <= race.run() <= 0.02
+    assert race.tasks >= 128
+    assert all(own.numel() <= race.tasks for own in race.by_rate().values())
+
+
+def test_rates_that_all_diverge_on_later_tasks_are_an_error():
+    with pytest.raises(ValueError, match="of 32 tasks at least one diverges with each inner rate"):
+        race_of(lambda rate, first, count: torch.full((count,), math.inf if first else 1.0)).run()

@@ -71,6 +71,25 @@ def test_a_loss_above_its_stated_limit_is_told():
         certify_report(learner, SinusoidDataModule(test_tasks=10), largest_loss=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_tasks": 0}, "num_tasks=0"),
+        ({"num_tasks": 1}, "has 1 tasks, too few for method='betting'.*at least 2"),
+        ({"delta": 2.0}, "delta=2.0 must lie between 0 and 1"),
+        ({"settings": 0}, "settings=0"),
+        ({"quantile": 1.5}, "quantile=1.5 must lie between 0 and 1"),
+        ({"largest_loss": -1.0}, "largest_loss=-1.0 must be a positive number"),
+        ({"num_tasks": 500}, "500 tasks are asked for, and the data module has 40"),
+    ],
+)
+def test_bad_arguments_are_told_before_tasks_are_evaluated(options, message, monkeypatch):
+    learner = classifier()
+    monkeypatch.setattr(learner, "evaluate", lambda *_, **__: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match=message):
+        certify_report(learner, class_data(), **options)
+
+
 def test_drawn_and_disjoint_tasks_say_what_they_certify():
     drawn = certify_report(classifier(), class_data())
     assert "of ProtoNet on new tasks of these same test classes is at most" in drawn.advice[0]

@@ -164,6 +164,7 @@ def test_an_output_folder_that_is_not_empty_is_refused_before_any_work(capsys, m
     for output, message in (
         ("full", "is not empty: name another folder, or pass --overwrite"),
         ("full/mine.txt", "is a file"),
+        ("full/mine.txt/deeper", "full/mine.txt/deeper"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(["analyze", "curvature", *MODEL, *DATA, f"--output={output}"])
@@ -243,6 +244,14 @@ def test_help_names_the_analysis_and_its_flags(capsys):
         main(["analyze", "curvatur"])
     assert stopped.value.code == 2
     assert "did you mean 'curvature'?" in capsys.readouterr().err
+
+
+def test_a_flag_cut_short_is_not_taken_for_another(capsys):
+    assert "unrecognized arguments: --num_task" in refused([*MODEL, *DATA, "--num_task=3"], capsys)
+
+
+def test_a_folder_is_no_checkpoint(capsys):
+    assert "directory" in refused([*MODEL, *DATA, "--ckpt_path=/"], capsys)
 
 
 def test_the_process_says_nothing_but_the_report():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta import MAML, MLP, ImplicitMAML, MetaSGD, Reptile, SinusoidDataModule
+from lightning_meta import ANIL, MAML, MLP, ImplicitMAML, MetaSGD, Reptile, SinusoidDataModule
 from lightning_meta.analysis import adjoint_errors, curvature
 from lightning_meta.analysis.tasks import take
 from lightning_meta.cli.analyze.curvature import curvature_report, fixed_rate
@@ -38,16 +38,16 @@ def drawn(report):
 
 
 def test_the_table_has_the_quantiles_over_tasks_and_the_learners_own_rate(data):
-    learner = MAML(MLP(hidden=[8]), nn.MSELoss(), inner_lr=0.02)
+    learner = MAML(MLP(hidden=[8]), nn.MSELoss(), inner_lr=0.2)
     report = curvature_report(learner, data, num_tasks=8, steps=8, probes=2)
     found = curvature(learner, take(data.episodes("val"), 8), 8, 2, 0)
     table = rows(report.table)
     for name, level in (("5 %", 5), ("50 %", 50), ("95 %", 95)):
         expected = np.percentile(found.largest, level, method="nearest")
         assert table["eigenvalue λ_max"][name] == pytest.approx(expected)
-        assert table["0.02 · λ_max (inner_lr)"][name] == pytest.approx(0.02 * expected)
-    above = 100 * float((0.02 * found.largest > 2).double().mean())
-    assert any(f"inner_lr=0.02 is above 2/λ_max in {above:.0f} % of the tasks" in said for said in report.advice)
+        assert table["0.2 · λ_max (inner_lr)"][name] == pytest.approx(0.2 * expected)
+    above = 100 * float((0.2 * found.largest > 2).double().mean())
+    assert any(f"inner_lr=0.2 is above 2/λ_max in {above:.0f} % of the tasks" in said for said in report.advice)
     assert any("not advice about the inner rate" in said for said in report.advice)
     assert not report.more_tables
     assert list(report.pictures) == ["spectrum"]
@@ -56,9 +56,16 @@ def test_the_table_has_the_quantiles_over_tasks_and_the_learners_own_rate(data):
 
 def test_a_convex_loss_is_called_convex(data):
     report = curvature_report(MAML(nn.Linear(1, 1, bias=False), nn.MSELoss()), data, num_tasks=4)
-    assert report.advice[0] == "λ_min is positive in all tasks: each support loss is convex around the initialization."
+    assert report.advice[0].startswith("In no task is λ_min negative beyond rounding: each support loss is convex")
     assert set(rows(report.table)["share of curvature < 0"].values()) == {0.0}
     drawn(report)
+
+
+def test_eigenvalues_of_zero_are_not_called_negative_for_their_rounding(data):
+    learner = ANIL(MLP(hidden=[40]), nn.MSELoss())  # convex in the head, with more weights than examples
+    report = curvature_report(learner, data, num_tasks=8)
+    assert any(value < 0 for value in rows(report.table)["eigenvalue λ_min"].values())
+    assert report.advice[0].startswith("In no task is λ_min negative beyond rounding")
 
 
 def test_implicit_maml_has_the_errors_of_its_conjugate_gradients(data):
@@ -85,6 +92,13 @@ def test_an_indefinite_system_has_no_bounds_and_says_so(data):
     assert all(math.isnan(value) for value in rows(system)["steps to 0.01 by the bound"].values())
     assert any("No error can be told" in said for said in report.advice)
     drawn(report)
+
+
+def test_arguments_are_checked_first(data):
+    learner = MAML(MLP(hidden=[8]), nn.MSELoss())
+    for options in ({"num_tasks": 0}, {"num_tasks": -2}, {"adjoint_steps": 0}, {"steps": 0}, {"probes": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}=.* must be an integer of at least 1"):
+            curvature_report(learner, data, **{"num_tasks": 4, **options})
 
 
 def test_only_plain_gradient_descent_has_a_fixed_rate():

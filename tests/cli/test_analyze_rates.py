@@ -87,6 +87,13 @@ def test_a_small_budget_ends_unsettled(data):
     assert said(report, "The search ended before")
 
 
+def test_too_few_tasks_for_gains_are_told_before_the_search(data, monkeypatch):
+    learner = learner_of()
+    monkeypatch.setattr(learner, "map_tasks", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match="gain_tasks=1 must be an integer of at least 2"):
+        rates_report(learner, data, gain_tasks=1)
+
+
 def test_learners_without_a_rate_are_refused(data):
     with pytest.raises(ValueError, match="has no inner learning rate"):
         rates_report(ProtoNet(MLP()), data)

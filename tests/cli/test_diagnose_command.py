@@ -34,6 +34,7 @@ def test_the_command_prints_and_saves(tmp_path, monkeypatch, capsys):
     report = main([*arguments, "--train_steps", "4"])
     printed = capsys.readouterr()
     assert "joint fine-tuned" in printed.out
+    assert "GPU available" not in printed.err + printed.out
     for announced in ("outer steps", "fine-tuning", "from scratch", "distinct tasks"):
         assert f"diagnose: training {announced}" in printed.err or announced in printed.err
     saved = json.loads((tmp_path / "found" / "report.json").read_text())
@@ -50,7 +51,9 @@ def test_the_command_prints_and_saves(tmp_path, monkeypatch, capsys):
 def test_too_few_tasks_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiment.yaml").write_text(CONFIG)
-    for flags, message in ((["--num_tasks", "40"], "the data module has 30"), (["--num_tasks", "1"], "num_tasks=1")):
+    few, one = (["--num_tasks", "40"], "the data module has 30"), (["--num_tasks", "1"], "num_tasks=1")
+    none = ["--num_tasks", "8", "--train_sizes", "[2]", "--train_steps", "0"], "train_steps=0 must be an integer"
+    for flags, message in (few, one, none):
         with pytest.raises(SystemExit) as stopped:
             main(["analyze", "diagnose", "--config", "experiment.yaml", *flags])
         assert stopped.value.code == 2
@@ -80,3 +83,25 @@ def test_the_learner_does_not_change():
     assert torch.equal(state, torch.random.get_rng_state())
     again = diagnose_report(learner, data, 10, 5, scratch_steps=2)
     assert report.table.equals(again.table)
+
+
+class Scaled(nn.Module):
+    """A layer without `reset_parameters`."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.scale * x
+
+
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [({}, "joint_epochs=0"), ({"train_sizes": [2], "joint_epochs": 0, "scratch_steps": 0}, "leave out train_sizes")],
+)
+def test_a_model_that_cannot_start_anew_is_told_before_any_work(options, cure, monkeypatch):
+    learner = MAML(Scaled(), nn.MSELoss())
+    monkeypatch.setattr(learner, "map_tasks", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match=f"a Scaled, has no reset_parameters.*{cure}"):
+        diagnose_report(learner, SinusoidDataModule(shots=5, train_tasks=20), **options)

@@ -13,6 +13,7 @@ from lightning_meta.analysis.diagnosis.intervals import Interval, mean_over_task
 from lightning_meta.analysis.diagnosis.memorization import Memorization, memorization
 from lightning_meta.analysis.diagnosis.reference_learners import (
     Reference,
+    check_fresh,
     constant_scores,
     joint_training,
     reference_results,
@@ -94,6 +95,8 @@ def diagnose(
     check_count("tuning_tasks", tuning_tasks)
     check_count("joint_epochs", joint_epochs, least=0)
     check_count("scratch_steps", scratch_steps, least=0)
+    if joint_epochs or scratch_steps:
+        check_fresh(learner)
     tasks, device = data.episodes("val"), learner.device
     reported, tuning = take(tasks, num_tasks, device), take(tasks, tuning_tasks, device, num_tasks)
     training = data.training_tasks()

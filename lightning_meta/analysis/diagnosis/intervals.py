@@ -3,33 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_meta.analysis.paired import Interval
 from lightning_meta.metrics.task_metrics import mean_and_interval
-
-
-class Interval(NamedTuple):
-    """An estimate and its 95 % interval over tasks; NaN where it is undetermined."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def is_positive(self) -> bool:
-        """Whether the whole interval lies above 0."""
-        return self.low > 0
-
-    @property
-    def is_negative(self) -> bool:
-        """Whether the whole interval lies below 0."""
-        return self.high < 0
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3g} ({self.low:.3g} to {self.high:.3g})"
 
 
 def mean_over_tasks(values: Tensor) -> Interval:

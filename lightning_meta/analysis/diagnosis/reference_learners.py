@@ -23,6 +23,8 @@ from lightning_meta.learners.task_learner import TaskLearner
 RATES = (0.001, 0.005, 0.025)
 """The rates of Adam from which tuning tasks choose for training on each task alone."""
 
+_CURE = "set joint_epochs=0 and scratch_steps=0"
+
 
 class Reference(NamedTuple):
     """A baseline's results.
@@ -74,7 +76,7 @@ def reference_results(
     if isinstance(learner, SupportClassLearner):
         return found
     if train is not None:
-        model = fresh_model(learner.model, "set joint_epochs=0 and scratch_steps=0")
+        model = fresh_model(learner.model, _CURE)
         joint = PooledModel(
             model, learner.loss_fn, learner.optimizer_factory, batch_statistics=learner.batch_statistics
         )
@@ -90,9 +92,16 @@ def reference_results(
             found["joint fine-tuned"] = trained_on_each_task(joint.model, learner, reported, tuning, scratch_steps)
     if scratch_steps:
         say(f"training from scratch on each task, up to {scratch_steps} steps with each of {len(RATES)} rates")
-        model = fresh_model(learner.model, "set joint_epochs=0 and scratch_steps=0")
+        model = fresh_model(learner.model, _CURE)
         found["from scratch"] = trained_on_each_task(model, learner, reported, tuning, scratch_steps)
     return found
+
+
+def check_fresh(learner: TaskLearner) -> None:
+    """Raise a ValueError if a baseline needs a new model, and a layer of the learner's cannot be given new values."""
+    if not isinstance(learner, SupportClassLearner):
+        with torch.random.fork_rng():
+            fresh_model(learner.model, _CURE)
 
 
 def constant_scores(learner: TaskLearner, batch: Episode) -> Scores:

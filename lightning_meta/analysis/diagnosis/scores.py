@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_meta.analysis.held_out import evaluation_mode
 from lightning_meta.episodes import Episode, MetaParameters, TaskResult
 from lightning_meta.learners.task_learner import TaskLearner
 from lightning_meta.likelihoods.losses import likelihood_of
@@ -90,12 +91,6 @@ def has_classes(learner: TaskLearner, batch: Episode) -> bool:
 
 @contextmanager
 def evaluating(learner: TaskLearner) -> Iterator[None]:
-    """Put a learner in evaluation mode, and its modules back into their own modes at the end."""
-    modes = [(module, module.training) for module in learner.modules()]
-    learner.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    """Set evaluation mode, without gradients, inside the block."""
+    with evaluation_mode(learner), torch.no_grad():
+        yield

@@ -52,7 +52,7 @@ def batch_report(
     table = pl.DataFrame(rows, schema_overrides=dict.fromkeys(["estimate", "low", "high"], pl.Float64))
     return Report(
         table.rename({"low": "95 % from", "high": "95 % to"}),
-        (_advice(parts, sure), *_caveats(parts, sure)),
+        (_advice(parts, sure), *_caveats(parts, sure), f"Intervals are 95 % {data.interval_scope}, by the bootstrap."),
         values,
         {"variance": lambda: _draw(parts, sure)},
     )
@@ -64,7 +64,8 @@ def _row(name: str, value: float, interval: Interval) -> dict[str, object]:
 
 def _advice(parts: GradientVariance, sure: NoiseIntervals) -> str:
     low, high = sure.share_interval
-    of = f"{sure.within_share:.0%} of the meta-gradient's variance ({low:.0%} to {high:.0%}) lies within tasks"
+    share = 100 * sure.within_share
+    of = f"{share:.0f} % of the meta-gradient's variance ({100 * low:.0f} to {100 * high:.0f} %) lies within tasks"
     if low >= _MOSTLY:
         return f"{of}: more shots and queries reduce the noise of a step, and so do more tasks in a batch."
     if high <= _HARDLY:

@@ -81,7 +81,8 @@ def _reported(what: str, cli: MetaLearningCLI) -> Report:
             trainer = L.Trainer(**{**cli.config_init.trainer, **_SILENT})
         learner.to(trainer.strategy.root_device).eval()
         arguments = {name: config[name] for name in _own_arguments(analysis)}
-        report = analysis(learner, data, **arguments)
+        with _quiet_lightning():
+            report = analysis(learner, data, **arguments)
         report.show()
         if folder is not None:
             report.save(folder, analysis=what, arguments=arguments, ckpt_path=config.ckpt_path)

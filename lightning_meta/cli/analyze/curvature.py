@@ -12,6 +12,7 @@ from lightning_meta.algorithms import ImplicitMAML
 from lightning_meta.analysis.adjoint import adjoint_errors
 from lightning_meta.analysis.hessians import Curvature, curvature
 from lightning_meta.analysis.tasks import take
+from lightning_meta.arguments import check_count
 from lightning_meta.cli.analyze.adjoint_part import adjoint_advice, adjoint_tables, draw_adjoint
 from lightning_meta.cli.analyze.quantiles import quantile, quantile_row
 from lightning_meta.cli.analyze.report import Report
@@ -50,6 +51,8 @@ def curvature_report(
         adjoint_steps: The most conjugate-gradient steps whose error is measured, for implicit MAML.
         seed: The seed of the start vectors.
     """
+    check_count("num_tasks", num_tasks)
+    check_count("adjoint_steps", adjoint_steps)
     batch = take(data.episodes("val"), num_tasks, learner.device)
     found = curvature(learner, batch, steps, probes, seed)
     rate = fixed_rate(learner)
@@ -84,9 +87,12 @@ def fixed_rate(learner: TaskLearner) -> float | None:
 
 
 def _convexity(found: Curvature) -> str:
-    share = float((found.smallest < 0).double().mean())
+    share = float((~found.is_convex).double().mean())
     if not share:
-        return "λ_min is positive in all tasks: each support loss is convex around the initialization."
+        return (
+            "In no task is λ_min negative beyond rounding: each support loss is convex around the initialization, as "
+            "far as these Lanczos steps show."
+        )
     part = quantile(found.negative_share, 0.5)
     return (
         f"λ_min is negative in {100 * share:.0f} % of the tasks; in the median task {100 * part:.0f} % of the absolute "
@@ -99,6 +105,8 @@ def _rate(found: Curvature, rate: float | None) -> list[str]:
     if rate is None:
         return ["The inner loop has no single fixed rate of gradient descent to set beside the limit."]
     above = float((rate > found.stability_limit).double().mean())
+    if not above:
+        return [f"inner_lr={rate:g} is below 2/λ_max in all tasks."]
     return [
         f"inner_lr={rate:g} is above 2/λ_max in {100 * above:.0f} % of the tasks: in their steepest direction at the "
         "initialization, gradient descent oscillates with growing steps as long as the curvature stays."
@@ -137,6 +145,7 @@ def _draw(found: Curvature, rate: float | None) -> Figure:
     if rate is not None:
         right.axvline(rate, color="C3", label=f"inner_lr = {rate:g}")
         right.legend()
+        right.margins(y=0.2)  # room for the legend
     right.set_xscale("log")
     right.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     right.xaxis.set_major_formatter("{x:g}")

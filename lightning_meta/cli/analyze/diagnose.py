@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
+import torch
 
 from lightning_meta.analysis.diagnosis.data_curves import Curve, compare_gains, gains, shot_curve, task_curve
 from lightning_meta.analysis.diagnosis.diagnose import Diagnosis, diagnose
 from lightning_meta.analysis.diagnosis.intervals import Interval, mean_over_tasks
 from lightning_meta.analysis.diagnosis.scores import Scores
+from lightning_meta.analysis.fresh_model import fresh_learner
 from lightning_meta.analysis.tasks import take
 from lightning_meta.arguments import check_count
 from lightning_meta.cli.analyze.diagnose_picture import draw_curves, draw_diagnosis
@@ -60,10 +62,14 @@ def diagnose_report(
     tasks, train = data.episodes("val"), data.episodes("train")
     for count in shots or ():  # errors come before what takes long
         tasks.with_shots(count)
+    check_count("train_steps", train_steps)
     for size in train_sizes or ():
         check_count("train_sizes", size)
         if (most := len(train.distinct_indices(size))) < size:
             raise ValueError(f"train_sizes has {size}, but there are {most} distinct training tasks: take no more")
+    if train_sizes:
+        with torch.random.fork_rng():
+            fresh_learner(learner, "leave out train_sizes")
     distinct = {size: DistinctTasks(train, size, data.redraw_examples) for size in train_sizes or ()}
     found = diagnose(learner, data, num_tasks, tuning_tasks, joint_epochs, scratch_steps, seed, _say)
     by_shots = {} if shots is None else shot_curve(learner, tasks, shots, num_tasks)

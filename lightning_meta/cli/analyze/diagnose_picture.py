@@ -56,7 +56,7 @@ def _draw_steps(axis: Any, found: Diagnosis, unit: str) -> None:
         axis.set_yscale("log")
     axis.set(title="New tasks", xlabel="inner steps (dotted: those of evaluation)", ylabel=unit)
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(fontsize="small")
+    axis.legend(fontsize="small", ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def _draw_gaps(axis: Any, found: Diagnosis, unit: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-MEDIAN = "50 %"
 
 
 def quantile(values: Tensor, level: float) -> float:

@@ -16,6 +16,7 @@ from lightning_meta.analysis.rate_search import RateSearch, search_rate
 from lightning_meta.analysis.step_gains import StepGains, step_gains
 from lightning_meta.analysis.task_losses import check_has_rate, losses_by_step
 from lightning_meta.analysis.tasks import take
+from lightning_meta.arguments import check_count
 from lightning_meta.cli.analyze import rate_pictures
 from lightning_meta.cli.analyze.adjoint_part import adjoint_advice, adjoint_tables, draw_adjoint
 from lightning_meta.cli.analyze.report import Report
@@ -64,6 +65,7 @@ def rates_report(
         seed: The seed of the draws of learners that draw.
     """
     adapting, tasks = check_has_rate(learner), data.episodes("val")
+    check_count("gain_tasks", gain_tasks, least=2)
     asked = dict.fromkeys((adapting.eval_inner_steps, adapting.inner_steps)) if steps is None else (steps,)
     searches = [search_rate(learner, tasks, number, tolerance, budget, seed=seed) for number in asked]
     batch = take(tasks, min(gain_tasks, len(tasks)), learner.device)
@@ -124,7 +126,7 @@ def _rate_advice(search: RateSearch, learner: TaskLearner, batch: Episode) -> It
     on_fresh = f"on {len(search.fresh_losses)} fresh tasks"
     yield (
         f"With {_steps(search.steps)}, {_name(search)}{_of_what(search)} {search.advised:.3g} is advised. Its loss is "
-        f"{_text(search.fresh_interval)} {on_fresh}."
+        f"{search.fresh_interval} {on_fresh}."
     )
     if low < high:
         yield f"Rates from {low:.3g} to {high:.3g} may be as good."
@@ -132,14 +134,14 @@ def _rate_advice(search: RateSearch, learner: TaskLearner, batch: Episode) -> It
     if search.advised == search.own:
         yield f"This is {own}."
     elif gain.low > 0:
-        yield f"Its loss is lower than that of {own}, by {_text(gain)} {on_fresh}."
+        yield f"Its loss is lower than that of {own}, by {gain} {on_fresh}."
     elif gain.high < 0:
         yield (
-            f"Its loss is higher than that of {own}, by {_text(Interval(-gain.mean, -gain.high, -gain.low))} "
+            f"Its loss is higher than that of {own}, by {Interval(-gain.mean, -gain.high, -gain.low)} "
             f"{on_fresh}: keep the own rate, or search with more validation tasks."
         )
     else:
-        yield f"Whether its loss is lower than that of {own}, cannot be told: by {_text(gain)} {on_fresh}."
+        yield f"Whether its loss is lower than that of {own}, cannot be told: by {gain} {on_fresh}."
     if search.at_edge:
         yield f"{search.advised:.3g} is the outermost rate that was tried: the best may lie beyond."
     if not search.settled:
@@ -173,7 +175,9 @@ def _step_advice(gains: StepGains) -> str:
     count, tasks = len(gains.intervals), len(gains.losses)
     helping = f"of {count} inner steps with the learner's own rate, {_ranges(gains.gaining) or 'none'} lower the loss"
     harming = f", and {_ranges(gains.losing)} raise it" if gains.losing else ""
-    return f"On {tasks} tasks, {helping}{harming}. The gains of the others are not told apart from zero."
+    others = len(gains.gaining) + len(gains.losing) < count
+    rest = " The gains of the others are not told apart from zero." if others else ""
+    return f"On {tasks} tasks, {helping}{harming}.{rest}"
 
 
 def _ranges(steps: list[int]) -> str:
@@ -196,10 +200,6 @@ def _values(search: RateSearch) -> dict[str, Any]:
 
 def _of(interval: Interval) -> dict[str, float]:
     return interval._asdict()
-
-
-def _text(interval: Interval) -> str:
-    return f"{interval.mean:.3g} ({interval.low:.3g} to {interval.high:.3g})"
 
 
 def _name(search: RateSearch) -> str:
