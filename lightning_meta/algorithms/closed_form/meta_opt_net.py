@@ -72,8 +72,8 @@ class MetaOptNet(SupportClassLearner):
         svm_cost: C, the cost of violated margins; the authors' value is the default.
         ridge_penalty: The penalty of "ridge", for a sum of squares over examples; the authors' value is the default.
         output_scale: The initial value of γ.
-        solver_steps: Interior-point steps of "svm". 20 suffice unless features are far larger than ``1 / √C``, say a
-            thousand times.
+        solver_steps: Interior-point steps of "svm". 15 suffice while C times the features' squared norm is below a
+            thousand or so.
         **options: As in `TaskLearner`.
 
     Raises:
@@ -98,7 +98,7 @@ class MetaOptNet(SupportClassLearner):
         svm_cost: float = 0.1,
         ridge_penalty: float = 50.0,
         output_scale: float = 1.0,
-        solver_steps: int = 20,
+        solver_steps: int = 15,
         **options: Any,
     ) -> None:
         super().__init__(model, loss_fn, **options)

@@ -49,34 +49,36 @@ class SupportVectorSolution(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    """The dual; all are without derivative, and ``[ways, examples]`` where not said.
+    """The dual, without derivative; ``[ways, examples]`` where not said.
 
     Attributes:
         kernel: K, ``[examples, examples]``.
         targets: Y.
-        valid: Where P may be positive: in classes with examples, for examples that are no padding.
-        real: ``[examples]``, 1 where an example counts.
+        allowed: 1 where P may be positive, in classes with examples and for examples that are no padding; 0 elsewhere.
         cost: C.
     """
 
     kernel: Tensor
     targets: Tensor
-    valid: Tensor
-    real: Tensor
+    allowed: Tensor
     cost: float
-
-    def slope(self, point: Tensor) -> Tensor:
-        """Return the objective's derivative."""
-        return self.targets / self.cost - self.moved(point) @ self.kernel
 
     def moved(self, point: Tensor) -> Tensor:
         """Return ``Y − P``, with all digits where P is close to Y."""
         others = (1 - self.targets) * point
         return self.targets * others.sum(0) - others
 
-    def masked(self, values: Tensor) -> Tensor:
-        """Return values, 0 where P is fixed."""
-        return torch.where(self.valid, values, 0)
+    def slope(self, point: Tensor) -> Tensor:
+        """Return the objective's derivative."""
+        return self.targets / self.cost - self.moved(point) @ self.kernel
+
+    def objective(self, point: Tensor, slope: Tensor) -> Tensor:
+        """Return ``(1/C) Σ (1 − P_{i y_i}) − ½ Σ_k (Y_k − P_k)ᵀ K (Y_k − P_k)``, which is largest at the solution."""
+        return 0.5 * ((self.targets / self.cost + slope) * self.moved(point)).sum()
+
+    def largest(self, values: Tensor) -> Tensor:
+        """Return the largest value of each example over classes that have examples, ``[examples]``."""
+        return torch.where(self.allowed > 0, values, torch.finfo(values.dtype).min).amax(0)
 
 
 def support_vectors(
@@ -102,13 +104,13 @@ def support_vectors(
         kernel = x @ x.mT
         fixed = kernel.detach()
         ridge = _RIDGE * fixed.diagonal().sum() / real.sum()
-        valid = (targets.sum(1, keepdim=True) > 0) & (real > 0)  # [ways, examples]
-        problem = _Problem(fixed + ridge * torch.diag(real), targets, valid, real, cost)
+        allowed = targets.amax(1, keepdim=True) * real  # [ways, examples]
+        problem = _Problem(fixed + ridge * torch.diag(real), targets, allowed, cost)
         point, slack = _solve(problem, steps)
         systems = _systems(problem, point, slack)
         moved = problem.moved(point)
         # Its value is the solution, as kernel and fixed are equal; its derivative that of the conditions.
-        dual = cost * (moved - systems.solve(problem.masked(moved @ (kernel - fixed))))  # [ways, examples]
+        dual = cost * (moved - systems.solve(moved @ (kernel - fixed)))  # [ways, examples]
         weight = (dual @ x).mT  # [features, ways]
         gap = _relative_gap(problem, point)
     return SupportVectorSolution(weight.to(features.dtype), gap.to(features.dtype))
@@ -116,70 +118,55 @@ def support_vectors(
 
 def _solve(problem: _Problem, steps: int) -> tuple[Tensor, Tensor]:
     """Return P and S, ``[ways, examples]``, after a number of interior-point steps."""
-    valid = problem.valid
-    allowed = valid.to(problem.kernel.dtype)
-    count = allowed.sum()
-    each = allowed.sum(0).clamp(min=1)  # [examples], the number of classes
-    # The best point between the labels and the even distribution: for large features or C the solution is near labels.
-    away = allowed / each - problem.targets
-    curvature = (away @ problem.kernel * away).sum()
-    descent = -(problem.targets * away).sum() / problem.cost
-    part = torch.where(curvature > descent, descent / torch.where(curvature > 0, curvature, 1), 1)
-    point = torch.where(valid, problem.targets + part * away, 0)
+    count = problem.allowed.sum()
+    each = problem.allowed.sum(0).clamp(min=1)  # [examples], the number of classes
+    sums = problem.allowed.amax(0)  # [examples], what rows of P sum to: 0 for padding
+    point = _start(problem, each)
     slope = problem.slope(point)
-    lowest, highest = (_over_valid(valid, slope, sign).amax(0) for sign in (-1.0, 1.0))
-    span = torch.where(problem.real > 0, lowest + highest, 0).amax() + 1 / problem.cost
-    slack = torch.where(valid, slope + lowest + span, 1)
+    lowest, highest = (problem.largest(sign * slope) for sign in (-1, 1))
+    span = torch.where(sums > 0, lowest + highest, 0).amax() + 1 / problem.cost
+    slack = torch.where(problem.allowed > 0, slope + lowest + span, 1)
     for _ in range(steps):
         systems = _systems(problem, point, slack)
         slope = problem.slope(point)
-        interior = torch.where(valid, point, 1)
+        interior = point + (1 - problem.allowed)
+        ratio = slack / interior
         # The systems take any number that all classes of an example share: with this one the rest tends to 0.
-        shared = problem.masked(slack - slope).sum(0) / each  # [examples]
-        toward = problem.masked(-slope - shared)
-
-        def direction(
-            center: Tensor | float,
-            systems: ClassSystems = systems,
-            toward: Tensor = toward,
-            slack: Tensor = slack,
-            interior: Tensor = interior,
-        ) -> tuple[Tensor, Tensor]:
-            step = systems.solve(toward + problem.masked(center / interior))
-            return step, problem.masked(center / interior - slack - slack / interior * step)
-
-        zero = torch.zeros_like(point)
-        step, slack_step = direction(zero)
-        length = _to_boundary(problem, (step, interior), (slack_step, slack)).clamp(max=1)
-        product = problem.masked(point * slack).sum()
-        left = problem.masked((point + length * step) * (slack + length * slack_step)).sum()
-        center = (left / product) ** 3 * product / count
-        step, slack_step = direction(problem.masked(center - step * slack_step))
-        length = (_TO_BOUNDARY * _to_boundary(problem, (step, interior), (slack_step, slack))).clamp(max=1)
-        length = torch.where(product > _SOLVED * _objective(problem, point), length, 0)
+        shared = ((slack - slope) * problem.allowed).sum(0) / each  # [examples]
+        toward = -(slope + shared) * problem.allowed
+        step = systems.solve(toward)  # the predictor: to the boundary, without regard to what comes after
+        slack_step = -(slack + ratio * step) * problem.allowed
+        length = _to_boundary(step / interior, slack_step / slack).clamp(max=1)
+        gap = (point * slack).sum()
+        left = ((point + length * step) * (slack + length * slack_step) * problem.allowed).sum()
+        # The corrector: the closer the predictor comes to the solution, the closer to the boundary it may lead.
+        center = ((left / gap) ** 3 * gap / count - step * slack_step) * problem.allowed / interior
+        step = systems.solve(toward + center)
+        slack_step = (center - slack - ratio * step) * problem.allowed
+        length = (_TO_BOUNDARY * _to_boundary(step / interior, slack_step / slack)).clamp(max=1)
+        length = length * (gap > _SOLVED * problem.objective(point, slope))
         point, slack = point + length * step, slack + length * slack_step
-        point = point / torch.where(problem.real > 0, point.sum(0), 1)  # of rounding errors
+        point = point / (point.sum(0) + (1 - sums))  # against rounding errors
     return point, slack
 
 
+def _start(problem: _Problem, each: Tensor) -> Tensor:
+    """Return the best point between the labels and the even distribution: the solution is near labels for a large C."""
+    away = problem.allowed / each - problem.targets
+    curvature = ((away @ problem.kernel) * away).sum()
+    descent = -(problem.targets * away).sum() / problem.cost
+    part = torch.where(curvature > descent, descent / torch.where(curvature > 0, curvature, 1), 1)
+    return problem.targets + part * away
+
+
 def _systems(problem: _Problem, point: Tensor, slack: Tensor) -> ClassSystems:
-    return ClassSystems.of(problem.kernel, problem.masked(point / slack), problem.real)
+    return ClassSystems.of(problem.kernel, point / slack, problem.allowed.amax(0))
 
 
-def _to_boundary(problem: _Problem, *pairs: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the length at which the first of the values becomes 0; pairs are steps and values."""
-    shrinking = torch.stack([problem.masked(-step / value) for step, value in pairs])
-    return 1 / shrinking.amax().clamp(min=1e-30)
-
-
-def _over_valid(valid: Tensor, values: Tensor, sign: float) -> Tensor:
-    return torch.where(valid, sign * values, -torch.inf)
-
-
-def _objective(problem: _Problem, point: Tensor) -> Tensor:
-    """Return the value of the dual, ``(1/C) Σ (1 − P_{i y_i}) − ½ Σ_k (Y_k − P_k)ᵀ K (Y_k − P_k)``."""
-    moved = problem.moved(point)
-    return (problem.targets * moved).sum() / problem.cost - 0.5 * (moved @ problem.kernel * moved).sum()
+def _to_boundary(*rates: Tensor) -> Tensor:
+    """Return the length of steps at which the first value becomes 0; rates are steps relative to values."""
+    fastest = torch.maximum(*(-rate.amin() for rate in rates))
+    return 1 / fastest.clamp(min=1e-30)
 
 
 def _relative_gap(problem: _Problem, point: Tensor) -> Tensor:
@@ -187,7 +174,6 @@ def _relative_gap(problem: _Problem, point: Tensor) -> Tensor:
     dual = problem.cost * problem.moved(point)
     scores = dual @ problem.kernel  # [ways, examples]
     half = 0.5 * (dual * scores).sum()  # ½ Σ_k ‖w_k‖²
-    margins = _over_valid(problem.valid, 1 - problem.targets + scores, 1.0).amax(0)
-    violations = torch.where(problem.real > 0, margins - (problem.targets * scores).sum(0), 0)
-    primal = half + problem.cost * violations.sum()
+    margins = problem.largest(1 - problem.targets + scores) - (problem.targets * scores).sum(0)  # [examples]
+    primal = half + problem.cost * (margins * problem.allowed.amax(0)).sum()
     return (primal + half - (problem.targets * dual).sum()) / torch.where(primal > 0, primal, 1)
