@@ -161,7 +161,7 @@ def is_first_order(variant: Variant) -> bool:
     gradients = []
     for has_second in (True, False):
         body, square = model(outputs), HalfSquare(has_second)
-        # A head that is solved for must be the last layer, and then the body's second derivatives are those that could matter.
+        # A head that is solved for must be last, and then the body's second derivatives are those that could matter.
         solves_head = issubclass(variant.cls, algorithms.AmortizedMAML | algorithms.COMLN)
         layers = [body[0], square, body[2]] if solves_head else [*body, square]
         learner = variant.learner(nn.Sequential(*layers), nn.MSELoss() if real else nn.CrossEntropyLoss())
