@@ -48,7 +48,7 @@ class CurvatureFactors(nn.Module):
             raise ValueError(f"modes={list(modes)}: no adapted tensor has one of them")
 
     def transformed(self, gradients: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Vector:
-        """Return ``G ×₃ M_f ×₂ M_i ×₁ M_o`` for each gradient G (equation 5 of the paper), same keys and shapes.
+        """Return ``G ×₃ M_f ×₂ M_i ×₁ M_o`` for each gradient G, same keys and shapes.
 
         Args:
             gradients: The gradients of the support loss.

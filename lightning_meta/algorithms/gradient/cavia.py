@@ -4,13 +4,13 @@ Paper: Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, "Fast Context Adaptation vi
 1810.03642.
 
 A task adapts a few context parameters φ, which are inputs of the model; all others, θ, are shared by tasks. The context
-starts at 0 in each task (section 3.1, equations 3 and 4):
+starts at 0 in each task:
 
     min_θ  mean over tasks of  L_Q(φ_K, θ),      φ_0 = 0,   φ_{k+1} = φ_k − α ∇_φ L_S(φ_k, θ)
 
-For vectors, φ is concatenated to a layer's input: its output becomes ``W x + C φ + b`` (equation 5). For feature maps,
-each channel is scaled and shifted, with scale and shift linear in φ (FiLM, section 3.4). The meta-gradient is
-differentiated through the steps; the first-order variant takes the inner gradients for constants.
+For vectors, φ is concatenated to a layer's input: its output becomes ``W x + C φ + b``. For feature maps, each channel
+is scaled and shifted, with scale and shift linear in φ (FiLM). The meta-gradient is differentiated through the steps;
+the first-order variant takes the inner gradients for constants.
 
 Differences from the paper:
 - The columns C that a layer has for the context belong to the learner, so that any model is taken as it is.
@@ -18,7 +18,8 @@ Differences from the paper:
   layer's own weight and bias have here. So the model before adaptation is the given one, and may be pretrained.
 - The authors apply FiLM after batch normalization and max pooling; here it is applied to the output of a named layer,
   such as the normalization.
-- The authors clip each entry of the meta-gradient to [−10, 10]; that is the trainer's ``gradient_clip_val``.
+- The authors clip each entry of a task's meta-gradient to [−10, 10]. Here that is up to the trainer, which clips the
+  mean over tasks: ``gradient_clip_val=10`` with ``gradient_clip_algorithm="value"``.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ _Point = tuple[Vector, Any]
 class CAVIA(GradientLearner):
     """Fast context adaptation (Zintgraf et al., 2019): a task adapts a few context parameters, not the model.
 
-    The context is what a layer of the model reads besides its input. A few numbers can tell little overfitted: inner
-    rates and numbers of steps matter less than with `MAML`.
+    The context is what a layer of the model reads besides its input. So few numbers overfit little, and inner rates may
+    be larger than with `MAML`.
 
     Args:
         model: The model, whose parameters are meta-learned and shared by all tasks.

@@ -4,16 +4,16 @@ Paper: Deleu, Kanaa, Feng, Kerg, Bengio, Lajoie, Bacon, "Continuous-Time Meta-Le
 Differentiation", ICLR 2022, arXiv 2203.01443.
 
 The model's last layer W, on the features F of the support set, follows the gradient of the support loss from its
-initialization for a time T (section 3):
+initialization for a time T:
 
     min over θ, W₀, T of the mean over tasks of  L_Q(W(T)),      dW/dt = −∇_W L_S(W),   W(0) = W₀
 
 Features θ, W₀ and T are meta-learned. W(t) is W₀ and a combination of the features, ``W₀ − s(t)ᵀ F``, so that the
-equation to solve is one of ``[support, outputs]`` numbers (section 4.1):
+equation to solve is one of ``[support, outputs]`` numbers:
 
     ds/dt = ∂L_S/∂Z at Z = F W₀ᵀ − K s,        K = F Fᵀ
 
-The derivatives of s(T) by F W₀ᵀ, K and T are solved for beside s, forward in time (section 4.2). The meta-gradient is
+The derivatives of s(T) by F W₀ᵀ, K and T are solved for beside s, forward in time. The meta-gradient is
 exact, in memory that does not grow with T or the number of steps of the solver.
 
 Differences from the paper:
@@ -21,7 +21,7 @@ Differences from the paper:
   fourth order, so that tasks can be vectorized. ``train/solver_step`` tells when they are too few.
 - The derivative by T is that of the Runge–Kutta solution, too, in place of the right-hand side at T.
 - The last layer has a bias if the model's has one: a constant feature. The mean squared error is also a loss.
-- The authors' code stores the derivatives by the features in a form with as many numbers as the one by K here.
+- The authors solve for a derivative by the features; here it is by K, in as many numbers.
 - ``derivatives="reverse"`` keeps the solver's steps and differentiates back through them: with many support examples it
   takes less memory and time. Both give the same meta-gradient.
 """

@@ -3,7 +3,7 @@
 Paper: Park, Oliva, "Meta-Curvature", NeurIPS 2019, arXiv 1902.03356.
 
 The gradient G of a layer's weight has three modes: outputs, inputs, and the positions of a filter. Each has a learned
-matrix, at first the identity, and an inner step is (section 3.2)
+matrix, at first the identity, and an inner step is
 
     φ ← φ − α MC(G),        MC(G) = G ×₃ M_f ×₂ M_i ×₁ M_o,        (G ×ₙ M)[…, j, …] = Σ_i M[j, i] G[…, i, …]
 

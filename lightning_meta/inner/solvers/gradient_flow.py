@@ -1,14 +1,14 @@
 """Gradient flow of a linear layer, in as many numbers as examples have outputs.
 
-Deleu et al., "Continuous-Time Meta-Learning with Forward Mode Differentiation", ICLR 2022, arXiv 2203.01443, section 4.
+Deleu et al., "Continuous-Time Meta-Learning with Forward Mode Differentiation", ICLR 2022, arXiv 2203.01443.
 
 A layer W of features F, ``[examples, features]``, follows ``dW/dt = −∇L(F Wᵀ) = −G(Z)ᵀ F`` with outputs ``Z = F Wᵀ``
 and ``G = ∂L/∂Z``. So it stays in the span of the features: ``W(t) = W(0) − s(t)ᵀ F``, where
 
     ds/dt = G(Z(t)),        Z(t) = Z(0) − K s(t),        s(0) = 0,        K = F Fᵀ
 
-The derivatives of s by Z(0), K and the time follow equations of the same kind, solved beside it (forward mode; section
-4.2): no step has to be kept.
+The derivatives of s by Z(0), K and the time follow equations of the same kind, solved beside it (forward mode): no
+step has to be kept.
 """
 
 from __future__ import annotations
