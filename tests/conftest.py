@@ -35,9 +35,14 @@ def float64():
     torch.set_default_dtype(before)
 
 
+@pytest.fixture(scope="session")
+def noise():
+    """Pixels of as many drawings as Omniglot has."""
+    return torch.randint(256, (1623, 20, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.fixture
-def random_omniglot(monkeypatch):
+def random_omniglot(monkeypatch, noise):
     """Noise in the place of Omniglot's drawings."""
     names = tuple(f"images_{'background' if i < 964 else 'evaluation'}/alphabet/character{i:04}" for i in range(1623))
-    images = torch.randint(256, (1623, 20, 28, 28), dtype=torch.uint8)
-    monkeypatch.setattr(omniglot, "load_omniglot", lambda *args, **kwargs: OmniglotImages(images, names))
+    monkeypatch.setattr(omniglot, "load_omniglot", lambda *args, **kwargs: OmniglotImages(noise, names))

@@ -12,7 +12,7 @@ from lightning_meta.cli.bad_input import one_message
 from lightning_meta.cli.baselines import baselines_command
 from lightning_meta.cli.completion import print_completion
 from lightning_meta.cli.dashboard import dashboard_command
-from lightning_meta.cli.lightning_cli import MetaLearningCLI, run
+from lightning_meta.cli.lightning_cli import MetaLearningCLI, only, run
 from lightning_meta.cli.overview import overview, unknown_command
 from lightning_meta.version import __version__
 
@@ -47,7 +47,9 @@ def main(args: ArgsType = None) -> Any:
         print(f"lightning-meta {__version__}")
     elif first.split("=")[0] == "--print_completion":
         print_completion([first, *others], _COMMANDS)
-    elif first in names or first.startswith("-"):
+    elif first in names:
+        return run(args, only(first))
+    elif first.startswith("-"):
         return run(args)
     else:
         sys.stderr.write(unknown_command(first, names))

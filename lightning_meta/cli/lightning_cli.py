@@ -195,6 +195,12 @@ class MetaLearningCLI(LightningCLI):
         return folder
 
 
+def only(subcommand: str) -> type[MetaLearningCLI]:
+    """Return the command line with one of its subcommands: the parsers of the others take time to make."""
+    kept = {subcommand: MetaLearningCLI.subcommands()[subcommand]}
+    return type(MetaLearningCLI.__name__, (MetaLearningCLI,), {"subcommands": staticmethod(lambda: kept)})
+
+
 def run(
     args: ArgsType = None,
     cls: type[MetaLearningCLI] = MetaLearningCLI,
