@@ -11,9 +11,10 @@ from itertools import pairwise
 
 import torch
 
-from lightning_meta.analysis.diagnosis.intervals import Interval, mean_over_tasks
+from lightning_meta.analysis.diagnosis.intervals import mean_over_tasks
 from lightning_meta.analysis.diagnosis.scores import Scores, evaluating, scores_of
 from lightning_meta.analysis.fresh_model import fresh_learner
+from lightning_meta.analysis.paired import Interval
 from lightning_meta.analysis.short_training import train_for
 from lightning_meta.analysis.tasks import take
 from lightning_meta.data.episodes import EpisodeDataset

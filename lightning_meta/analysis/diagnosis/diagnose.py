@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lightning_meta.analysis.diagnosis.generalization_gaps import Gaps, generalization_gaps
-from lightning_meta.analysis.diagnosis.intervals import Interval, mean_over_tasks
+from lightning_meta.analysis.diagnosis.intervals import mean_over_tasks
 from lightning_meta.analysis.diagnosis.memorization import Memorization, memorization
 from lightning_meta.analysis.diagnosis.reference_learners import (
     Reference,
@@ -20,6 +20,7 @@ from lightning_meta.analysis.diagnosis.reference_learners import (
 )
 from lightning_meta.analysis.diagnosis.scores import Scores, evaluating, scores_by_step
 from lightning_meta.analysis.diagnosis.verdict import Evidence, Verdict, verdict
+from lightning_meta.analysis.paired import Interval
 from lightning_meta.analysis.tasks import moved_to, take
 from lightning_meta.arguments import check_count
 from lightning_meta.data import TaskDataModule

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lightning_meta.analysis.diagnosis.intervals import Interval, difference_of_means, mean_over_tasks
+from lightning_meta.analysis.diagnosis.intervals import difference_of_means, mean_over_tasks
 from lightning_meta.analysis.diagnosis.scores import Scores, scores_of
+from lightning_meta.analysis.paired import Interval
 from lightning_meta.episodes import Episode
 from lightning_meta.learners.task_learner import TaskLearner
 

@@ -11,9 +11,10 @@ import torch
 
 from lightning_meta.analysis.diagnosis.data_curves import Curve, compare_gains, gains, shot_curve, task_curve
 from lightning_meta.analysis.diagnosis.diagnose import Diagnosis, diagnose
-from lightning_meta.analysis.diagnosis.intervals import Interval, mean_over_tasks
+from lightning_meta.analysis.diagnosis.intervals import mean_over_tasks
 from lightning_meta.analysis.diagnosis.scores import Scores
 from lightning_meta.analysis.fresh_model import fresh_learner
+from lightning_meta.analysis.paired import Interval
 from lightning_meta.analysis.tasks import take
 from lightning_meta.arguments import check_count
 from lightning_meta.cli.analyze.diagnose_picture import draw_curves, draw_diagnosis

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_meta.analysis.diagnosis.data_curves import Curve
 from lightning_meta.analysis.diagnosis.diagnose import Diagnosis
-from lightning_meta.analysis.diagnosis.intervals import Interval, mean_over_tasks
+from lightning_meta.analysis.diagnosis.intervals import mean_over_tasks
+from lightning_meta.analysis.paired import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

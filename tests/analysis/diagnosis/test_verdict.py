@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from lightning_meta.analysis.diagnosis.generalization_gaps import Gaps
-from lightning_meta.analysis.diagnosis.intervals import Interval
 from lightning_meta.analysis.diagnosis.verdict import Evidence, verdict
+from lightning_meta.analysis.paired import Interval
 
 
 def around(mean, half=0.01):
