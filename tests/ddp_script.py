@@ -14,6 +14,7 @@ import lightning as L
 import torch
 
 from lightning_meta import MAML, MLP
+from lightning_meta.algorithms.transfer.transfer_learner import TransferLearner
 from lightning_meta.inner import update_rules
 from tests.registry import BY_NAME, Entry
 
@@ -47,13 +48,14 @@ LEARNERS = {name: partial(make, name) for name in ENTRIES}
 
 
 class Seen(L.Callback):
-    """Notes the sum of inputs of every task that this process trained on."""
+    """Notes the sum of inputs of every task that this process trained on; without tasks, every input."""
 
     def __init__(self):
         self.inputs = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.inputs.append(batch.query_x.flatten(1).sum(1))
+        joint = isinstance(pl_module, TransferLearner)
+        self.inputs.append(batch.query_x.flatten() if joint else batch.support_x.flatten(1).sum(1))
 
 
 def main(devices, folder, names):

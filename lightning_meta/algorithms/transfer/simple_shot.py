@@ -185,9 +185,10 @@ class SimpleShot(TransferLearner):
     def _own_share(self, data: NWayDataModule) -> Iterator[Any]:
         """Yield this process's share of the inputs of the training examples."""
         examples = data.joint_batches(_EXAMPLES)
-        step = _EXAMPLES * self.trainer.world_size
-        for first in range(_EXAMPLES * self.trainer.global_rank, examples.num_examples, step):
-            x = examples.inputs(first, min(first + _EXAMPLES, examples.num_examples))
+        size, parts = examples.num_examples, len(examples)
+        # Of equal size: batch normalization of a part of one example would fail.
+        for part in range(self.trainer.global_rank, parts, self.trainer.world_size):
+            x = examples.inputs(size * part // parts, size * (part + 1) // parts)
             yield tree_map(lambda leaf: leaf.to(self.device), self.trainer.precision_plugin.convert_input(x))
 
     def _transformed(self, features: Tensor, center: Tensor | None) -> Tensor:

@@ -28,9 +28,11 @@ def examples(seed, count=310):
     return TensorDataset(centers[labels] + 0.3 * torch.randn(count, 3, generator=generator) + 1, labels)
 
 
-def data_module(**options):
+def data_module(count=310, **options):
     sizes = {"ways": 3, "shots": 2, "query_shots": 3, "val_tasks": 4, "test_tasks": 4, "tasks_per_batch": 2}
-    return EpisodicDataModule(examples(0), examples(1), examples(2), **{**sizes, "joint_batch_size": 62, **options})
+    return EpisodicDataModule(
+        examples(0, count), examples(1), examples(2), **{**sizes, "joint_batch_size": 62, **options}
+    )
 
 
 def task(ways, shots, queries, seed=0):
@@ -127,6 +129,16 @@ def test_a_model_trained_elsewhere_is_centered_by_the_test(tmp_path, model):
     data, learner = data_module(joint_batch_size=None), SimpleShot(model)
     trainer(tmp_path).test(learner, data, verbose=False)
     torch.testing.assert_close(learner.center, center_of(model, data))
+
+
+def test_no_part_of_the_examples_is_too_small_to_normalize(tmp_path):
+    """257 examples are one more than are taken at once."""
+    data, learner = (
+        data_module(257, joint_batch_size=None),
+        SimpleShot(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))),
+    )
+    trainer(tmp_path).test(learner, data, verbose=False)
+    torch.testing.assert_close(learner.center, torch.zeros(4), rtol=0, atol=1e-6)  # both parts are centered
 
 
 def test_a_center_that_is_not_known_is_no_zero(model):
