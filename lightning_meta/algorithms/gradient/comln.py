@@ -185,7 +185,8 @@ class COMLN(TaskLearner):
             if is_last:
                 bias = None if self.head_bias is None else parameters[self.head_bias]
                 again = F.linear(features.to(weight.dtype), weight, bias)
-                is_last = torch.allclose(output.to(weight.dtype), again, rtol=1e-2, atol=1e-2)
+                tolerance = 1e-3 if output.dtype == weight.dtype else 0.05  # autocast's numbers have few digits
+                is_last = bool((output.float() - again.float()).norm() <= tolerance * again.float().norm() + 1e-6)
         if not is_last:
             self._output_shape = None
             raise ValueError(
