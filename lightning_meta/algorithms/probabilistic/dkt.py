@@ -84,8 +84,9 @@ class DKT(PosteriorLearner, SupportClassLearner):
         model: Embeds examples, ``[examples, ...]`` to ``[examples, features]``.
         loss_fn: ``nn.MSELoss()`` is regression, of each number of a target by itself; ``nn.CrossEntropyLoss()`` and
             None are classification.
-        kernel: "linear", "rbf", "cosine", "bn_cosine" or "spectral_mixture". None: "rbf" for regression, "bn_cosine"
-            for classes.
+        kernel: "linear", "rbf", "cosine", "bn_cosine" or "spectral_mixture". None: "rbf" for regression, "cosine" for
+            classes. "bn_cosine" magnifies the rounding of half precision, as it divides by deviations over a few
+            examples.
         meta_loss: "marginal", the negative log marginal likelihood of both sets, or "predictive", that of the queries
             given the support set.
         eval_num_samples: For classes, draws of their functions in evaluation; the same for all queries.
@@ -122,7 +123,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
         if self.likelihood == "bernoulli":
             raise ValueError(f"loss_fn={loss_fn!r}: DKT takes nn.MSELoss(), or nn.CrossEntropyLoss() with two classes")
         self.classifies = self.likelihood == "categorical"
-        self.kernel_name = ("bn_cosine" if self.classifies else "rbf") if kernel is None else kernel
+        self.kernel_name = ("cosine" if self.classifies else "rbf") if kernel is None else kernel
         arguments.check_choice("kernel", self.kernel_name, KernelName)
         arguments.check_choice("meta_loss", meta_loss, MetaLoss)
         arguments.check_count("eval_num_samples", eval_num_samples)
