@@ -60,8 +60,8 @@ class PerTaskFunctions(L.LightningModule, ABC):
     """How many consecutive draws of `query_samples` share random parameters, such as the heads of one drawn body."""
 
     label_cure = (
-        "give the model as many outputs as the episodes have ways, or use ProtoMAML or ProtoNet, which take any number "
-        "of ways"
+        "give the model as many outputs as the episodes have ways, or use a learner that takes any number of ways, "
+        "such as ProtoMAML, ProtoNet or R2D2"
     )
     """The advice in errors about labels without an output."""
 

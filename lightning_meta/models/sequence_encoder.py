@@ -32,7 +32,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return ``[examples, length, size]`` for the same and a mask ``[examples, length]``, True where it counts."""
-        return self.outputs(attend(*self.inputs(x).chunk(3, dim=-1), self.heads, mask))
+        queries, keys, values = self.inputs(x).chunk(3, dim=-1)  # each [examples, length, size]
+        return self.outputs(attend(queries, keys, values, self.heads, mask))
 
 
 class TransformerBlock(nn.Module):

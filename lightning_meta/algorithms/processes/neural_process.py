@@ -50,7 +50,7 @@ class NeuralProcess(TaskLearner):
     ignores_labels = False
 
     has_noise = True
-    diagnostic_names = ("nll",)
+    diagnostic_names: tuple[str, ...] = ("nll",)
 
     def __init__(
         self,
