@@ -29,7 +29,6 @@ from lightning_meta import (
     AttentiveNP,
     Baseline,
     BaselinePlusPlus,
-    BayesianLearner,
     BayesianMAML,
     Episode,
     EpisodicDataModule,
@@ -85,20 +84,18 @@ class Entry:
 
     @property
     def is_bayesian(self) -> bool:
-        """Whether it adapts a distribution."""
-        return issubclass(self.cls, PosteriorLearner)
+        """Whether it adapts a distribution, from which it draws."""
+        return issubclass(self.cls, PosteriorLearner | AttentiveNP)
 
     @property
     def is_transfer(self) -> bool:
         """Whether it trains on all training classes at once, without tasks."""
         return issubclass(self.cls, TransferLearner)
-        """Whether it adapts a distribution, from which it draws."""
-        return issubclass(self.cls, BayesianLearner | AttentiveNP)
 
     @property
     def has_noise(self) -> bool:
         """Whether its predictions of real numbers have a variance."""
-        return issubclass(self.cls, BayesianLearner | NeuralProcess)
+        return issubclass(self.cls, PosteriorLearner | NeuralProcess)
 
     @property
     def outputs(self) -> int:

@@ -57,7 +57,7 @@ def test_a_model_of_five_outputs_takes_up_to_five_ways():
     arguments = small(ROOT / "configs/omniglot_anil.yaml")
     main(["test", *arguments, "--data.ways=3"])
     with pytest.raises(
-        ValueError, match="label 19 and the model has 5 outputs.* as many outputs as .* or use ProtoMAML"
+        ValueError, match="label 19 and the model has 5 outputs.* as many outputs as .* or use a learner .* ProtoMAML"
     ):
         main(["test", *arguments, "--data.ways=20", "--data.test_tasks=4000"])
 

@@ -147,7 +147,7 @@ def test_intervals_of_the_share_hold_it_mostly():
 def test_advice(between, noise, num_tasks, sentence):
     report = batch_report(regression_through_zero(), SlopeData(between, noise), num_tasks)
     assert sentence in report.advice[0]
-    assert report.advice[-1].endswith("It is a diagnostic, and no advice on the number of tasks in a batch.")
+    assert report.advice[-2].endswith("It is a diagnostic, and no advice on the number of tasks in a batch.")
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

@@ -63,7 +63,7 @@ def classification(labels, query_labels=None):
     [
         (
             classification([[0, 1, 3]]),
-            r"support_y holds the label 3 and the model has 3 outputs, for labels 0 to 2: .* or ProtoNet",
+            r"support_y holds the label 3 and the model has 3 outputs, for labels 0 to 2: .* ProtoNet or R2D2",
         ),
         (classification([[0, 1, 2]], [[-1, 0]]), "query_y holds the label -1"),
         (classification([[0.0, 1.0, 2.0]]), r"support_y is torch.float32 and the loss needs integer class labels"),

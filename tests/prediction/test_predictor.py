@@ -137,7 +137,7 @@ def test_a_model_with_more_outputs_than_classes_predicts_these_alone(tmp_path):
     found = predictor.adapt(tmp_path / "two.csv").predict(tmp_path / "two.csv")
     probabilities = found["probability_intent 00"] + found["probability_intent 01"]
     np.testing.assert_allclose(probabilities, 1, rtol=1e-6)
-    with pytest.raises(ValueError, match="3 outputs.*ProtoMAML or ProtoNet"):
+    with pytest.raises(ValueError, match="3 outputs.*ProtoMAML, ProtoNet or R2D2"):
         predictor.adapt(tmp_path / "four.csv")
 
 

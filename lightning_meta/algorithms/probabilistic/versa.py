@@ -102,7 +102,7 @@ class VERSA(PosteriorLearner, SupportClassLearner):
     ) -> None:
         super().__init__(model, loss_fn, **options)
         if self.likelihood != "categorical":
-            raise ValueError(f"loss_fn={loss_fn!r}: VERSA classifies; use nn.CrossEntropyLoss()")
+            raise ValueError(f"loss_fn={loss_fn!r}: VERSA needs class labels, and so nn.CrossEntropyLoss()")
         arguments.check_count("num_samples", num_samples)
         arguments.check_count("eval_num_samples", eval_num_samples)
         arguments.check_optional_count("hidden", hidden)

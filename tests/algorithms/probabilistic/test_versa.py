@@ -148,7 +148,7 @@ def test_without_variance_the_gradient_is_finite(model, dtype):
         ({"eval_num_samples": 0}, "eval_num_samples=0 must be an integer of at least 1"),
         ({"hidden": 0}, "hidden=0 must be an integer of at least 1"),
         ({"features": 0}, "features=0 must be an integer of at least 1"),
-        ({"loss_fn": nn.MSELoss()}, "VERSA classifies; use nn.CrossEntropyLoss"),
+        ({"loss_fn": nn.MSELoss()}, "VERSA needs class labels, and so nn.CrossEntropyLoss"),
         ({"model": nn.Conv2d(1, 2, 3)}, "ends in Conv2d: .*infers a weight for each feature; pass features="),
     ],
 )

@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_meta import CNP, TNP, AttentiveNP, Episode, collate_episodes
 from tests.algorithms.processes.naive import all_gradients, gaussian_nll, regression_model, tasks
-from tests.models.test_attention import torch_layer
+from tests.models.test_set_transformer import torch_layer
 from tests.reference import assert_same
 
 SMALL = {"hidden": 6, "layers": 2, "heads": 2, "compile": False}
