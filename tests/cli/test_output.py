@@ -156,6 +156,14 @@ def test_nothing_is_said_to_be_saved_that_is_not(capsys):
     assert "Saved: " not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("every", "told"), [("2", True), ("1", False)])
+def test_a_training_without_a_checkpoint_says_so(every, told, capsys):
+    main(["fit", *SMALL, f"--trainer.check_val_every_n_epoch={every}"])
+    out = capsys.readouterr().out
+    assert ("No checkpoint was saved" in out) == told
+    assert ("checkpoint" in places(out)) != told
+
+
 def test_folders_of_tensorboard(capsys):
     main(["fit", *SMALL, "--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=boards"])
     assert places(capsys.readouterr().out)["logs"].parts[0] == "boards"
