@@ -36,7 +36,8 @@ def say_training_saved(trainer: Any, configuration: Path | None, interrupted: bo
     callback = trainer.checkpoint_callback
     best, last = getattr(callback, "best_model_path", ""), getattr(callback, "last_model_path", "")
     also_last = {"last checkpoint": last} if last != best else {}
-    if callback is not None and not (best or last or trainer.fast_dev_run) and trainer.is_global_zero:
+    expected = getattr(callback, "save_top_k", 0) != 0 and not trainer.fast_dev_run
+    if expected and not (best or last) and trainer.is_global_zero:
         print(
             "No checkpoint was saved, as the training ended before its first validation: lower "
             "--trainer.check_val_every_n_epoch, or train for more epochs.",
