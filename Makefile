@@ -13,10 +13,10 @@ demo: $(VENV)/.installed  ## Train on sinusoids for a minute (ALGORITHM=maml, re
 posterior: $(VENV)/.installed  ## Train amortized MAML for a minute, draw how its posterior tightens.
 	$(BIN)/python examples/posterior_tightening.py
 
-test: $(VENV)/.installed  ## The default tests, under 8 minutes on 2 cores.
+test: $(VENV)/.installed  ## The default tests, under 9 minutes on 2 cores.
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(VENV)/.installed  ## Full trainings and real data; OMNIGLOT_ROOT names the folder of Omniglot.
+test-slow: $(VENV)/.installed  ## Full trainings, real data (OMNIGLOT_ROOT), costly tests of more learners.
 	$(BIN)/python -m pytest -m slow
 
 test-peers: $(VENV)-peers/.installed  ## Exchange with learn2learn, curvature beside curvlinops: with the real packages.

@@ -7,6 +7,7 @@ Run: ``python examples/predict_a_table.py`` (half a minute). It writes two table
 """
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -27,7 +28,7 @@ def visits(patients: int, visits_each: int, seed: int) -> pl.DataFrame:
     return pl.DataFrame({"patient": names, "dose": dose.ravel(), "pain": pain.ravel()})
 
 
-def main(epochs: int = 10) -> None:
+def main(epochs: int = 10, train_tasks: int = 3_200, **options: Any) -> None:
     """Train, compare, predict."""
     folder = Path("outputs/predict_a_table")
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,14 @@ def main(epochs: int = 10) -> None:
 
     L.seed_everything(0)
     data = TabularTasksDataModule(
-        folder / "visits.csv", "patient", "pain", shots=5, query_shots=15, tasks_per_batch=16, train_tasks=3_200
+        folder / "visits.csv",
+        "patient",
+        "pain",
+        shots=5,
+        query_shots=15,
+        tasks_per_batch=16,
+        train_tasks=train_tasks,
+        **options,
     )
     learner = MAML(MLP(data.num_features), nn.MSELoss(), inner_lr=0.05, inner_steps=5)
     trainer = L.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, default_root_dir=folder)

@@ -8,6 +8,7 @@ with their predicted intents.
 """
 
 import argparse
+from typing import Any
 
 import lightning as L
 import polars as pl
@@ -17,10 +18,10 @@ from lightning_meta import MAML, CLINC150DataModule, TextEncoder
 from lightning_meta.analysis import compare_with_baselines
 
 
-def main(root: str, steps: int = 1_000) -> None:
+def main(root: str, steps: int = 1_000, **options: Any) -> None:
     """Train, compare, predict."""
     L.seed_everything(0)
-    data = CLINC150DataModule(root, ways=5, shots=1, query_shots=5, tasks_per_batch=4, train_tasks=4 * steps)
+    data = CLINC150DataModule(root, ways=5, shots=1, query_shots=5, tasks_per_batch=4, train_tasks=4 * steps, **options)
     learner = MAML(
         TextEncoder(num_classes=5), inner_lr=10.0, inner_steps=3, optimizer=lambda p: torch.optim.Adam(p, lr=3e-3)
     )

@@ -1,8 +1,12 @@
-"""All learners, one line each: tests that are for every algorithm take `LEARNERS`, or the part of it they concern."""
+"""All learners, one line each: tests that are for every algorithm take `LEARNERS`, or the part of it they concern.
+
+A shared test of over 0.3 s a learner takes `every(costly=True)`, `cases` or `named_cases`: it is slow for learners
+whose paths through the library others have too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +71,7 @@ class Entry:
         draws: Whether a training step draws random numbers.
         certain: Arguments with which its draws are too small to matter.
         traceable: Whether `torch.compile` can trace its step under guards.
+        costly_tests_are_slow: Whether shared tests that are costly are in `make test-slow` for it, not in `make test`.
     """
 
     name: str
@@ -76,6 +81,7 @@ class Entry:
     draws: bool = False
     certain: Mapping[str, Any] = field(default_factory=dict)
     traceable: bool = True
+    costly_tests_are_slow: bool = False
 
     @property
     def takes_steps(self) -> bool:
@@ -154,9 +160,9 @@ LEARNERS = [
     Entry("ANIL", ANIL),
     Entry("BOIL", BOIL),
     Entry("MetaSGD", MetaSGD),
-    Entry("MetaCurvature", MetaCurvature),
-    Entry("CAVIA", CAVIA, {"num_context_parameters": 3}),
-    Entry("COMLN", COMLN, {"solver_steps": 4}),
+    Entry("MetaCurvature", MetaCurvature, costly_tests_are_slow=True),
+    Entry("CAVIA", CAVIA, {"num_context_parameters": 3}, costly_tests_are_slow=True),
+    Entry("COMLN", COMLN, {"solver_steps": 4}, costly_tests_are_slow=True),
     Entry("Reptile", Reptile),
     Entry("ImplicitMAML", ImplicitMAML, {"inner_steps": 2}),
     Entry("BayesianMAML", BayesianMAML, {"num_particles": 2}),
@@ -172,26 +178,43 @@ LEARNERS = [
     Entry("MetaOptNet", MetaOptNet, {"solver_steps": 8}, classes_only=True),
     Entry("ProtoMAML", ProtoMAML, classes_only=True),
     Entry("ProtoNet", ProtoNet, classes_only=True),
-    Entry("MatchingNet", MatchingNet, {"scale": 5.0, "learn_scale": True}, classes_only=True),
-    Entry("RelationNet", RelationNet, classes_only=True),
+    Entry(
+        "MatchingNet", MatchingNet, {"scale": 5.0, "learn_scale": True}, classes_only=True, costly_tests_are_slow=True
+    ),
+    Entry("RelationNet", RelationNet, classes_only=True, costly_tests_are_slow=True),
     # Tests' tasks serve as batches of all training classes: they have as many.
-    Entry("Baseline", Baseline, {"num_train_classes": WAYS, "inner_steps": 2}, classes_only=True),
-    Entry("BaselinePlusPlus", BaselinePlusPlus, {"num_train_classes": WAYS, "inner_steps": 2}, classes_only=True),
+    Entry(
+        "Baseline",
+        Baseline,
+        {"num_train_classes": WAYS, "inner_steps": 2},
+        classes_only=True,
+        costly_tests_are_slow=True,
+    ),
+    Entry(
+        "BaselinePlusPlus",
+        BaselinePlusPlus,
+        {"num_train_classes": WAYS, "inner_steps": 2},
+        classes_only=True,
+        costly_tests_are_slow=True,
+    ),
     # Its center is measured on a data module's examples, which most tests lack.
     Entry("SimpleShot", SimpleShot, {"num_train_classes": WAYS, "normalization": "l2n"}, classes_only=True),
-    Entry("R2D2", R2D2),
+    Entry("R2D2", R2D2, costly_tests_are_slow=True),
     Entry(
         "PLATIPUS",
         PLATIPUS,
         {"eval_num_samples": 2},
         draws=True,
         certain={"initial_log_std": -40.0, "kl_weight": 1e-60},
+        costly_tests_are_slow=True,
     ),
     Entry("DKT", DKT),
-    Entry("DKT-classes", DKT, classes_only=True),
-    Entry("VERSA", VERSA, classes_only=True, draws=True, certain={"initial_log_std": -40.0}),
+    Entry("DKT-classes", DKT, classes_only=True, costly_tests_are_slow=True),
+    Entry(
+        "VERSA", VERSA, classes_only=True, draws=True, certain={"initial_log_std": -40.0}, costly_tests_are_slow=True
+    ),
     # As for AmortizedMAML, a hook on the head.
-    Entry("CNP", CNP, {"hidden": 8, "layers": 1}, traceable=False),
+    Entry("CNP", CNP, {"hidden": 8, "layers": 1}, traceable=False, costly_tests_are_slow=True),
     Entry(
         "AttentiveNP",
         AttentiveNP,
@@ -200,12 +223,41 @@ LEARNERS = [
         certain={"max_latent_std": 1e-9, "kl_weight": 1e-25},
         traceable=False,
     ),
-    Entry("TNP", TNP, {"hidden": 8, "layers": 2, "heads": 2, "embedding_layers": 1}, traceable=False),
+    Entry(
+        "TNP",
+        TNP,
+        {"hidden": 8, "layers": 2, "heads": 2, "embedding_layers": 1},
+        traceable=False,
+        costly_tests_are_slow=True,
+    ),
 ]
 BY_NAME = {entry.name: entry for entry in LEARNERS}
 
 
-def every(condition: Callable[[Entry], bool] = lambda entry: True) -> pytest.MarkDecorator:
-    """Parametrize a test by ``entry``, over all learners of which a condition holds."""
+def cases(entries: Iterable[Entry]) -> list[Any]:
+    """Make parameters of a costly test of learners, slow ones of those whose costly tests are."""
+    return [
+        pytest.param(entry, id=entry.name, marks=[pytest.mark.slow] if entry.costly_tests_are_slow else [])
+        for entry in entries
+    ]
+
+
+def named_cases(names: Iterable[str]) -> list[Any]:
+    """Make parameters of a costly test of names of learners; names that are not of `LEARNERS` are never slow."""
+    return [pytest.param(name, id=name, marks=[pytest.mark.slow] if is_slow(name) else []) for name in names]
+
+
+def is_slow(name: str) -> bool:
+    """Whether costly tests of what has this name are slow."""
+    return name in BY_NAME and BY_NAME[name].costly_tests_are_slow
+
+
+def every(condition: Callable[[Entry], bool] = lambda entry: True, costly: bool = False) -> pytest.MarkDecorator:
+    """Parametrize a test by ``entry``, over all learners of which a condition holds.
+
+    Args:
+        condition: Tells whether a test concerns a learner.
+        costly: Whether the test takes over about 0.3 s a learner. It is then slow for those flagged so.
+    """
     chosen = [entry for entry in LEARNERS if condition(entry)]
-    return pytest.mark.parametrize("entry", chosen, ids=lambda entry: entry.name)
+    return pytest.mark.parametrize("entry", cases(chosen) if costly else chosen, ids=lambda entry: entry.name)

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.domains import WRITERS
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CHEAPEST_FIRST = ["sinusoid", "parkinsons", "physionet", "clinc150", "sp500", "omniglot", "cifarfs"]
 TRAIN_CLASSES = {"clinc150": 18, "omniglot": 1100}  # of the files that tests write, and without turned drawings
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+
+
+def cost(config: Path) -> tuple[int, int, str]:
+    """What to sort configurations by, to have those first that run in the shortest time and are plainest."""
+    return CHEAPEST_FIRST.index(config.stem.split("_")[0]), len(config.stem), config.stem
+
+
+def classes_of(config: Path) -> list[str]:
+    """The classes that a configuration names: its learner's, then those of model, optimizer, data and others."""
+    return re.findall(r"class_path: ([\w.]+)", config.read_text())
+
+
+def run_by_default() -> list[Path]:
+    """Choose the configurations that name a class that no cheaper one names: all learners, models and data."""
+    chosen, named = [], set()
+    for config in sorted(CONFIGS, key=cost):
+        chosen += [] if named.issuperset(classes_of(config)) else [config]
+        named.update(classes_of(config))
+    return chosen
+
+
+def cases() -> list[Any]:
+    """Make a test's parameters of all configurations, slow ones of those that are not run by default."""
+    chosen = run_by_default()
+    return [pytest.param(own, id=own.stem, marks=[] if own in chosen else [pytest.mark.slow]) for own in CONFIGS]
 
 
 def small(config: Path) -> list[str]:

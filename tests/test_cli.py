@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import wandb
 
 from lightning_meta import ANIL, MAML, MetaLearner, MetaSGD
 from lightning_meta.cli import main
-from tests.shipped import CONFIGS, QUIET, ROOT, small
+from tests.shipped import CONFIGS, QUIET, ROOT, cases, classes_of, cost, run_by_default, small
 
 
 @pytest.fixture(autouse=True)
@@ -22,11 +21,12 @@ def _inside_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-FIRST_OF_THEIR_LEARNER = {re.search(r"class_path: (\w+)", own.read_text())[1]: own for own in CONFIGS[::-1]}.values()
+# Of each learner the one that the default run has.
+FIRST_OF_THEIR_LEARNER = {classes_of(own)[0]: own for own in sorted(CONFIGS, key=cost)[::-1]}.values()
 
 
 @pytest.mark.usefixtures("random_omniglot")
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", cases())
 def test_every_configuration_fits_tests_predicts_and_loads(config):
     cli = main(["fit", *small(config)])
     assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
@@ -82,6 +82,13 @@ def test_configurations_promised_are_there():
         "sinusoid_metasgd",
     }
     assert promised <= {path.stem for path in CONFIGS}
+
+
+def test_the_default_run_has_every_class_and_every_data_set():
+    chosen = run_by_default()
+    assert set(FIRST_OF_THEIR_LEARNER) <= set(chosen)
+    assert {name for own in chosen for name in classes_of(own)} == {name for own in CONFIGS for name in classes_of(own)}
+    assert {own.stem.split("_")[0] for own in chosen} == {own.stem.split("_")[0] for own in CONFIGS}
 
 
 def test_every_flag_overrides():

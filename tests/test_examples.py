@@ -9,6 +9,7 @@ import pytest
 from tests.domains import write_clinc, write_physionet, write_sp500
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+FEW = {"val_tasks": 20, "test_tasks": 20}  # baselines are tested for each of their penalties
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +19,7 @@ def _inside_a_temporary_folder(tmp_path, monkeypatch):
 
 def test_text_intents(tmp_path, capsys):
     write_clinc(tmp_path)
-    runpy.run_path(str(EXAMPLES / "text_intents.py"))["main"](str(tmp_path), steps=2)
+    runpy.run_path(str(EXAMPLES / "text_intents.py"))["main"](str(tmp_path), steps=2, **FEW)
     printed = capsys.readouterr().out
     assert "nearest prototype" in printed
     assert "95 % intervals over tasks of these classes" in printed
@@ -40,7 +41,7 @@ def test_stocks(tmp_path, capsys):
 
 
 def test_predict_a_table(capsys):
-    runpy.run_path(str(EXAMPLES / "predict_a_table.py"))["main"](epochs=1)
+    runpy.run_path(str(EXAMPLES / "predict_a_table.py"))["main"](epochs=1, train_tasks=32, **FEW)
     assert "upper_90" in capsys.readouterr().out
     assert Path("outputs/predict_a_table/trained.ckpt").exists()
 

@@ -19,7 +19,7 @@ from lightning_meta import ABML, MAML, MLP, Conv4, Episode, EpisodicDataModule, 
 from lightning_meta.algorithms.transfer.transfer_learner import TransferLearner
 from lightning_meta.execution.capture import recorder
 from tests.ddp_script import LEARNERS
-from tests.registry import BY_NAME
+from tests.registry import BY_NAME, named_cases
 
 EPOCHS, BATCHES = 2, 5
 
@@ -77,7 +77,7 @@ def assert_resumes(name, folder, steps, **options):
             assert torch.equal(resumed[key], value), f"{key} after resuming at step {step}"
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", named_cases(LEARNERS))
 def test_resuming_at_any_step_ends_where_an_uninterrupted_run_does(tmp_path, name):
     assert_resumes(name, tmp_path, [3, BATCHES, BATCHES + 4])
 

@@ -12,7 +12,7 @@ from PIL import Image
 from lightning_meta.dashboard import ANY_LEARNER, kind_of, sections_of
 from tests.dashboard.runs import run_offline
 from tests.offline_runs import OfflineRun, without_connection
-from tests.registry import LEARNERS, every
+from tests.registry import BY_NAME, LEARNERS, every
 
 SIZES = {"tasks_per_batch": 2, "train_tasks": 4, "val_tasks": 4, "test_tasks": 4}
 STEPS = 2
@@ -27,16 +27,23 @@ def offline(tmp_path_factory):
         yield
 
 
+class Runs(dict):
+    """Runs by learner, made when they are first asked for."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, name):
+        torch.manual_seed(0)
+        learner, data = BY_NAME[name].learner(eval_inner_steps=STEPS), BY_NAME[name].data(**SIZES)
+        self[name] = run_offline(self.folder / name, learner, data, name in TESTED)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, offline):
-    """Runs by learner."""
-    folder = tmp_path_factory.mktemp("runs")
-    made = {}
-    for entry in LEARNERS:
-        torch.manual_seed(0)
-        learner = entry.learner(eval_inner_steps=STEPS)
-        made[entry.name] = run_offline(folder / entry.name, learner, entry.data(**SIZES), entry.name in TESTED)
-    return made
+    return Runs(tmp_path_factory.mktemp("runs"))
 
 
 def stages(entry):
@@ -47,7 +54,7 @@ def takes_steps(entry):
     return entry.takes_steps
 
 
-@every()
+@every(costly=True)
 def test_every_metric_is_logged(runs, entry):
     run, metric = runs[entry.name], entry.metric
     expected = {"train/loss", f"train/{metric}", "train/meta_gradient_norm", "trainer/global_step", "epoch"}
@@ -56,7 +63,7 @@ def test_every_metric_is_logged(runs, entry):
     assert expected <= run.keys
 
 
-@every(takes_steps)
+@every(takes_steps, costly=True)
 def test_the_metric_and_the_gradient_are_logged_by_inner_step(runs, entry):
     run = runs[entry.name]
     for stage in stages(entry):
@@ -65,7 +72,7 @@ def test_the_metric_and_the_gradient_are_logged_by_inner_step(runs, entry):
         assert run.last(f"{stage}_episodes/inner_gradient_norm_step_0") > 0
 
 
-@every()
+@every(costly=True)
 def test_pictures_are_drawn_of_all_that_a_learner_has(runs, entry):
     run = runs[entry.name]
     expected = {"difficulty"} | ({"adaptation"} if entry.takes_steps else set())
@@ -80,7 +87,7 @@ def test_pictures_are_drawn_of_all_that_a_learner_has(runs, entry):
                 assert len(picture.convert("L").getcolors()) > 10, name
 
 
-@every()
+@every(costly=True)
 def test_tables_hold_examples_and_tasks(runs, entry):
     run = runs[entry.name]
     for stage in stages(entry):
@@ -101,7 +108,7 @@ def test_tables_hold_examples_and_tasks(runs, entry):
         assert sum(values) / 4 == pytest.approx(run.last(f"{stage}/{entry.metric}"), rel=1e-4)
 
 
-@every()
+@every(costly=True)
 def test_the_axis_is_the_training_step_and_summaries_keep_the_best(runs, entry):
     run = runs[entry.name]
     assert run.metrics["*"] == ("trainer/global_step", set())
@@ -115,13 +122,13 @@ def test_the_axis_is_the_training_step_and_summaries_keep_the_best(runs, entry):
     assert all("trainer/global_step" in row for row in run.history)
 
 
-@every()
+@every(costly=True)
 def test_the_histogram_counts_all_tasks(runs, entry):
     counts = runs[entry.name].last("val_episodes/difficulty_histogram")["values"]
     assert sum(counts) == SIZES["val_tasks"]
 
 
-@every()
+@every(costly=True)
 def test_tables_are_artifacts_of_the_run(runs, entry):
     run: OfflineRun = runs[entry.name]
     tables = [name for name, (kind, _) in run.artifacts.items() if kind == "run_table"]
@@ -144,7 +151,7 @@ def matching(panel, keys):
     return set(panel.keys) & keys
 
 
-@every()
+@every(costly=True)
 def test_panels_for_a_learner_name_only_keys_that_its_runs_log(runs, entry):
     kind = kind_of(entry.learner(eval_inner_steps=STEPS), pictures=False)
     shown = set()
@@ -160,7 +167,7 @@ def test_panels_for_a_learner_name_only_keys_that_its_runs_log(runs, entry):
 
 
 def test_panels_for_any_learner_name_only_keys_that_some_run_logs(runs):
-    keys = set().union(*(run.keys for run in runs.values()))
+    keys = set().union(*(runs[entry.name].keys for entry in LEARNERS if not entry.costly_tests_are_slow))
     for section in sections_of(ANY_LEARNER):
         for panel in section.panels:
             assert matching(panel, keys), panel

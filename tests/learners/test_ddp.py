@@ -11,6 +11,7 @@ import torch
 from lightning_meta import SinusoidDataModule
 from lightning_meta.data import episodes
 from tests.ddp_script import ENTRIES, LEARNERS, STEPS, TASKS_PER_STEP
+from tests.registry import is_slow, named_cases
 
 TESTS = Path(__file__).parents[1]
 # Behind what the path already has: that may be another copy of the package.
@@ -29,17 +30,31 @@ def run(folder, devices, names, launcher=()):
     return {name: [torch.load(folder / f"{name}_{rank}.pt") for rank in range(devices)] for name in names}
 
 
+class Results(dict):
+    """Results by learner; the first that is asked for trains all others that are slow, or quick, as it is."""
+
+    def __init__(self, folder, devices):
+        super().__init__()
+        self.folder, self.devices = folder, devices
+
+    def __missing__(self, name):
+        slow = is_slow(name)
+        names = [other for other in LEARNERS if is_slow(other) == slow]
+        self |= run(self.folder / ("slow" if slow else "quick"), self.devices, names)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("ddp") / "one", 1, LEARNERS)
+    return Results(tmp_path_factory.mktemp("one_process"), 1)
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("ddp") / "two", 2, LEARNERS)
+    return Results(tmp_path_factory.mktemp("two_processes"), 2)
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", named_cases(LEARNERS))
 def test_processes_end_with_the_same_parameters(two_processes, name):
     first, second = two_processes[name]
     for key, value in first["state"].items():
@@ -47,7 +62,7 @@ def test_processes_end_with_the_same_parameters(two_processes, name):
         assert torch.equal(value, second["state"][key]), key
 
 
-@pytest.mark.parametrize("name", sorted(LEARNERS.keys() - RANDOM))
+@pytest.mark.parametrize("name", named_cases(sorted(LEARNERS.keys() - RANDOM)))
 def test_two_processes_train_as_one_with_the_union_of_their_tasks(one_process, two_processes, name):
     (alone,), (first, second) = one_process[name], two_processes[name]
     for key, value in alone["state"].items():
@@ -59,7 +74,7 @@ def test_two_processes_train_as_one_with_the_union_of_their_tasks(one_process, t
     torch.testing.assert_close(together.sort().values, alone["seen"].sort().values)
 
 
-@pytest.mark.parametrize("name", sorted(LEARNERS.keys() - RANDOM))
+@pytest.mark.parametrize("name", named_cases(sorted(LEARNERS.keys() - RANDOM)))
 def test_metrics_and_intervals_are_over_all_processes_tasks(one_process, two_processes, name):
     (alone,), both = one_process[name], two_processes[name]
     assert f"val/{ENTRIES[name].metric}_ci95" in alone["metrics"]
@@ -69,7 +84,7 @@ def test_metrics_and_intervals_are_over_all_processes_tasks(one_process, two_pro
             assert process["metrics"][key] == pytest.approx(value, rel=1e-5), key
 
 
-@pytest.mark.parametrize("name", sorted(LEARNERS.keys() - RANDOM))
+@pytest.mark.parametrize("name", named_cases(sorted(LEARNERS.keys() - RANDOM)))
 def test_values_of_tasks_and_errors_are_those_of_one_process_in_order(one_process, two_processes, name):
     (alone,), both = one_process[name], two_processes[name]
     assert len(alone["per_task"]["loss"]) == 11

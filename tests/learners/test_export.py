@@ -29,7 +29,7 @@ def reloaded(program):
     return torch.export.load(file).module()
 
 
-@every()
+@every(costly=True)
 @pytest.mark.parametrize("statistics", ["batch", "support", "running"])
 def test_a_program_computes_what_the_task_does(entry, statistics):
     """With the same draws; where queries are taken one by one they come in another order, and must be too small."""
@@ -44,7 +44,7 @@ def test_a_program_computes_what_the_task_does(entry, statistics):
         torch.testing.assert_close(outputs(program, x), output, rtol=1e-4, atol=1e-5)
 
 
-@every()
+@every(costly=True)
 def test_a_program_needs_no_unchanged_learner(entry):
     learner, one = entry.learner(**INNER).eval(), entry.task()
     task = learner.adapt(one.support_x, one.support_y)
@@ -68,9 +68,11 @@ assert not any(name.startswith("lightning") for name, module in sys.modules.item
 """
 
 
-def test_programs_run_where_the_package_is_not_installed(tmp_path):
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_programs_run_where_the_package_is_not_installed(slow, tmp_path):
+    chosen = [entry for entry in LEARNERS if entry.costly_tests_are_slow == slow]
     expected = []
-    for entry in LEARNERS:
+    for entry in chosen:
         one = entry.task()
         task = entry.learner(**INNER).eval().adapt(one.support_x, one.support_y)
         torch.export.save(task.export(one.query_x), tmp_path / f"{entry.name}.pt2")
@@ -80,7 +82,7 @@ def test_programs_run_where_the_package_is_not_installed(tmp_path):
     elsewhere = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     options = {"cwd": tmp_path, "env": elsewhere, "capture_output": True, "text": True}
     done = subprocess.run([sys.executable, "-c", ALONE], **options)
-    assert done.stdout.split() == [entry.name for entry in LEARNERS], done.stderr
+    assert done.stdout.split() == [entry.name for entry in chosen], done.stderr
 
 
 @every(lambda entry: entry.takes_steps)

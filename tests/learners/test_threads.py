@@ -19,7 +19,7 @@ from lightning_meta import (
     Episode,
 )
 from lightning_meta.execution.capture import recorder
-from tests.registry import BY_NAME, LEARNERS, Entry
+from tests.registry import BY_NAME, LEARNERS, Entry, cases
 
 THREADS, TASKS = 8, 40
 INNER = {"inner_lr": 0.05, "inner_steps": 2}
@@ -44,7 +44,7 @@ def in_threads(function, items):
         return list(pool.map(function, items))
 
 
-@pytest.mark.parametrize("entry", [*LEARNERS, ATTENTION], ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", cases([*LEARNERS, ATTENTION]))
 def test_threads_adapt_and_predict_at_once(entry):
     # Draws are too small to change a number, as several threads cannot draw in one order.
     given = tasks(entry)

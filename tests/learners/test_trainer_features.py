@@ -14,7 +14,7 @@ from torch import nn
 from lightning_meta import MAML, MLP
 from tests.ddp_script import ENTRIES, LEARNERS
 from tests.learners.test_ddp import RANDOM
-from tests.registry import BY_NAME
+from tests.registry import BY_NAME, named_cases
 
 TASKS = {"tasks_per_batch": 2, "train_tasks": 8, "val_tasks": 4}
 
@@ -45,7 +45,7 @@ def sgd_maml():
 
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit")  # Lightning's, whatever the sampler
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", named_cases(LEARNERS))
 @pytest.mark.parametrize(
     "options",
     [
@@ -68,7 +68,7 @@ def test_every_learner_trains_with_every_option(name, options, tmp_path):
     assert any(not torch.equal(after[key], value.to(after[key])) for key, value in before.items())
 
 
-@pytest.mark.parametrize("name", sorted(LEARNERS.keys() - RANDOM))
+@pytest.mark.parametrize("name", named_cases(sorted(LEARNERS.keys() - RANDOM)))
 @pytest.mark.parametrize(("precision", "tolerance"), [("64-true", 1e-4), ("bf16-mixed", 0.05)])
 def test_losses_in_other_precisions_are_close(name, precision, tolerance):
     def loss(precision):
@@ -108,7 +108,7 @@ def test_clipping_bounds_the_step():
     assert float(moved.norm()) == pytest.approx(0.01 * 1e-3, rel=1e-2)  # float32 after a tiny step
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", named_cases(LEARNERS))
 def test_reruns_are_identical_to_the_last_bit(name):
     def once():
         L.seed_everything(3, verbose=False)

@@ -11,7 +11,12 @@ import torch
 from torch import nn
 
 from lightning_meta import ABML, MAML, MLP, ProtoNet, SinusoidDataModule
-from lightning_meta.metrics.conformal_quantiles import ConformalQuantiles, ConformalScores, tasks_needed
+from lightning_meta.metrics.conformal_quantiles import (
+    ConformalQuantiles,
+    ConformalScores,
+    hierarchical_quantiles,
+    tasks_needed,
+)
 from lightning_meta.metrics.conformal_scores import counted
 from tests.registry import BY_NAME
 
@@ -64,10 +69,14 @@ def test_batches_and_tasks_without_counted_queries_do_not_matter():
 def test_a_random_query_of_a_new_task_is_covered_often_enough(tasks, queries):
     generator = torch.Generator().manual_seed(0)
     covered, repetitions = 0, 2_000
-    for _ in range(repetitions):
+    sizes, level = torch.full((tasks * queries,), queries), torch.tensor([0.8], dtype=torch.float64)
+    for repetition in range(repetitions):
         difficulty = torch.randn(tasks + 1, 1, generator=generator).exp()
         scores = difficulty * torch.rand(tasks + 1, queries, generator=generator)
-        covered += float(scores[-1, 0]) <= quantiles_of(scores[:-1]).quantile(0.8)
+        quantile = float(hierarchical_quantiles(scores[:-1].flatten(), sizes, level))
+        if repetition < 20:  # the metric finds this one among those of a thousand levels
+            assert quantile == quantiles_of(scores[:-1]).quantile(0.8)
+        covered += float(scores[-1, 0]) <= quantile
     assert covered >= 0.8 * repetitions - 3 * math.sqrt(repetitions * 0.16)
 
 

@@ -287,7 +287,7 @@ def test_a_layer_that_uses_its_weight_otherwise_is_not_reparameterized():
 def test_the_meta_gradient_is_that_of_finite_differences(norm, loss_fn):
     model = nn.Sequential(nn.Linear(3, 5), norm(5), nn.Tanh(), nn.Linear(5, 2))
     options = {"inner_lr": 0.05, "inner_steps": 2, "num_samples": 2, "kl_weight": 0.1, "initial_log_std": -2.0}
-    learner = ABML(model, loss_fn, normalize_steps=True, **options)
+    learner = ABML(model, loss_fn, normalize_steps=True, compile=False, **options)  # recording takes seconds
     batch = Episode(torch.randn(2, 6, 3), torch.randint(2, (2, 6)), torch.randn(2, 7, 3), torch.randint(2, (2, 7)))
     if isinstance(loss_fn, nn.MSELoss):
         batch = batch._replace(support_y=torch.randn(2, 6, 2), query_y=torch.randn(2, 7, 2))

@@ -104,7 +104,8 @@ def test_prediction_of_a_task_is_bayesian_linear_regression_on_the_generated_fea
 @pytest.mark.parametrize("inner_steps", [1, 3])
 @pytest.mark.parametrize("make", [(regression, numbers), (classification, classes)], ids=["regression", "classes"])
 def test_the_meta_gradient_is_that_of_finite_differences(make, inner_steps):
-    learner, batch = make[0](num_samples=2, inner_steps=inner_steps, inner_lr=0.05, initial_log_std=-2.0), make[1]()
+    options = {"num_samples": 2, "inner_lr": 0.05, "initial_log_std": -2.0, "compile": False}  # recording takes seconds
+    learner, batch = make[0](inner_steps=inner_steps, **options), make[1]()
 
     def loss():
         torch.manual_seed(5)

@@ -1,5 +1,7 @@
 """The verdict on tasks of which it is known whether meta-learning pays."""
 
+import functools
+
 import pytest
 
 from lightning_meta.analysis.diagnosis.diagnose import diagnose
@@ -16,6 +18,7 @@ RIGHT = {
 }
 
 
+@functools.cache
 def verdict_of(case, seed):
     learner, data = getattr(made_cases, case)(seed)
     return diagnose(learner, data, num_tasks=100, tuning_tasks=20, scratch_steps=30)

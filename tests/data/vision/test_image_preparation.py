@@ -199,7 +199,9 @@ class Module(nn.Module):
 def test_checkpoints_keep_arguments_and_preparation(root, tmp_path, augment):
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = L.Trainer(max_epochs=1, default_root_dir=tmp_path, **options)
-    data = ImageFolderDataModule(root, augment=augment, cache_dir=tmp_path / "cache", **SMALL, train_tasks=25)
+    data = ImageFolderDataModule(
+        root, augment=augment, cache_dir=tmp_path / "cache", **SMALL, train_tasks=4, val_tasks=4
+    )
     trainer.fit(MAML(Conv4(2, in_channels=3, filters=4), nn.CrossEntropyLoss()), data)
     path = trainer.checkpoint_callback.best_model_path
     kept = torch.load(path, weights_only=True)["meta_learner_preparation"]

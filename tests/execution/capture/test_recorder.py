@@ -60,7 +60,7 @@ def test_recorded_images_have_the_loops_gradient():
         assert len(recordings(learner)) == 1
 
 
-@every()
+@every(costly=True)
 def test_every_learner_repeats_its_step_draws_included(entry):
     options, batch = {"inner_lr": 0.05, "inner_steps": 2}, entry.batch()
     recorded, plain = (entry.learner(compile=choice, **options) for choice in (None, False))
