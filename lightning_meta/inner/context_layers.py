@@ -15,12 +15,22 @@ from torch.nn.modules.batchnorm import _NormBase
 from lightning_meta.arguments import check_choice, check_count
 from lightning_meta.inner.names import key_of
 from lightning_meta.inner.vectors import Vector
-from lightning_meta.models.norm import TaskBatchNorm2d
+from lightning_meta.models.norm import TaskBatchNorm2d, TaskLayerNorm
 
 ContextKind = Literal["input", "film"]
 
 # Their weights have one row, or number, for each entry of the bias.
-_MODULATED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, _NormBase, TaskBatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+_MODULATED = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    _NormBase,
+    TaskBatchNorm2d,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    TaskLayerNorm,
+)
 
 
 class ContextLayers(nn.Module):

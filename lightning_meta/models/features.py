@@ -1,5 +1,6 @@
 """The features that a model gives: their number, their length, and cosines between them."""
 
+import torch
 from torch import Tensor, nn
 
 _SMALL = 1e-12  # added to squared lengths, so that the vector 0 has a gradient
@@ -26,7 +27,8 @@ def output_features(model: nn.Module, purpose: str) -> int:
 
 def unit_length(features: Tensor) -> Tensor:
     """Return features ``[..., features]`` scaled to length 1; zeros stay zeros."""
-    return features * (features.square().sum(-1, keepdim=True) + _SMALL).rsqrt()
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))  # squares overflow in half precision
+    return (wide * (wide.square().sum(-1, keepdim=True) + _SMALL).rsqrt()).to(features.dtype)
 
 
 def cosines(features: Tensor, references: Tensor) -> Tensor:

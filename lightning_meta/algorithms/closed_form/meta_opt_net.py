@@ -165,4 +165,5 @@ class MetaOptNet(SupportClassLearner):
         )
 
     def _features(self, meta: MetaParameters, x: Any) -> Tensor:
-        return self.embeddings(meta, x).to(meta["log_scale"].dtype)  # half precision cannot be solved in
+        # Half precision cannot be solved in.
+        return self.embeddings(meta, x).to(torch.promote_types(meta["log_scale"].dtype, torch.float32))

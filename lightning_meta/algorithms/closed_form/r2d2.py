@@ -136,5 +136,7 @@ class R2D2(SupportClassLearner):
 
     def _features(self, meta: MetaParameters, x: Any) -> Tensor:
         """Return embeddings with a constant for the intercept, ``[examples, features + 1]``."""
-        features = self.embeddings(meta, x).to(meta["log_penalty"].dtype)  # half precision cannot be solved in
+        features = self.embeddings(meta, x)
+        # Half precision cannot be solved in.
+        features = features.to(torch.promote_types(meta["log_penalty"].dtype, torch.float32))
         return torch.cat([features, features.new_ones(features.shape[0], 1)], dim=1)

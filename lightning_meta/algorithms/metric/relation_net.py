@@ -15,8 +15,8 @@ Outputs are log r_k, so that their softmax, r_k / Σ_j r_j, is what the scores e
 in validation and test are those of this distribution.
 
 Differences from the paper:
-- The squared error is the mean over classes and queries, as in the authors' code; the paper has the sum, that is a
-  larger outer learning rate.
+- The squared error is the mean over classes and queries, as in the authors' code; the paper has the sum. Adam
+  does not see the constant factor.
 - The default network averages over positions before its last two layers, which fits maps of any size from 4 × 4; the
   authors' takes all positions. For features that are vectors, as those of texts, it has one hidden layer.
 - ``meta_loss="loss_fn"`` trains on the loss of the outputs instead, cross-entropy by default.
@@ -97,6 +97,7 @@ class RelationNet(SupportClassLearner):
                 'those of the pairs at hand: use "batch" or "support", or a relation module without it'
             )
         self.relation = relation
+        self._frozen |= {f"relation.{name}" for name, p in relation.named_parameters() if not p.requires_grad}
         self.meta_loss = meta_loss
         self.is_stochastic = drops(relation)
         self._relation_buffers = dropped_buffers(relation, "batch")

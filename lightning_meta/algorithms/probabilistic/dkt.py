@@ -13,13 +13,15 @@ A task is adapted to by conditioning on its support set (equation 4), with resid
 
     E f(x) = m + k_xS (K_SS + σ² I)⁻¹ r,      Var f(x) = k_xx − k_xS (K_SS + σ² I)⁻¹ k_Sx
 
-Classes are one-versus-rest regressions on labels 1 and −1 (section 3.3), and the class of the largest mean wins.
+Classes are one-versus-rest regressions on labels 1 and −1 (section 3.3). In the paper the class of the largest mean
+wins.
 
 Differences from the paper:
-- Class probabilities: the paper takes the sigmoid of each mean for its decisions, which is the same class, and the
-  authors' code the softmax of scaled means for calibration. Here they are the mean softmax of scaled draws of the
-  classes' functions. The scale is learned with the kernel, by the queries' likelihood given the support set, with
-  everything else held fixed; the authors fit it after training.
+- Class probabilities: the paper takes the sigmoid of each mean for its decisions, and the authors' code the softmax of
+  scaled means for calibration. Here they are the mean softmax of scaled draws of the classes' functions, with the same
+  draws for each class; nearly always the class of the largest mean has the largest. The scale is learned with the
+  kernel, by the queries' likelihood given the support set, with everything else held fixed; the authors fit it after
+  training.
 - All classes share the kernel's and the noise's parameters, and one Cholesky factor, so that a task may have any number
   of classes; in the authors' code each class number has its own.
 - "bn_cosine": embeddings are standardized by means and deviations over the support set, in training and tests, without
@@ -50,11 +52,15 @@ from lightning_meta.inner.solvers.ridge import full_precision
 from lightning_meta.learners import PosteriorLearner, SupportClassLearner, module_part
 from lightning_meta.learners.support_class_learner import without_absent
 from lightning_meta.likelihoods import LossFunction
-from lightning_meta.likelihoods.predictive import Samples
+from lightning_meta.likelihoods.predictive import Samples, mean_output
 from lightning_meta.models.feature_size import feature_size
 from lightning_meta.models.kernels import KernelName, make_kernel
 
 MetaLoss = Literal["marginal", "predictive"]
+
+
+# Of each class's function, to learn the scale of logits; the same always.
+_TRAINING_DRAWS = 64
 
 
 class ConditionedProcess(NamedTuple):
@@ -89,7 +95,8 @@ class DKT(PosteriorLearner, SupportClassLearner):
             examples.
         meta_loss: "marginal", the negative log marginal likelihood of both sets, or "predictive", that of the queries
             given the support set.
-        eval_num_samples: For classes, draws of their functions in evaluation; the same for all queries.
+        eval_num_samples: For classes, draws of their functions, the same for all queries and classes; rounded up to a
+            multiple of the ways.
         features: The size of the model's output, which "spectral_mixture" needs; None: that of its last linear layer.
         **options: As in `PosteriorLearner` and `TaskLearner`.
 
@@ -130,6 +137,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
         self.meta_loss = meta_loss
         self.eval_num_samples = eval_num_samples
         size = feature_size(model, features, "learns frequencies for each") if kernel == "spectral_mixture" else None
+        self.features = size
         like = next(model.parameters(), torch.zeros(()))
         self.kernel = make_kernel(self.kernel_name, size).to(like)
         self.mean = nn.Parameter(like.new_zeros(()))
@@ -168,9 +176,8 @@ class DKT(PosteriorLearner, SupportClassLearner):
         if not self.classifies:
             spread = variance.reshape(-1, *[1] * (mean.ndim - 1)).expand_as(mean)
             return self.with_noise(meta, mean[None], spread[None])
-        draws = torch.as_tensor(_standard_normal(self.eval_num_samples, mean.shape[1])).to(mean)
-        functions = mean + variance.sqrt()[:, None] * draws[:, None]  # [draws, query, ways]
-        return Samples(without_absent(meta["log_scale"].exp() * functions, state.counts))
+        draws = _even_draws(self.eval_num_samples, mean.shape[1])
+        return self._class_samples(meta, mean, variance, state.counts, draws)
 
     def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
         """Return the chosen negative log-likelihood, and the report.
@@ -189,7 +196,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
             covariance = self._covariance(meta, features, features)
             factor = factorize(covariance, self._target_noise(meta), present)
             whitened = whiten(factor, self._residual(meta, targets, present))
-            # The first rows and columns are the support set's own factor.
+            # The first rows and columns are the support set's own factor, up to the jitter, which is of both sets.
             mean, variance = predict(factor[size:, :size], whitened[:size], covariance.diagonal()[size:])
             evidence = log_evidence(factor, whitened, present) / present.sum()  # [outputs]
         mean = self._at(meta, mean).reshape(-1, *targets.shape[1:])  # [query, ...]
@@ -209,16 +216,21 @@ class DKT(PosteriorLearner, SupportClassLearner):
     def _class_nll(
         self, meta: MetaParameters, mean: Tensor, variance: Tensor, counts: Tensor, task: Episode
     ) -> tuple[Tensor, Tensor]:
-        """Return logits of mean probabilities, ``[query, ways]``, and the queries' negative log-likelihood.
-
-        Without draws: the softmax's mean over a Gaussian is nearly that of ``mean / √(1 + π/8 variance)``.
-        """
+        """Return logits of mean probabilities, ``[query, ways]``, and the queries' negative log-likelihood."""
         if self.meta_loss == "marginal":
             mean, variance = mean.detach(), variance.detach()
-        scale = meta["log_scale"].exp()
-        logits = scale * mean / (1 + math.pi / 8 * scale.square() * variance).sqrt()[:, None]
-        logits = without_absent(logits, counts)
-        return logits, self.loss(logits, task.query_y, task.query_mask)
+        samples = self._class_samples(meta, mean, variance, counts, _draws_of_columns(_TRAINING_DRAWS, mean.shape[1]))
+        return mean_output(self.likelihood, samples), self.predictive_nll(samples, task.query_y, task.query_mask)
+
+    def _class_samples(
+        self, meta: MetaParameters, mean: Tensor, variance: Tensor, counts: Tensor, normal: NDArray[np.float64]
+    ) -> Samples:
+        """Return draws of logits, ``[draws, query, ways]``; -inf for classes without support examples."""
+        draws = torch.as_tensor(normal).to(mean)
+        # The small constant keeps the derivative of the root finite if the variance is 0.
+        deviation = variance.clamp(min=torch.finfo(variance.dtype).tiny ** 0.5).sqrt()
+        functions = mean + deviation[:, None] * draws[:, None]
+        return Samples(without_absent(meta["log_scale"].exp() * functions, counts))
 
     def _features(self, meta: MetaParameters, x: Any) -> Tensor:
         features = self.call_model(self.model_parameters(meta), x)
@@ -226,6 +238,11 @@ class DKT(PosteriorLearner, SupportClassLearner):
             raise ValueError(
                 f"model gives features of shape {tuple(features.shape)}: DKT needs [examples, features]; add a Flatten "
                 "to the model"
+            )
+        if self.features is not None and features.shape[1] != self.features:
+            raise ValueError(
+                f"features={self.features}, but the model gives {features.shape[1]} numbers for an example: pass "
+                f"features={features.shape[1]}"
             )
         return features.to(self.mean.dtype)  # half precision cannot be solved in
 
@@ -270,9 +287,23 @@ class DKT(PosteriorLearner, SupportClassLearner):
 
 
 @functools.cache
-def _standard_normal(samples: int, ways: int) -> NDArray[np.float64]:
-    """Return the same draws always, ``[samples, ways]``, so that predictions do not depend on a random state."""
-    return np.random.default_rng(0).standard_normal((samples, ways))
+def _draws_of_columns(samples: int, ways: int) -> NDArray[np.float64]:
+    """Return draws ``[samples, ways]``, of which a class's do not depend on how many others there are."""
+    columns = [np.random.default_rng([0, way]).standard_normal(samples) for way in range(ways)]
+    return np.stack([(column - column.mean()) / column.std() for column in columns], axis=1)
+
+
+@functools.cache
+def _even_draws(samples: int, ways: int) -> NDArray[np.float64]:
+    """Return the same draws always, so that predictions do not depend on a random state.
+
+    Each class has the same draws in another order: otherwise some class numbers would be more probable than others.
+
+    Returns:
+        ``[draws, ways]``, with the number of samples rounded up to a multiple of the ways.
+    """
+    some = np.random.default_rng(0).standard_normal((math.ceil(samples / ways), ways))
+    return np.concatenate([np.roll(some, shift, axis=1) for shift in range(ways)])
 
 
 def _standardized(features: Tensor, moments: tuple[Tensor, ...]) -> Tensor:

@@ -32,7 +32,7 @@ class NeuralProcess(TaskLearner):
 
     The loss names the likelihood, as in `BayesianLearner`. With ``nn.MSELoss`` each target has a mean and a standard
     deviation ``min_std + (1 − min_std) softplus(·)``. With ``nn.CrossEntropyLoss`` labels are encoded as one-hot rows,
-    and the outputs are logits.
+    and the outputs are logits; with ``nn.BCEWithLogitsLoss`` outputs are logits too.
 
     Args:
         model: The model of features and shared mean.

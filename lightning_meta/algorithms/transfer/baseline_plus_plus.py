@@ -17,7 +17,7 @@ Differences from the paper:
 - Each step takes the whole support set; the authors' take 4 examples, for 100 epochs.
 - Steps are of plain gradient descent without weight decay, as in `Baseline`.
 - The scale α is 10, or learned with ``learn_scale``. The paper does not name it; the authors' code has 2 for up to 200
-  classes and 10 for more, and an option of a learned length for each class.
+  classes and 10 for more, times a learned length for each class.
 - Batch normalization as in `Baseline`.
 """
 

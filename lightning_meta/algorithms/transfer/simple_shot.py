@@ -27,7 +27,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -102,7 +101,6 @@ class SimpleShot(TransferLearner):
         super().__init__(model, loss_fn, num_train_classes=num_train_classes, **options)
         check_choice("normalization", normalization, Normalization)
         self.normalization = normalization
-        self._measured_after: int | None = None
         like = next(model.parameters(), torch.empty(0))
         unknown = like.new_full((self.feature_size(),), torch.nan) if normalization == "cl2n" else None
         self.register_buffer("center", unknown)
@@ -142,7 +140,9 @@ class SimpleShot(TransferLearner):
             return
         training = self.training
         self.eval()
-        total, count = torch.zeros_like(self.center), torch.zeros_like(self.center[:1])
+        # Half precision could not count.
+        total = torch.zeros_like(self.center, dtype=torch.promote_types(self.center.dtype, torch.float32))
+        count = total.new_zeros(1)
         for x in batches:
             features = self.features({}, x).to(total)
             total, count = total + features.sum(0), count + len(features)
@@ -153,6 +153,17 @@ class SimpleShot(TransferLearner):
         self.center.copy_(sums[:-1] / sums[-1])
 
     # ---- Lightning's hooks, at which the center is measured. --------------------------------------------------
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Forget the center: the step changes the model, and a checkpoint may be saved after it."""
+        if self.center is not None:
+            self.center.fill_(torch.nan)
+
+    def on_train_end(self) -> None:
+        """Measure the center again: callbacks such as weight averaging may have changed the model."""
+        if self.center is not None and self._data() is not None:
+            self.center.fill_(torch.nan)
+            self._measure()
 
     def on_validation_start(self) -> None:
         """Measure the center before a validation."""
@@ -170,15 +181,15 @@ class SimpleShot(TransferLearner):
         """Measure the center if it is not known."""
         self._measure()
 
-    def _measure(self) -> None:
-        """Measure the center if the model has changed since it was, or in evaluation if it is not known."""
+    def _data(self) -> NWayDataModule | None:
         data = getattr(self.trainer, "datamodule", None)
-        if self.center is None or not isinstance(data, NWayDataModule):
+        return data if isinstance(data, NWayDataModule) else None
+
+    def _measure(self) -> None:
+        """Measure the center if it is not known."""
+        data = self._data()
+        if self.center is None or data is None or not bool(self.center.isnan().any()):
             return
-        fits = self.trainer.state.fn == TrainerFn.FITTING
-        if not bool(self.center.isnan().any()) and (not fits or self._measured_after == self.trainer.global_step):
-            return
-        self._measured_after = self.trainer.global_step
         with self.trainer.precision_plugin.forward_context():
             self.measure_center(self._own_share(data))
 

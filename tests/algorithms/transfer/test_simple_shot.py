@@ -157,3 +157,21 @@ def test_an_adapted_task_keeps_its_center(model):
     learner.measure_center([torch.randn(10, 3) + 5])
     assert torch.equal(adapted(one.query_x), before)
     assert not torch.allclose(learner.adapt(one.support_x, one.support_y)(one.query_x), before)
+
+
+def test_a_checkpoint_inside_an_epoch_is_centered_by_the_test(tmp_path, model):
+    """A validation before training measures the untrained model's center, which is not that of the checkpoint."""
+    saves = L.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="inside", every_n_train_steps=3, save_top_k=-1)
+    learner, data = SimpleShot(model, num_train_classes=CLASSES), data_module()
+    trainer(tmp_path, max_epochs=1, callbacks=[saves]).fit(learner, data)
+    loaded = SimpleShot.load_from_checkpoint(tmp_path / "inside.ckpt")
+    trainer(tmp_path).test(loaded, data, verbose=False)
+    torch.testing.assert_close(loaded.center, center_of(loaded.model, data))
+
+
+def test_a_second_training_measures_its_own_center(tmp_path, model):
+    learner, data = SimpleShot(model, num_train_classes=CLASSES), data_module()
+    quiet = {"num_sanity_val_steps": 0, "limit_val_batches": 0, "enable_checkpointing": False}
+    for _ in range(2):
+        trainer(tmp_path, max_epochs=1, **quiet).fit(learner.train(), data)
+        torch.testing.assert_close(learner.center, center_of(learner.model, data))
