@@ -20,6 +20,7 @@ Differences from the paper:
 - The authors' solver chooses its steps; here there are ``solver_steps`` equal ones of the classic Runge–Kutta method of
   fourth order, so that tasks can be vectorized. ``train/solver_step`` tells when they are too few.
 - The derivative by T is that of the Runge–Kutta solution, too, in place of the right-hand side at T.
+- T is learned by its logarithm, and stays positive.
 - The last layer has a bias if the model's has one: a constant feature. The mean squared error is also a loss.
 - The authors solve for a derivative by the features; here it is by K, in as many numbers.
 - ``derivatives="reverse"`` keeps the solver's steps and differentiates back through them: with many support examples it
@@ -149,18 +150,20 @@ class COMLN(TaskLearner):
     def _flowed(self, meta: MetaParameters, support: Support, forward: bool) -> tuple[Vector, Tensor]:
         """Return the last layer after the time T, and a bound on the solver's step times the largest curvature."""
         parameters = self.model_parameters(meta)
-        weight = parameters[self.head_weight]
-        features = self._features(parameters, support.x).to(weight.dtype)  # [support, features]
+        given = parameters[self.head_weight]
+        dtype = torch.promote_types(given.dtype, torch.float32)  # half precision would lose the small steps
+        weight = given.to(dtype)
+        features = self._features(parameters, support.x).to(dtype)  # [support, features]
         loss = _flow_loss(self.loss_fn, support.y, support.mask, weight)
         with full_precision(weight.device):
             gram, start = features @ features.mT, features @ weight.mT
             if self.head_bias is not None:
                 gram, start = gram + 1, start + parameters[self.head_bias]
-            time = meta["log_horizon"].exp()
+            time = meta["log_horizon"].to(dtype).exp()
             moved = gradient_flow(loss, start, gram, time, self.solver_steps, forward)  # [support, outputs]
-            state = {self.head_weight: weight - moved.mT @ features}
+            state = {self.head_weight: (weight - moved.mT @ features).to(given.dtype)}
             if self.head_bias is not None:
-                state[self.head_bias] = parameters[self.head_bias] - moved.sum(0)
+                state[self.head_bias] = (parameters[self.head_bias] - moved.sum(0)).to(given.dtype)
             largest = loss.largest_curvature() * (loss.weights * gram.diagonal()).sum()
         return state, (time * largest / self.solver_steps).detach()
 

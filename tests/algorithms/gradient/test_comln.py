@@ -190,3 +190,14 @@ def test_a_model_that_goes_on_after_its_last_layer_is_an_error():
 def test_a_model_with_dropout_is_taken():
     learner = COMLN(nn.Sequential(nn.Linear(3, 50), nn.Dropout(0.5), nn.Linear(50, 4))).train()
     assert learner.training_step(collate_episodes([task()]), 0).detach().isfinite()
+
+
+def test_half_precision_weights_flow_in_single_precision():
+    """Many small steps in half precision would round away; the solution is rounded once."""
+    half = COMLN(network().bfloat16(), horizon=100.0, solver_steps=128).eval()
+    whole = COMLN(copy.deepcopy(half.model).float(), horizon=100.0, solver_steps=128).eval()
+    x, y = torch.randn(6, 3).bfloat16(), torch.arange(6) % 3
+    found = half.adapt(x, y).state_dict()
+    for name, value in whole.adapt(x.float(), y).state_dict().items():
+        error = (found[name].float() - value).norm() / value.norm().clamp(min=1e-3)
+        assert error < 0.02, name
