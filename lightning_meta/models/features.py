@@ -25,9 +25,14 @@ def output_features(model: nn.Module, purpose: str) -> int:
     return linear[-1].out_features
 
 
+def single_or_double(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which to compute what half precision cannot; `torch.promote_types` cannot be exported."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def unit_length(features: Tensor) -> Tensor:
     """Return features ``[..., features]`` scaled to length 1; zeros stay zeros."""
-    wide = features.to(torch.promote_types(features.dtype, torch.float32))  # squares overflow in half precision
+    wide = features.to(single_or_double(features.dtype))  # squares overflow in half precision
     return (wide * (wide.square().sum(-1, keepdim=True) + _SMALL).rsqrt()).to(features.dtype)
 
 

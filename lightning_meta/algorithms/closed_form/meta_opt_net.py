@@ -37,6 +37,7 @@ from lightning_meta.inner.solvers.support_vectors import support_vectors
 from lightning_meta.learners import SupportClassLearner
 from lightning_meta.learners.support_class_learner import without_absent
 from lightning_meta.likelihoods import LossFunction
+from lightning_meta.models.features import single_or_double
 
 # The relative duality gap above which training warns.
 _FAR_FROM_SOLVED = 1e-3
@@ -166,4 +167,4 @@ class MetaOptNet(SupportClassLearner):
 
     def _features(self, meta: MetaParameters, x: Any) -> Tensor:
         # Half precision cannot be solved in.
-        return self.embeddings(meta, x).to(torch.promote_types(meta["log_scale"].dtype, torch.float32))
+        return self.embeddings(meta, x).to(single_or_double(meta["log_scale"].dtype))

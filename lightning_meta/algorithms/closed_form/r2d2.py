@@ -35,6 +35,7 @@ from lightning_meta.learners import SupportClassLearner
 from lightning_meta.learners.support_class_learner import without_absent
 from lightning_meta.likelihoods import LossFunction
 from lightning_meta.likelihoods.losses import takes_class_labels
+from lightning_meta.models.features import single_or_double
 
 
 class RidgeHead(NamedTuple):
@@ -138,5 +139,5 @@ class R2D2(SupportClassLearner):
         """Return embeddings with a constant for the intercept, ``[examples, features + 1]``."""
         features = self.embeddings(meta, x)
         # Half precision cannot be solved in.
-        features = features.to(torch.promote_types(meta["log_penalty"].dtype, torch.float32))
+        features = features.to(single_or_double(meta["log_penalty"].dtype))
         return torch.cat([features, features.new_ones(features.shape[0], 1)], dim=1)

@@ -48,6 +48,7 @@ from lightning_meta.inner.vectors import Vector
 from lightning_meta.learners import TaskLearner
 from lightning_meta.learners.randomness import keeping_random_state
 from lightning_meta.likelihoods import LossFunction
+from lightning_meta.models.features import single_or_double
 
 Derivatives = Literal["forward", "reverse"]
 
@@ -151,7 +152,7 @@ class COMLN(TaskLearner):
         """Return the last layer after the time T, and a bound on the solver's step times the largest curvature."""
         parameters = self.model_parameters(meta)
         given = parameters[self.head_weight]
-        dtype = torch.promote_types(given.dtype, torch.float32)  # half precision would lose the small steps
+        dtype = single_or_double(given.dtype)  # half precision would lose the small steps
         weight = given.to(dtype)
         features = self._features(parameters, support.x).to(dtype)  # [support, features]
         loss = _flow_loss(self.loss_fn, support.y, support.mask, weight)
