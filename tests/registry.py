@@ -156,9 +156,9 @@ class Entry:
 LEARNERS = [
     Entry("MAML", MAML),
     # What detaches a tree of tensors cannot be traced.
-    Entry("FOMAML", MAML, {"first_order": True}),
-    Entry("ANIL", ANIL),
-    Entry("BOIL", BOIL),
+    Entry("FOMAML", MAML, {"first_order": True}, costly_tests_are_slow=True),
+    Entry("ANIL", ANIL, costly_tests_are_slow=True),
+    Entry("BOIL", BOIL, costly_tests_are_slow=True),
     Entry("MetaSGD", MetaSGD),
     Entry("MetaCurvature", MetaCurvature, costly_tests_are_slow=True),
     Entry("CAVIA", CAVIA, {"num_context_parameters": 3}, costly_tests_are_slow=True),
@@ -175,7 +175,7 @@ LEARNERS = [
     ),
     # A hook on the head cannot be traced.
     Entry("AmortizedMAML", AmortizedMAML, draws=True, certain={"initial_log_std": -40.0}, traceable=False),
-    Entry("MetaOptNet", MetaOptNet, {"solver_steps": 8}, classes_only=True),
+    Entry("MetaOptNet", MetaOptNet, {"solver_steps": 8}, classes_only=True, costly_tests_are_slow=True),
     Entry("ProtoMAML", ProtoMAML, classes_only=True),
     Entry("ProtoNet", ProtoNet, classes_only=True),
     Entry(
@@ -222,6 +222,7 @@ LEARNERS = [
         draws=True,
         certain={"max_latent_std": 1e-9, "kl_weight": 1e-25},
         traceable=False,
+        costly_tests_are_slow=True,
     ),
     Entry(
         "TNP",

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from jsonargparse import capture_parser
 
 from lightning_meta.cli.lightning_cli import run
-
-CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
+from tests.shipped import cases
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +14,7 @@ def parser():
     return capture_parser(run, ["fit"])  # the command line's own; making it takes longer than parsing
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", cases())
 def test_a_printed_configuration_gives_the_same_run(config, parser, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         parser.parse_args(["fit", "--config", str(config), "--trainer.max_epochs=7", "--print_config"])
