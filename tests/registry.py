@@ -25,6 +25,7 @@ from lightning_meta import (
     DKT,
     MAML,
     MLP,
+    PACOH,
     PLATIPUS,
     R2D2,
     TNP,
@@ -68,6 +69,7 @@ class Entry:
         cls: Its class.
         options: Arguments that make it what its name says, or keep it quick.
         classes_only: Whether it takes class labels alone; otherwise tests give it real numbers.
+        numbers_only: Whether it takes real numbers alone.
         draws: Whether a training step draws random numbers.
         certain: Arguments with which its draws are too small to matter.
         traceable: Whether `torch.compile` can trace its step under guards.
@@ -78,6 +80,7 @@ class Entry:
     cls: type[TaskLearner]
     options: Mapping[str, Any] = field(default_factory=dict)
     classes_only: bool = False
+    numbers_only: bool = False
     draws: bool = False
     certain: Mapping[str, Any] = field(default_factory=dict)
     traceable: bool = True
@@ -209,6 +212,7 @@ LEARNERS = [
         costly_tests_are_slow=True,
     ),
     Entry("DKT", DKT),
+    Entry("PACOH", PACOH, {"num_particles": 2}, numbers_only=True, costly_tests_are_slow=True),
     Entry("DKT-classes", DKT, classes_only=True, costly_tests_are_slow=True),
     Entry(
         "VERSA", VERSA, classes_only=True, draws=True, certain={"initial_log_std": -40.0}, costly_tests_are_slow=True

@@ -17,6 +17,7 @@ from lightning_meta import (
     BOIL,
     CNP,
     MAML,
+    PACOH,
     TNP,
     AmortizedMAML,
     AttentiveNP,
@@ -26,6 +27,7 @@ from lightning_meta import (
     MetaSGD,
     ProtoMAML,
     Reptile,
+    SupportClassLearner,
     collate_episodes,
 )
 from lightning_meta.cli import main as command_line
@@ -73,6 +75,7 @@ OWN_ARGUMENTS = {
     ABML: {"num_samples": COUNTS, "kl_weight": RATES},
     CNP: {"hidden": COUNTS, "layers": COUNTS, "min_std": RATES, "score_support": st.booleans()},
     AttentiveNP: {"heads": COUNTS, "attention": st.booleans(), "num_samples": COUNTS, "kl_weight": RATES},
+    PACOH: {"num_particles": COUNTS, "hyper_prior_weight": RATES, "weight_prior_std": RATES},
     TNP: {"heads": COUNTS, "layers": COUNTS, "min_std": RATES},
 }
 CLASSES = {entry.cls: entry for entry in LEARNERS}
@@ -131,6 +134,14 @@ def attempt(function):
         return None, error
 
 
+def suits(cls, target, batch):
+    """Whether a learner takes such targets; those of any ways need an example of each class in the support set."""
+    if target != "labels":
+        return not CLASSES[cls].classes_only
+    seen = not issubclass(cls, SupportClassLearner) or batch.query_y.max() <= batch.support_y.max()
+    return bool(seen) and not CLASSES[cls].numbers_only
+
+
 def either_steps_or_says_why(data):
     cls = data.draw(st.sampled_from(list(CLASSES)))
     batch, features, target = data.draw(episodes())
@@ -151,7 +162,7 @@ def either_steps_or_says_why(data):
 
     stepped, error = attempt(step)
     ordinary = make in ("mlp", "layer norm") and loss_fn in (LOSSES["cross-entropy"], LOSSES["squared"])
-    if fitting and ordinary and not chosen and batch.support_x.dtype == torch.float32:
+    if fitting and ordinary and suits(cls, target, batch) and not chosen and batch.support_x.dtype == torch.float32:
         assert error is None or not torch.isfinite(batch.support_x).all() or batch.support_x.abs().max() > 1e3, error
     event("stepped" if error is None else type(error).__name__)
     if error is not None:

@@ -122,11 +122,18 @@ def takes_classes(variant: Variant) -> bool:
     )
 
 
+def _any_learner(variant: Variant, **options: Any) -> tuple[Any, Episode]:
+    """Make it for classes, or for real targets if it takes no others, and a batch."""
+    if takes_classes(variant):
+        return variant.learner(model(WAYS), nn.CrossEntropyLoss(), **options), class_batch()
+    return variant.learner(model(1), nn.MSELoss(), **options), regression_batch()
+
+
 @cache
 def takes_any_ways(variant: Variant) -> bool:
     """Whether one learner adapts to more classes than its model has outputs."""
     task = class_batch(WAYS + 2).select(0)
-    return _succeeds(
+    return takes_classes(variant) and _succeeds(
         lambda: variant.learner(model(WAYS), nn.CrossEntropyLoss()).adapt(task.support_x, task.support_y),
         "give the model as many outputs",
     )
@@ -135,7 +142,7 @@ def takes_any_ways(variant: Variant) -> bool:
 @cache
 def keeps_padding(variant: Variant) -> bool:
     """Whether tasks of unequal sizes are computed together, with masks."""
-    return not variant.learner(model(WAYS), nn.CrossEntropyLoss()).requires_unpadded
+    return not _any_learner(variant)[0].requires_unpadded
 
 
 def takes_inner_steps(variant: Variant) -> bool:
@@ -146,7 +153,7 @@ def takes_inner_steps(variant: Variant) -> bool:
 def _takes_argument(variant: Variant, **argument: Any) -> bool:
     (name,) = argument
     refusal = f"keyword argument '{name}'"  # Python's words, for one that is not known and for one that is fixed
-    return _succeeds(lambda: variant.learner(model(WAYS), nn.CrossEntropyLoss(), **argument), refusal)
+    return _succeeds(lambda: _any_learner(variant, **argument), refusal)
 
 
 @cache
@@ -183,8 +190,8 @@ def is_first_order(variant: Variant) -> bool:
 @cache
 def has_weights(variant: Variant) -> bool:
     """Whether an adapted task is the model with other weights."""
-    task = class_batch().select(0)
-    learner = variant.learner(model(WAYS), nn.CrossEntropyLoss())
+    learner, batch = _any_learner(variant)
+    task = batch.select(0)
     return _succeeds(lambda: learner.adapt(task.support_x, task.support_y).state_dict(), "has no state_dict()")
 
 

@@ -18,6 +18,7 @@ from lightning_meta.algorithms.probabilistic.abml import ABML
 from lightning_meta.algorithms.probabilistic.amortized_maml import AmortizedMAML
 from lightning_meta.algorithms.probabilistic.bayesian_maml import BayesianMAML
 from lightning_meta.algorithms.probabilistic.dkt import DKT
+from lightning_meta.algorithms.probabilistic.pacoh import PACOH
 from lightning_meta.algorithms.probabilistic.platipus import PLATIPUS
 from lightning_meta.algorithms.probabilistic.versa import VERSA
 from lightning_meta.algorithms.processes.attentive_np import AttentiveNP
@@ -36,6 +37,7 @@ __all__ = [
     "COMLN",
     "DKT",
     "MAML",
+    "PACOH",
     "PLATIPUS",
     "R2D2",
     "TNP",

@@ -16,6 +16,7 @@ INNER = {"inner_lr": 0.05, "inner_steps": 2}
 HAVE_HEADS_OR_DRAWS = (
     *("ProtoNet", "MatchingNet", "RelationNet", "ProtoMAML", "BayesianMAML", "ABML", "AmortizedMAML"),
     *("Baseline", "BaselinePlusPlus", "SimpleShot", "R2D2", "MetaOptNet", "PLATIPUS", "VERSA", "DKT", "DKT-classes"),
+    "PACOH",
 )
 HAVE_NETWORKS = ("CNP", "AttentiveNP", "TNP")
 

@@ -27,21 +27,20 @@ Differences from the paper:
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad_and_value, vjp, vmap
-from torch.utils._pytree import tree_map
+from torch.func import grad_and_value, vjp
 
 from lightning_meta import arguments
 from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult, joined_sets
 from lightning_meta.inner import adapted_names
 from lightning_meta.inner.inner_loop import InnerStep
 from lightning_meta.inner.names import key_of
+from lightning_meta.inner.particles import for_each, initialized_anew
 from lightning_meta.inner.solvers.svgd import SteinStep, pull_back_svgd, svgd_step
 from lightning_meta.inner.vectors import Vector
 from lightning_meta.learners import BayesianLearner
@@ -200,10 +199,8 @@ class BayesianMAML(BayesianLearner):
         return self.call_model({**self.model_parameters(shared), **particle}, x)
 
     def _outputs(self, particles: Vector, shared: Mapping[str, Tensor], x: Any) -> Tensor:
-        if self._vectorize:
-            outputs: Tensor = vmap(lambda one: self._one_output(one, shared, x), randomness="different")(particles)
-            return outputs
-        return torch.stack([self._one_output(one, shared, x) for one in _unstacked(particles)])
+        outputs: Tensor = for_each(lambda one: self._one_output(one, shared, x), self._vectorize, particles)
+        return outputs
 
     def _log_posterior(self, particle: Vector, shared: Mapping[str, Tensor], examples: Support) -> Tensor:
         output = self._one_output(particle, shared, examples.x)
@@ -258,18 +255,14 @@ class BayesianMAML(BayesianLearner):
         """
         direct, by_output, loss, samples = self._nll_slopes(particles, shared, task)
 
-        def pulled(particle: Vector, cotangent: Tensor) -> tuple[Vector, dict[str, Tensor]]:
+        def pulled(particle: Vector, cotangent: Vector) -> tuple[Vector, dict[str, Tensor]]:
             def output(particle: Vector, shared: Mapping[str, Tensor]) -> Tensor:
                 return self._one_output(particle, shared, task.query_x)
 
-            gradients: tuple[Vector, dict[str, Tensor]] = vjp(output, particle, shared)[1](cotangent)
+            gradients: tuple[Vector, dict[str, Tensor]] = vjp(output, particle, shared)[1](cotangent["output"])
             return gradients
 
-        if self._vectorize:
-            adjoint, by_particle = vmap(pulled, randomness="different")(particles, by_output)
-        else:
-            each = [pulled(one, cotangent) for one, cotangent in zip(_unstacked(particles), by_output, strict=True)]
-            adjoint, by_particle = tree_map(lambda *leaves: torch.stack(leaves), *each)
+        adjoint, by_particle = for_each(pulled, self._vectorize, particles, {"output": by_output})
         return (
             {name: direct[name] + by_particle[name].sum(0) for name in shared},
             adjoint,
@@ -286,7 +279,7 @@ def _other_particles(
     own = dict(model.named_parameters())
     if noise is not None:
         return {key_of(n): nn.Parameter(_spread(own[n].detach(), count, noise)) for n in names}
-    copies = [_initialized_anew(model) for _ in range(count)]
+    copies = [initialized_anew(model) for _ in range(count)]
     stacked = {name: torch.stack([dict(other.named_parameters())[name].detach() for other in copies]) for name in names}
     together = {name: torch.cat([own[name].detach()[None], value]) for name, value in stacked.items()}
 
@@ -303,17 +296,3 @@ def _other_particles(
 
 def _spread(value: Tensor, count: int, noise: float) -> Tensor:
     return value + noise * torch.randn_like(value.expand(count, *value.shape))
-
-
-def _initialized_anew(model: nn.Module) -> nn.Module:
-    other = copy.deepcopy(model)
-    for module in other.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
-    return other
-
-
-def _unstacked(particles: Vector) -> list[Vector]:
-    count = next(iter(particles.values())).shape[0]
-    return [{name: value[i] for name, value in particles.items()} for i in range(count)]

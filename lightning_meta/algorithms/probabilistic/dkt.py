@@ -47,7 +47,7 @@ from lightning_meta import arguments
 from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
 from lightning_meta.execution.functional import call_with
 from lightning_meta.inner.solvers.affine_ridge import centered
-from lightning_meta.inner.solvers.gaussian_process import factorize, log_evidence, predict, whiten
+from lightning_meta.inner.solvers.gaussian_process import factorize, flat, log_evidence, predict, presence, whiten
 from lightning_meta.inner.solvers.ridge import full_precision
 from lightning_meta.learners import PosteriorLearner, SupportClassLearner, module_part
 from lightning_meta.learners.support_class_learner import without_absent
@@ -158,7 +158,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
         features = self._features(meta, support.x)
         moments = self._moments(features, support.mask)
         features = _standardized(features, moments)
-        present = _present(features, support.mask)
+        present = presence(features, support.mask)
         targets, counts = self._support_targets(support, features.dtype)
         with full_precision(features.device):
             factor = factorize(self._covariance(meta, features, features), self._target_noise(meta), present)
@@ -171,7 +171,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
         with full_precision(features.device):
             across = self._covariance(meta, state.features, features) * state.present[:, None]  # [support, query]
             across = whiten(state.factor, across).mT
-            mean, variance = predict(across, _flat(state.whitened), self._variances(meta, features))
+            mean, variance = predict(across, flat(state.whitened), self._variances(meta, features))
         mean = self._at(meta, mean).reshape(-1, *state.whitened.shape[1:])  # [query, ...]
         if not self.classifies:
             spread = variance.reshape(-1, *[1] * (mean.ndim - 1)).expand_as(mean)
@@ -188,7 +188,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
         moments = self._moments(sets[0], task.support_mask)
         features = torch.cat([_standardized(each, moments) for each in sets])
         masks = task.support_mask, task.query_mask
-        present = torch.cat([_present(each, mask) for each, mask in zip(sets, masks, strict=True)])
+        present = torch.cat([presence(each, mask) for each, mask in zip(sets, masks, strict=True)])
         targets, counts = self._support_targets(task.support, features.dtype)
         targets = torch.cat([targets, self._query_targets(task.query_y, targets)])  # [examples, ...]
         size = sets[0].shape[0]
@@ -268,7 +268,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
         return 2 * (y[:, None] == torch.arange(like.shape[1], device=y.device)).to(like.dtype) - 1
 
     def _residual(self, meta: MetaParameters, targets: Tensor, present: Tensor) -> Tensor:
-        return (_flat(targets) - meta["mean"]) * present[:, None]  # [examples, outputs]
+        return (flat(targets) - meta["mean"]) * present[:, None]  # [examples, outputs]
 
     def _at(self, meta: MetaParameters, residual: Tensor) -> Tensor:
         return residual + meta["mean"]
@@ -308,11 +308,3 @@ def _even_draws(samples: int, ways: int) -> NDArray[np.float64]:
 
 def _standardized(features: Tensor, moments: tuple[Tensor, ...]) -> Tensor:
     return (features - moments[0]) / moments[1] if moments else features
-
-
-def _flat(values: Tensor) -> Tensor:
-    return values.reshape(values.shape[0], -1)  # [examples, outputs]
-
-
-def _present(features: Tensor, mask: Tensor | None) -> Tensor:
-    return features.new_ones(features.shape[0]) if mask is None else mask.to(features.dtype)

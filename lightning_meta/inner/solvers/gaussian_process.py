@@ -55,3 +55,13 @@ def predict(across: Tensor, whitened: Tensor, prior_variance: Tensor) -> tuple[T
         prior_variance: The diagonal of ``K_QQ``, ``[query]``.
     """
     return across @ whitened, (prior_variance - across.square().sum(1)).clamp(min=0)
+
+
+def flat(values: Tensor) -> Tensor:
+    """Return targets or outputs ``[examples, ...]`` as ``[examples, outputs]``."""
+    return values.reshape(values.shape[0], -1)
+
+
+def presence(features: Tensor, mask: Tensor | None) -> Tensor:
+    """Return 1 where an example counts, 0 for padding, ``[examples]``, in the type of the features."""
+    return features.new_ones(features.shape[0]) if mask is None else mask.to(features.dtype)

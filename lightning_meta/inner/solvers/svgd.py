@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vjp, vmap
+from torch.func import grad_and_value, vjp
 from torch.utils._pytree import tree_map
 
+from lightning_meta.inner.particles import for_each
 from lightning_meta.inner.update_rules.rule import UpdateRule
 from lightning_meta.inner.vectors import Vector, add, times
 
@@ -92,7 +93,7 @@ def svgd_step(
         state: The rule's state.
         step: The number of steps taken before this one.
     """
-    slopes, logs = _each(lambda particle: grad_and_value(log_density)(particle, shared), (particles,), vectorize)
+    slopes, logs = for_each(lambda particle: grad_and_value(log_density)(particle, shared), vectorize, particles)
     end, after = _moved(rule, particles, stein_direction(particles, slopes), state, rate, step)
     return SteinStep(particles, slopes, state, end, after, logs)
 
@@ -144,7 +145,7 @@ def pull_back_svgd(
             pulled: tuple[Vector, Vector] = vjp(slope, particle, dict(shared))[1](cotangent)
             return pulled
 
-        through_slopes, by_particle = _each(curved, (particles, slope_adjoint), vectorize)
+        through_slopes, by_particle = for_each(curved, vectorize, particles, slope_adjoint)
         adjoint = add(add(adjoint, direct), through_slopes)
         shared_adjoint = {name: value + by_particle[name].sum(0) for name, value in shared_adjoint.items()}
     return adjoint, shared_adjoint, rate_adjoint
@@ -171,12 +172,3 @@ def _bandwidth(squared: Tensor, count: int) -> Tensor:
     ordered = squared.detach()[rows, columns].sort().values
     median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     return median.clamp(min=torch.finfo(squared.dtype).tiny ** 0.5) / math.log(count)
-
-
-def _each(function: Callable[..., tuple], stacked: tuple[Vector, ...], vectorize: bool) -> tuple:
-    """Apply a function to each particle; results get a leading particle dimension."""
-    if vectorize:
-        return vmap(function, randomness="different")(*stacked)
-    count = next(iter(stacked[0].values())).shape[0]
-    results = [function(*[{n: v[i] for n, v in vector.items()} for vector in stacked]) for i in range(count)]
-    return tree_map(lambda *leaves: torch.stack(leaves), *results)
