@@ -33,7 +33,6 @@ from torch import Tensor, nn
 from lightning_meta.arguments import check_choice, check_module
 from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
 from lightning_meta.execution.functional import call_with
-from lightning_meta.execution.plan import drops
 from lightning_meta.learners import SupportClassLearner, module_part
 from lightning_meta.learners.support_class_learner import without_absent
 from lightning_meta.likelihoods import LossFunction
@@ -63,8 +62,8 @@ class RelationNet(SupportClassLearner):
         **options: As in `TaskLearner`.
 
     Raises:
-        ValueError: If an argument is out of its range, or ``relation`` is None and the model has no such layer, or turns
-            the maps of a convolution into vectors.
+        ValueError: If an argument is out of its range, or ``relation`` is None and the model has no such layer, or
+            turns the maps of a convolution into vectors.
         TypeError: If model or relation have layers that cannot run per task, or an argument is unknown.
 
     Example:
@@ -109,7 +108,6 @@ class RelationNet(SupportClassLearner):
         self.relation = relation
         self._frozen |= {f"relation.{name}" for name, p in relation.named_parameters() if not p.requires_grad}
         self.meta_loss = meta_loss
-        self.is_stochastic = drops(relation)
 
     def adapt_task(self, meta: MetaParameters, support: Support) -> tuple[Tensor, Tensor]:
         """Return the sum of each class's features ``[ways, ...]``, and its number of examples, ``[ways]``."""

@@ -151,6 +151,12 @@ def test_the_default_network_suits_the_models_last_layer(model):
         RelationNet(nn.Flatten())
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_dropout_of_the_relation_module_draws(rate, model):
+    learner = RelationNet(model, relation=nn.Sequential(nn.Dropout(rate), nn.Linear(8, 1)))
+    assert learner._traits().is_stochastic == (rate > 0)
+
+
 @pytest.mark.parametrize(
     "model",
     [
