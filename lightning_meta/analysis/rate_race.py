@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from lightning_meta.analysis.paired import Interval, mean_interval
+from lightning_meta.analysis.intervals import Interval, mean_interval
 
 FACTOR = 3.0
 """The ratio of neighbouring rates in the first stage."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_meta.analysis.paired import Interval, mean_interval
+from lightning_meta.analysis.intervals import Interval, mean_interval
 from lightning_meta.analysis.rate_race import REFINEMENTS, RateRace
 from lightning_meta.analysis.task_losses import check_has_rate, learned_rate_names, losses_by_step
 from lightning_meta.analysis.tasks import take

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lightning_meta.analysis.paired import Interval, mean_interval
+from lightning_meta.analysis.intervals import Interval, mean_interval
 from lightning_meta.analysis.task_losses import check_has_rate, losses_by_step
 from lightning_meta.arguments import check_optional_count
 from lightning_meta.episodes import Episode

@@ -113,7 +113,8 @@ class NWayDataModule(TaskDataModule):
         size = self.joint_batch_size if batch_size is None else batch_size
         if size is None:
             raise ValueError("this data module was made with joint_batch_size=None: set it, or pass batch_size")
-        return JointBatches(self.episodes("train").dataset, size, self.seed)
+        tasks = self.episodes("train")
+        return JointBatches(tasks.dataset, size, self.seed, tasks.labels)
 
     def served_in_training(self) -> tuple[EpisodeDataset, int]:
         """Return batches of all training classes with ``joint_batch_size``, otherwise the training tasks."""

@@ -30,6 +30,7 @@ class JointBatches(EpisodeDataset):
         dataset: The labelled examples.
         batch_size: Examples in a batch.
         seed: Determines the orders, and with the index the changes of `AugmentedExamples`.
+        labels: The label of each example, ``[examples]``, where they are known; None: they are read.
 
     Raises:
         ValueError: If an argument is out of its range, or the labels are no integers.
@@ -41,15 +42,17 @@ class JointBatches(EpisodeDataset):
         (torch.Size([16, 8]), tensor([5]))
     """
 
-    def __init__(self, dataset: Dataset[Any], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], batch_size: int, seed: int, labels: NDArray[np.int64] | None = None
+    ) -> None:
         arguments.check_count("batch_size", batch_size)
-        classes, labels = np.unique(labels_of(dataset), return_inverse=True)
-        super().__init__(-(-len(labels) // batch_size))
+        classes, numbers = np.unique(labels_of(dataset) if labels is None else labels, return_inverse=True)
+        super().__init__(-(-len(numbers) // batch_size))
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
         self.num_classes = len(classes)
-        self._labels = labels.astype(np.int64)  # [examples]
+        self._labels = numbers.astype(np.int64)  # [examples], from 0 on
         self._last = np.flatnonzero(self._labels == self.num_classes - 1)[0]
         self._orders: dict[int, NDArray[np.int64]] = {}
 

@@ -31,8 +31,8 @@ class ClassEpisodes(EpisodeDataset):
 
     Arguments and errors as in `NWayDataModule`; ``dataset`` holds the labelled examples, ``split``, ``seed`` and the
     index determine a task, and ``ood_ways`` further classes give ``ood_x``, ``query_shots`` examples of each.
-    ``classes`` are the labels that the data set has, ``[classes]``. Those of a task in their order make the task; a
-    draw chooses examples of them and seeds of their augmentation.
+    ``labels`` are those of the examples, ``[examples]``, and ``classes`` those that occur, ``[classes]``. Those of a
+    task in their order make the task; a draw chooses examples of them and seeds of their augmentation.
     """
 
     dataset: Dataset[Any]
@@ -45,8 +45,8 @@ class ClassEpisodes(EpisodeDataset):
     ood_ways: int = 0
 
     def __post_init__(self) -> None:
-        labels = labels_of(self.dataset)
-        self.classes, self._sizes = np.unique(labels, return_counts=True)
+        self.labels = labels_of(self.dataset)
+        self.classes, self._sizes = np.unique(self.labels, return_counts=True)
         if self.ways + self.ood_ways > len(self.classes):
             ood = f" and eval_outside_ways={self.ood_ways}" if self.ood_ways else ""
             raise ValueError(
@@ -54,7 +54,7 @@ class ClassEpisodes(EpisodeDataset):
                 f"{'one of them' if ood else 'ways'} or add classes"
             )
         self._check_shots()
-        self._by_class = np.argsort(labels, kind="stable")  # example numbers, sorted by class
+        self._by_class = np.argsort(self.labels, kind="stable")  # example numbers, sorted by class
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._block: tuple[int, NDArray[np.int64]] | None = None
         self._shared_out: NDArray[np.int64] | None = None  # the classes of disjoint tasks, [tasks, ways]

@@ -47,7 +47,7 @@ class ModelSize(NamedTuple):
 
 def drops(model: nn.Module) -> bool:
     """Whether a model has dropout now; several threads would take random numbers in any order."""
-    return any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules())
+    return any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules())
 
 
 class Plan(NamedTuple):

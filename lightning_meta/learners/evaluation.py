@@ -189,7 +189,7 @@ class Evaluation(PerTaskFunctions):
 
     def _traits(self) -> Traits:
         execution = self.execution if self.is_capturable else replace(self.execution, compile=False)
-        is_stochastic = self.is_stochastic or drops(self.model)
+        is_stochastic = self.is_stochastic or drops(self)
         return Traits(execution, self.inner_steps, is_stochastic, self._may_keep_padding, self.training_phase())
 
     def _may_keep_padding(self, batch: Episode) -> bool:

@@ -50,9 +50,6 @@ class PerTaskFunctions(L.LightningModule, ABC):
     is_stochastic = False
     """Whether training draws random numbers, apart from dropout. If so, tasks are not shared out among threads."""
 
-    is_capturable = True
-    """Whether training steps may be captured and replayed."""
-
     has_noise = False
     """Whether predictions of real targets have a variance."""
 
@@ -187,6 +184,11 @@ class PerTaskFunctions(L.LightningModule, ABC):
     def diagnostic_names(self) -> tuple[str, ...]:
         """The algorithm's own metrics in training: the names in ``diagnostics`` of its `TaskResult`."""
         return ()
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether training steps may be captured and replayed."""
+        return True
 
     def rates_in_errors(self) -> str:
         """Return the rates to name in errors about divergence, such as " (inner_lr=0.1)"."""

@@ -99,6 +99,9 @@ class TaskLearner(Evaluation, Checkpointing):
         >>> learner = NearestNeighbour(torch.nn.Linear(3, 8), torch.nn.MSELoss())
     """
 
+    modules_with_statistics: tuple[str, ...] = ("model",)
+    """The names of the submodules whose normalization follows ``batch_statistics``."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -194,7 +197,8 @@ class TaskLearner(Evaluation, Checkpointing):
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; normalization follows ``batch_statistics`` in both."""
         super().train(mode)
-        set_statistics_mode(self.model, self.batch_statistics)
+        for name in self.modules_with_statistics:
+            set_statistics_mode(self.get_submodule(name), self.batch_statistics)
         return self
 
     # The mapping calls these two, so that methods replaced on the instance take effect.

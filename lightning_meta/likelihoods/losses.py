@@ -71,6 +71,8 @@ def splits_by_example(loss_fn: LossFunction) -> bool:
 def masked_mean(loss_fn: LossFunction, output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
     """Return the loss of one set of examples, averaged over those that count.
 
+    `nn.CrossEntropyLoss` smooths labels over the classes whose score is not -inf: those that a task has.
+
     Args:
         loss_fn: Maps output ``[examples, ...]`` and target ``[examples, ...]`` to a scalar mean. With a mask it
             must satisfy `splits_by_example`.
@@ -78,12 +80,29 @@ def masked_mean(loss_fn: LossFunction, output: Tensor, target: Tensor, mask: Ten
         target: The targets.
         mask: ``[examples]``, True where an example counts; None where all do.
     """
-    if mask is None:
+    smooths = isinstance(loss_fn, nn.CrossEntropyLoss) and loss_fn.label_smoothing > 0 and splits_by_example(loss_fn)
+    smooths = smooths and not target.is_floating_point()
+    if mask is None and not smooths:
         return loss_fn(output, target)
+    losses = _smoothed(loss_fn, output, target) if smooths else _by_example(loss_fn, output, target)  # [examples, ...]
+    counts = torch.ones_like(losses, dtype=torch.bool)
+    if mask is not None:
+        counts = mask.reshape(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
+    if takes_class_labels(loss_fn) and not target.is_floating_point():
+        counts = counts & (target != getattr(loss_fn, "ignore_index", -100))
+    return torch.where(counts, losses, 0).sum() / counts.sum()
+
+
+def _by_example(loss_fn: LossFunction, output: Tensor, target: Tensor) -> Tensor:
     elementwise: Any = copy.copy(loss_fn)
     elementwise.reduction = "none"
-    losses = elementwise(output, target)  # [examples, ...]
-    counts = mask.reshape(-1, *[1] * (losses.ndim - 1)).expand_as(losses)  # [examples, ...]
-    if takes_class_labels(loss_fn) and not target.is_floating_point():
-        counts = counts & (target != elementwise.ignore_index)
-    return torch.where(counts, losses, 0).sum() / counts.sum()
+    losses: Tensor = elementwise(output, target)
+    return losses
+
+
+def _smoothed(loss_fn: Any, output: Tensor, target: Tensor) -> Tensor:
+    """Return each example's cross-entropy, ``[examples, ...]``; torch smooths over absent classes too, to infinity."""
+    present = output > -torch.inf  # [examples, classes, ...]
+    over_classes = -torch.where(present, output.log_softmax(1), 0).sum(1) / present.sum(1)
+    of_label = F.cross_entropy(output, target, ignore_index=loss_fn.ignore_index, reduction="none")
+    return (1 - loss_fn.label_smoothing) * of_label + loss_fn.label_smoothing * over_classes

@@ -68,7 +68,12 @@ class DropBlock2d(nn.modules.dropout._DropoutNd):
 
 
 def dropout(rate: float, block_size: int | None = None) -> nn.Module:
-    """Return a dropout of pixels, or of blocks; without a rate a layer that does nothing, and draws no numbers."""
+    """Return a dropout of pixels, or of blocks; without a rate a layer that does nothing, and draws no numbers.
+
+    Raises:
+        ValueError: If the rate, which models call ``drop_rate``, does not lie in [0, 1).
+    """
+    check_fraction("drop_rate", rate)
     if rate == 0:
         return nn.Identity()
     return nn.Dropout(rate) if block_size is None else DropBlock2d(rate, block_size)

@@ -117,16 +117,26 @@ def relation_for(model: nn.Module) -> RelationMLP | RelationConv:
     """Return a network for the features that a model gives, told by its last linear or convolutional layer.
 
     Raises:
-        ValueError: If the model has no such layer.
+        ValueError: If the model has no such layer, or turns the maps of a convolution into vectors.
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    if not layers:
+    cure = "set relation, such as RelationMLP(features=64)"
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d | nn.Flatten)]
+    learned = [module for module in layers if not isinstance(module, nn.Flatten)]
+    if not learned:
         raise ValueError(
             f"relation=None, and {type(model).__name__} has no nn.Linear or nn.Conv2d that would tell the number of "
-            "features that it gives: set relation, such as RelationMLP(features=64)"
+            f"features that it gives: {cure}"
         )
-    last = layers[-1]
-    return RelationMLP(last.out_features) if isinstance(last, nn.Linear) else RelationConv(last.out_channels)
+    last = learned[-1]
+    if isinstance(last, nn.Linear):
+        return RelationMLP(last.out_features)
+    # This package's models without a head give vectors, too.
+    if layers[-1] is not last or getattr(model, "num_classes", 0) is None:
+        raise ValueError(
+            f"relation=None, and {type(model).__name__} gives vectors of a size that none of its layers tells: {cure}, "
+            "or end the model in an nn.Linear, as num_classes=64 does for this package's models"
+        )
+    return RelationConv(last.out_channels)
 
 
 def _expected(relation: nn.Module, pairs: Tensor, shape: str) -> str:

@@ -22,8 +22,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_meta.arguments import check_choice, check_count, check_fraction, check_optional_count
+from lightning_meta.arguments import check_choice, check_count
 from lightning_meta.models.drop_block import dropout
+from lightning_meta.models.head import make_head
 from lightning_meta.models.norm import batch_norm_2d
 
 Pooling = Literal["average", "flatten"]
@@ -74,7 +75,6 @@ class ResNet12(nn.Module):
         running_statistics: bool = False,
     ) -> None:
         super().__init__()
-        check_optional_count("num_classes", num_classes)
         check_count("in_channels", in_channels)
         if len(widths) != 4:
             raise ValueError(f"widths={list(widths)} must be four numbers, one for each block")
@@ -82,7 +82,6 @@ class ResNet12(nn.Module):
             check_count("a block's width", width)
         check_choice("pooling", pooling, Pooling)
         check_count("image_size", image_size, least=16)
-        check_fraction("drop_rate", drop_rate)
         check_count("block_size", block_size)
         self.num_classes = num_classes
         self.in_channels = in_channels
@@ -98,7 +97,7 @@ class ResNet12(nn.Module):
             *(_Block(i, o, drop, running_statistics) for (i, o), drop in zip(sizes, drops, strict=True))
         )
         positions = 1 if pooling == "average" else (image_size // 16) ** 2
-        self.head = nn.Identity() if num_classes is None else nn.Linear(widths[-1] * positions, num_classes)
+        self.head = make_head(widths[-1] * positions, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return outputs ``[examples, num_classes]`` for images ``[examples, in_channels, height, width]``."""

@@ -9,7 +9,7 @@ input as they are (Xiong et al., 2020, arXiv 2002.04745: it trains without a war
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_meta.arguments import check_count, check_fraction
+from lightning_meta.arguments import check_count
 from lightning_meta.models.attention import attend
 from lightning_meta.models.drop_block import dropout
 from lightning_meta.models.norm import TaskLayerNorm
@@ -68,20 +68,20 @@ class SequenceEncoder(nn.Module):
         size: Size of a position's vector.
         depth: The number of blocks.
         heads: The number of heads of a block.
-        hidden: Size of the layer between a block's linear ones.
+        hidden: Size of the layer between a block's linear ones; None: four times the size.
         drop_rate: The rate of dropout in training.
 
     Raises:
         ValueError: If an argument is out of its range.
     """
 
-    def __init__(self, size: int, depth: int, heads: int, hidden: int, drop_rate: float) -> None:
+    def __init__(self, size: int, depth: int, heads: int, hidden: int | None, drop_rate: float) -> None:
         super().__init__()
+        hidden = 4 * size if hidden is None else hidden
         for name, value in {"embedding_size": size, "depth": depth, "heads": heads, "hidden": hidden}.items():
             check_count(name, value)
         if size % heads:
             raise ValueError(f"heads={heads} must divide embedding_size={size}")
-        check_fraction("drop_rate", drop_rate)
         self.blocks = nn.ModuleList(TransformerBlock(size, heads, hidden, drop_rate) for _ in range(depth))
         self.norm = TaskLayerNorm(size)
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.arguments import check_count, check_optional_count
+from lightning_meta.arguments import check_count
+from lightning_meta.models.head import make_head
 from lightning_meta.models.sequence_encoder import SequenceEncoder
 from lightning_meta.models.text_encoder import embedded_words
 
@@ -59,7 +60,6 @@ class TextTransformer(nn.Module):
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        check_optional_count("num_classes", num_classes)
         check_count("vocabulary_size", vocabulary_size)
         check_count("max_length", max_length)
         self.num_classes = num_classes
@@ -70,14 +70,13 @@ class TextTransformer(nn.Module):
         self.heads = heads
         self.hidden = hidden
         self.drop_rate = drop_rate
-        between = 4 * embedding_size if hidden is None else hidden
-        self.encoder = SequenceEncoder(embedding_size, depth, heads, between, drop_rate)
+        self.encoder = SequenceEncoder(embedding_size, depth, heads, hidden, drop_rate)
         self.embedding = nn.Embedding(vocabulary_size, embedding_size)
         self.positions = nn.Embedding(max_length, embedding_size)
         with torch.no_grad():
             self.embedding.weight.mul_(_SMALL)
             self.positions.weight.mul_(_SMALL)
-        self.head = nn.Identity() if num_classes is None else nn.Linear(embedding_size, num_classes)
+        self.head = make_head(embedding_size, num_classes)
 
     def forward(self, texts: Mapping[str, Tensor]) -> Tensor:
         """Return outputs ``[examples, num_classes]`` for texts ``[examples, length]``."""

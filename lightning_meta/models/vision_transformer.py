@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.arguments import check_count, check_optional_count
+from lightning_meta.arguments import check_count
+from lightning_meta.models.head import make_head
 from lightning_meta.models.sequence_encoder import SequenceEncoder
 
 _SMALL = 0.02
@@ -54,7 +55,6 @@ class VisionTransformer(nn.Module):
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        check_optional_count("num_classes", num_classes)
         for name, value in {"in_channels": in_channels, "image_size": image_size, "patch_size": patch_size}.items():
             check_count(name, value)
         if image_size % patch_size:
@@ -68,11 +68,10 @@ class VisionTransformer(nn.Module):
         self.heads = heads
         self.hidden = hidden
         self.drop_rate = drop_rate
-        between = 4 * embedding_size if hidden is None else hidden
-        self.encoder = SequenceEncoder(embedding_size, depth, heads, between, drop_rate)
+        self.encoder = SequenceEncoder(embedding_size, depth, heads, hidden, drop_rate)
         self.patches = nn.Conv2d(in_channels, embedding_size, patch_size, stride=patch_size)
         self.positions = nn.Parameter(_SMALL * torch.randn((image_size // patch_size) ** 2, embedding_size))
-        self.head = nn.Identity() if num_classes is None else nn.Linear(embedding_size, num_classes)
+        self.head = make_head(embedding_size, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return outputs ``[examples, num_classes]`` for images ``[examples, in_channels, height, width]``."""

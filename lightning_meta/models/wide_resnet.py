@@ -16,8 +16,9 @@ import itertools
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_meta.arguments import check_count, check_fraction, check_optional_count
+from lightning_meta.arguments import check_count
 from lightning_meta.models.drop_block import dropout
+from lightning_meta.models.head import make_head
 from lightning_meta.models.norm import batch_norm_2d
 
 
@@ -58,13 +59,11 @@ class WideResNet(nn.Module):
         running_statistics: bool = False,
     ) -> None:
         super().__init__()
-        check_optional_count("num_classes", num_classes)
         check_count("in_channels", in_channels)
         check_count("depth", depth, least=10)
         if (depth - 4) % 6:
             raise ValueError(f"depth={depth} must be 6n + 4 for a whole number n, such as 10, 16, 22 or 28")
         check_count("width_factor", width_factor)
-        check_fraction("drop_rate", drop_rate)
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.depth = depth
@@ -81,9 +80,8 @@ class WideResNet(nn.Module):
                 blocks.append(_Block(*shape, drop_rate, running_statistics))
         self.blocks = nn.Sequential(*blocks)
         self.norm = batch_norm_2d(widths[-1], running_statistics)
-        self.head: nn.Module = nn.Identity()
-        if num_classes is not None:
-            self.head = nn.Linear(widths[-1], num_classes)
+        self.head = make_head(widths[-1], num_classes)
+        if isinstance(self.head, nn.Linear):
             nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:

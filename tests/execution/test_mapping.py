@@ -8,7 +8,8 @@ from lightning_meta import MAML, MLP, Conv4, Episode, Reptile, Support, collate_
 from lightning_meta.execution.capture import recorder
 from lightning_meta.execution.capture.graph import Recording
 from lightning_meta.execution.options import Execution
-from lightning_meta.execution.plan import ModelSize, plan
+from lightning_meta.execution.plan import ModelSize, drops, plan
+from lightning_meta.models import DropBlock2d
 from tests.reference import assert_same, meta_gradient
 
 
@@ -31,6 +32,14 @@ def test_tiny_work_is_told_from_work_that_needs_all_threads():
     assert single_thread(MLP(), batch(25))
     assert not single_thread(MLP(in_features=784, hidden=[512, 512]), batch(25, 784))
     assert not single_thread(Conv4(), Episode(*[torch.zeros(1, 1, 1, 28, 28)] * 4))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+@pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, DropBlock2d])
+def test_a_model_drops_if_it_draws_random_numbers(kind, rate):
+    model, before = nn.Sequential(nn.Conv2d(1, 2, 3), kind(rate)), torch.get_rng_state()
+    model(torch.ones(3, 1, 8, 8))
+    assert drops(model) != torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.usefixtures("_two_threads")

@@ -177,7 +177,9 @@ def test_initial_weights_have_the_documented_spread():
         (lambda: ResNet12(pooling="max"), "pooling='max' is not one of"),
         (lambda: ResNet12(image_size=8), "image_size=8 must be an integer of at least 16"),
         (lambda: WideResNet(depth=27), "depth=27 must be 6n"),
-        (lambda: WideResNet(num_classes=0), "num_classes=0"),
+        (lambda: WideResNet(depth=10, width_factor=1, num_classes=0), "num_classes=0"),
+        (lambda: WideResNet(depth=10, width_factor=1, drop_rate=1.0), "drop_rate=1.0 must lie in"),
+        (lambda: ResNet12(widths=(2, 2, 2, 2), num_classes=0), "num_classes=0"),
     ],
 )
 def test_arguments_out_of_range_are_named(make, message):

@@ -202,6 +202,8 @@ def test_dropout_is_for_training_alone(name):
     [
         (lambda: TextTransformer(heads=3), "heads=3 must divide embedding_size=128"),
         (lambda: TextTransformer(max_length=0), "max_length=0"),
+        (lambda: TextTransformer(num_classes=0), "num_classes=0 must be an integer of at least 1"),
+        (lambda: TextTransformer(hidden=0), "hidden=0 must be an integer of at least 1"),
         (lambda: text_model()(texts(2, length=10)), "10 places for words and max_length=9"),
         (
             lambda: text_model()({"input_ids": torch.tensor([[12]]), "attention_mask": torch.tensor([[1]])}),
@@ -209,6 +211,7 @@ def test_dropout_is_for_training_alone(name):
         ),
         (lambda: VisionTransformer(image_size=30, patch_size=4), "patch_size=4 must divide image_size=30"),
         (lambda: VisionTransformer(drop_rate=-0.1), "drop_rate=-0.1 must lie in"),
+        (lambda: VisionTransformer(num_classes=-1), "num_classes=-1 must be an integer of at least 1"),
         (lambda: image_model()(torch.randn(2, 2, 9, 6)), "images of 9 × 6 pixels, and image_size=6"),
     ],
 )

@@ -101,7 +101,7 @@ class CAVIA(GradientLearner):
             raise ValueError("compile=True does not support meta_gradient=Checkpointed(): leave one of them out")
 
     @property
-    def is_capturable(self) -> bool:  # type: ignore[override]
+    def is_capturable(self) -> bool:
         """Whether training steps may be captured: not if they are recomputed, which would draw other numbers."""
         return not self.meta_gradient.recomputes
 

@@ -136,7 +136,7 @@ class MAML(GradientLearner):
         self.curvature_factors: CurvatureFactors | None = None
 
     @property
-    def is_capturable(self) -> bool:  # type: ignore[override]
+    def is_capturable(self) -> bool:
         """Whether training steps may be captured: not if they are recomputed, which would draw other numbers."""
         return not self.meta_gradient.recomputes
 

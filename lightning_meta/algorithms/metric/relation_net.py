@@ -33,11 +33,15 @@ from torch import Tensor, nn
 from lightning_meta.arguments import check_choice, check_module
 from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
 from lightning_meta.execution.functional import call_with
-from lightning_meta.execution.plan import drops
 from lightning_meta.learners import SupportClassLearner, module_part
 from lightning_meta.learners.support_class_learner import without_absent
 from lightning_meta.likelihoods import LossFunction
-from lightning_meta.models.batch_statistics import check_normalization, dropped_buffers, has_batch_statistics
+from lightning_meta.models.batch_statistics import (
+    check_normalization,
+    dropped_buffers,
+    has_batch_statistics,
+    set_statistics_mode,
+)
 from lightning_meta.models.relation import relation_for
 
 RelationLoss = Literal["regression", "loss_fn"]
@@ -58,7 +62,8 @@ class RelationNet(SupportClassLearner):
         **options: As in `TaskLearner`.
 
     Raises:
-        ValueError: If an argument is out of its range, or ``relation`` is None and the model has no such layer.
+        ValueError: If an argument is out of its range, or ``relation`` is None and the model has no such layer, or
+            turns the maps of a convolution into vectors.
         TypeError: If model or relation have layers that cannot run per task, or an argument is unknown.
 
     Example:
@@ -74,6 +79,7 @@ class RelationNet(SupportClassLearner):
     ignores_labels = False
     # The relation module may normalize over pairs, those of padding included.
     requires_unpadded = True
+    modules_with_statistics = ("model", "relation")
 
     def __init__(
         self,
@@ -91,16 +97,17 @@ class RelationNet(SupportClassLearner):
             relation = relation if like is None else relation.to(like)
         check_module("relation", relation)
         check_normalization(relation, "batch", "relation")
-        if self.batch_statistics == "running" and has_batch_statistics(relation):
+        self._relation_buffers = dropped_buffers(relation, "batch")
+        if self.batch_statistics == "running" and (self._relation_buffers or has_batch_statistics(relation)):
             raise ValueError(
-                'batch_statistics="running", but the relation module has batch normalization, whose statistics are '
-                'those of the pairs at hand: use "batch" or "support", or a relation module without it'
+                'batch_statistics="running", but the relation module has batch normalization or running statistics, '
+                'and it normalizes by those of the pairs at hand: use "batch" or "support", or a relation module '
+                "without them"
             )
+        set_statistics_mode(relation, "batch")
         self.relation = relation
         self._frozen |= {f"relation.{name}" for name, p in relation.named_parameters() if not p.requires_grad}
         self.meta_loss = meta_loss
-        self.is_stochastic = drops(relation)
-        self._relation_buffers = dropped_buffers(relation, "batch")
 
     def adapt_task(self, meta: MetaParameters, support: Support) -> tuple[Tensor, Tensor]:
         """Return the sum of each class's features ``[ways, ...]``, and its number of examples, ``[ways]``."""

@@ -54,6 +54,7 @@ from lightning_meta.learners.support_class_learner import without_absent
 from lightning_meta.likelihoods import LossFunction
 from lightning_meta.likelihoods.predictive import Samples, mean_output
 from lightning_meta.models.feature_size import feature_size
+from lightning_meta.models.features import single_or_double
 from lightning_meta.models.kernels import KernelName, make_kernel
 
 MetaLoss = Literal["marginal", "predictive"]
@@ -244,7 +245,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
                 f"features={self.features}, but the model gives {features.shape[1]} numbers for an example: pass "
                 f"features={features.shape[1]}"
             )
-        return features.to(self.mean.dtype)  # half precision cannot be solved in
+        return features.to(single_or_double(self.mean.dtype))  # half precision cannot be solved in
 
     def _moments(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         """Return mean and deviation over a support set, for "bn_cosine"."""

@@ -39,11 +39,13 @@ from torch import Tensor, nn
 from lightning_meta import arguments
 from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
 from lightning_meta.execution.functional import call_with
+from lightning_meta.inner.solvers.ridge import full_precision
 from lightning_meta.learners import PosteriorLearner, SupportClassLearner, module_part
 from lightning_meta.learners.support_class_learner import without_absent
 from lightning_meta.likelihoods import LossFunction
 from lightning_meta.likelihoods.predictive import Samples, mean_output
 from lightning_meta.models.feature_size import feature_size
+from lightning_meta.models.features import single_or_double
 
 
 class RandomClassifier(NamedTuple):
@@ -116,8 +118,12 @@ class VERSA(PosteriorLearner, SupportClassLearner):
 
     def adapt_task(self, meta: MetaParameters, support: Support) -> RandomClassifier:
         """Return the distribution of the task's classifier."""
-        prototypes, counts = self.prototypes(self._features(meta, support.x), support)
-        added, log_std = call_with(self.inference, module_part(meta, "inference"), prototypes).chunk(2, dim=1)
+        features = self._features(meta, support.x)
+        with full_precision(features.device):
+            prototypes, counts = self.prototypes(features, support)
+        network = module_part(meta, "inference")
+        inferred = call_with(self.inference, network, prototypes.to(network["0.weight"].dtype))
+        added, log_std = inferred.to(prototypes.dtype).chunk(2, dim=1)
         return RandomClassifier(added + F.pad(prototypes, (0, 1)), log_std + self.initial_log_std, counts)
 
     def query_samples(self, meta: MetaParameters, state: RandomClassifier, x: Any) -> Samples:
@@ -133,8 +139,9 @@ class VERSA(PosteriorLearner, SupportClassLearner):
 
     def _draw(self, meta: MetaParameters, state: RandomClassifier, x: Any, count: int) -> Samples:
         features = F.pad(self._features(meta, x), (0, 1), value=1.0)  # [query, features + 1]
-        mean = features @ state.mean.mT  # [query, ways]
-        variance = features.square() @ (2 * state.log_std).exp().mT
+        with full_precision(features.device):
+            mean = features @ state.mean.mT  # [query, ways]
+            variance = features.square() @ (2 * state.log_std).exp().mT
         # The small constant keeps the derivative of the root finite if the variance is 0.
         deviation = (variance + torch.finfo(variance.dtype).tiny ** 0.5).sqrt()
         noise = torch.randn(count, *mean.shape, dtype=mean.dtype, device=mean.device)
@@ -147,7 +154,7 @@ class VERSA(PosteriorLearner, SupportClassLearner):
                 f"features={self.features}, but the model gives {features.shape[1]} numbers for an example: pass "
                 f"features={features.shape[1]}"
             )
-        return features
+        return features.to(single_or_double(features.dtype))  # squares overflow in half precision
 
 
 def _inference_network(features: int, hidden: int) -> nn.Sequential:

@@ -11,10 +11,9 @@ from itertools import pairwise
 
 import torch
 
-from lightning_meta.analysis.diagnosis.intervals import mean_over_tasks
 from lightning_meta.analysis.diagnosis.scores import Scores, evaluating, scores_of
 from lightning_meta.analysis.fresh_model import fresh_learner
-from lightning_meta.analysis.paired import Interval
+from lightning_meta.analysis.intervals import Interval, mean_interval
 from lightning_meta.analysis.short_training import train_for
 from lightning_meta.analysis.tasks import take
 from lightning_meta.data.episodes import EpisodeDataset
@@ -76,7 +75,7 @@ def shot_curve(learner: TaskLearner, tasks: EpisodeDataset, shots: Sequence[int]
 def gains(curve: Curve) -> dict[tuple[int, int], Interval]:
     """Return for neighbouring sizes how much lower the score of the larger is, with paired intervals over tasks."""
     sizes = sorted(curve)
-    return {(less, more): mean_over_tasks(curve[less].score - curve[more].score) for less, more in pairwise(sizes)}
+    return {(less, more): mean_interval(curve[less].score - curve[more].score) for less, more in pairwise(sizes)}
 
 
 def compare_gains(tasks: Curve, shots: Curve, current_shots: int) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from lightning_meta.analysis.diagnosis.generalization_gaps import Gaps, generalization_gaps
-from lightning_meta.analysis.diagnosis.intervals import mean_over_tasks
 from lightning_meta.analysis.diagnosis.memorization import Memorization, memorization
 from lightning_meta.analysis.diagnosis.reference_learners import (
     Reference,
@@ -20,7 +19,7 @@ from lightning_meta.analysis.diagnosis.reference_learners import (
 )
 from lightning_meta.analysis.diagnosis.scores import Scores, evaluating, scores_by_step
 from lightning_meta.analysis.diagnosis.verdict import Evidence, Verdict, verdict
-from lightning_meta.analysis.paired import Interval
+from lightning_meta.analysis.intervals import Interval, mean_interval
 from lightning_meta.analysis.tasks import moved_to, take
 from lightning_meta.arguments import check_count
 from lightning_meta.data import TaskDataModule
@@ -119,7 +118,7 @@ def diagnose(
     evidence = Evidence(
         score=float(own.score.mean()),
         adaptation=_gain(steps, 0, most),
-        advantages={name: mean_over_tasks(each.scores.score - own.score) for name, each in references.items()},
+        advantages={name: mean_interval(each.scores.score - own.score) for name, each in references.items()},
         index=seen.ratio,
         gaps=gaps,
         more_steps=_gain(steps, most, 2 * most),
@@ -131,7 +130,7 @@ def diagnose(
 def _gain(steps: Scores, before: int, after: int) -> Interval | None:
     if before == after:
         return None
-    return mean_over_tasks(steps.score[before] - steps.score[after])
+    return mean_interval(steps.score[before] - steps.score[after])
 
 
 def _training_tasks(training: EpisodeDataset, num_tasks: int, device: torch.device) -> tuple[Episode, Episode | None]:

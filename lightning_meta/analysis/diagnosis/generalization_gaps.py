@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lightning_meta.analysis.diagnosis.intervals import difference_of_means, mean_over_tasks
 from lightning_meta.analysis.diagnosis.scores import Scores, scores_of
-from lightning_meta.analysis.paired import Interval
+from lightning_meta.analysis.intervals import Interval, difference_of_means, mean_interval
 from lightning_meta.episodes import Episode
 from lightning_meta.learners.task_learner import TaskLearner
 
@@ -49,9 +48,9 @@ def generalization_gaps(
     points = tasks = None
     if redrawn is not None:
         on_redrawn = scores_of(learner, redrawn).score
-        points = mean_over_tasks(on_redrawn - on_trained)
+        points = mean_interval(on_redrawn - on_trained)
         tasks = difference_of_means(on_new, on_redrawn)
-    return Gaps(points, tasks, difference_of_means(on_new, on_trained), mean_over_tasks(on_new - on_support))
+    return Gaps(points, tasks, difference_of_means(on_new, on_trained), mean_interval(on_new - on_support))
 
 
 def with_support_as_query(batch: Episode) -> Episode:

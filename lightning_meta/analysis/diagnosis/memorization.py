@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_meta.analysis.diagnosis.intervals import ratio_of_means
 from lightning_meta.analysis.diagnosis.scores import Scores, scores_of
-from lightning_meta.analysis.paired import Interval
+from lightning_meta.analysis.intervals import Interval, ratio_of_means
 from lightning_meta.episodes import Episode
 from lightning_meta.episodes.trees import map_leaves
 from lightning_meta.learners.task_learner import TaskLearner

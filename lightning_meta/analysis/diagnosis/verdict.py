@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from lightning_meta.analysis.diagnosis.generalization_gaps import Gaps
-from lightning_meta.analysis.paired import Interval
+from lightning_meta.analysis.intervals import Interval
 
 MEMORIZED_BELOW = 0.05
 """The memorization index below which a support set counts as ignored."""

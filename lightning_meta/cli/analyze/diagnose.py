@@ -11,10 +11,9 @@ import torch
 
 from lightning_meta.analysis.diagnosis.data_curves import Curve, compare_gains, gains, shot_curve, task_curve
 from lightning_meta.analysis.diagnosis.diagnose import Diagnosis, diagnose
-from lightning_meta.analysis.diagnosis.intervals import mean_over_tasks
 from lightning_meta.analysis.diagnosis.scores import Scores
 from lightning_meta.analysis.fresh_model import fresh_learner
-from lightning_meta.analysis.paired import Interval
+from lightning_meta.analysis.intervals import Interval, mean_interval
 from lightning_meta.analysis.tasks import take
 from lightning_meta.arguments import check_count
 from lightning_meta.cli.analyze.diagnose_picture import draw_curves, draw_diagnosis
@@ -116,7 +115,7 @@ def _rows(found: Diagnosis) -> list[dict[str, Any]]:
     shown = _shown_steps(found.eval_steps)
     rows = [_row("inner steps", str(step), found.steps.at(step)) for step in shown]
     if found.eval_steps:
-        gain = mean_over_tasks(found.steps.score[0] - found.own.score)
+        gain = mean_interval(found.steps.score[0] - found.own.score)
         rows.append(_difference("inner steps", f"gain of {found.eval_steps}", gain))
     for name, reference in found.references.items():
         rows.append(_row("baseline", name, reference.scores, reference.chosen))
@@ -134,7 +133,7 @@ def _curve_rows(curves: dict[str, Curve]) -> list[dict[str, Any]]:
 
 
 def _row(part: str, what: str, scores: Scores, chosen: str = "") -> dict[str, Any]:
-    row = _difference(part, what, mean_over_tasks(scores.score))
+    row = _difference(part, what, mean_interval(scores.score))
     return row | {"loss": float(scores.loss.mean()), "chosen": chosen}
 
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_meta.analysis.diagnosis.data_curves import Curve
 from lightning_meta.analysis.diagnosis.diagnose import Diagnosis
-from lightning_meta.analysis.diagnosis.intervals import mean_over_tasks
-from lightning_meta.analysis.paired import Interval
+from lightning_meta.analysis.intervals import Interval, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +35,7 @@ def draw_curves(curves: Mapping[str, Curve], has_classes: bool) -> Figure:
     shown = {name: curve for name, curve in curves.items() if curve}
     figure = Figure(figsize=(5 * len(shown), 4), layout="constrained")
     for axis, (name, curve) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
-        means = [mean_over_tasks(scores.score) for scores in curve.values()]
+        means = [mean_interval(scores.score) for scores in curve.values()]
         axis.errorbar(list(curve), [m.mean for m in means], _half_widths(means), marker="o", capsize=3)
         axis.set(xlabel=name, ylabel=f"{'error rate' if has_classes else 'loss'} on new tasks", xscale="log")
         axis.set_xticks(list(curve), [str(size) for size in curve], minor=False)
@@ -45,7 +44,7 @@ def draw_curves(curves: Mapping[str, Curve], has_classes: bool) -> Figure:
 
 
 def _draw_steps(axis: Any, found: Diagnosis, unit: str) -> None:
-    means = [mean_over_tasks(values) for values in found.steps.score]
+    means = [mean_interval(values) for values in found.steps.score]
     numbers = list(range(len(means)))
     axis.errorbar(numbers, [m.mean for m in means], _half_widths(means), marker="o", capsize=3, label="this learner")
     if found.eval_steps:
@@ -77,7 +76,7 @@ def _draw_memorization(axis: Any, found: Diagnosis, unit: str) -> None:
         "constant": "constant\npredictor",
     }
     for label, test, shift in (("training tasks", found.seen, -0.2), ("new tasks", found.new, 0.2)):
-        means = [mean_over_tasks(getattr(test, name).score) for name in names]
+        means = [mean_interval(getattr(test, name).score) for name in names]
         places = [number + shift for number in range(len(names))]
         axis.bar(places, [m.mean for m in means], 0.4, yerr=_half_widths(means), capsize=4, alpha=0.7, label=label)
     axis.set_xticks(range(len(names)), list(names.values()))

@@ -10,8 +10,8 @@ import polars as pl
 
 from lightning_meta.algorithms import ImplicitMAML
 from lightning_meta.analysis.adjoint import adjoint_errors
+from lightning_meta.analysis.intervals import Interval
 from lightning_meta.analysis.one_step_rate import one_step_rate
-from lightning_meta.analysis.paired import Interval
 from lightning_meta.analysis.rate_search import RateSearch, search_rate
 from lightning_meta.analysis.step_gains import StepGains, step_gains
 from lightning_meta.analysis.task_losses import check_has_rate, losses_by_step

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
 from lightning_meta import Conv4, Episode, RelationNet, collate_episodes
-from lightning_meta.models import Conv4Maps, RelationConv, RelationMLP
+from lightning_meta.models import (
+    Conv4Maps,
+    RelationConv,
+    RelationMLP,
+    ResNet12,
+    TextTransformer,
+    VisionTransformer,
+    WideResNet,
+)
 from tests.reference import assert_same, without_running_statistics
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -97,6 +107,21 @@ def test_a_relation_module_with_torchs_batch_normalization(model):
     assert torch.equal(relation[1].running_mean, before)
 
 
+@pytest.mark.parametrize("mode", ["new", "train", "eval"])
+def test_a_relation_module_with_torchs_instance_normalization(mode):
+    """Each pair is normalized by its own statistics, whatever the mode."""
+    norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+    relation = nn.Sequential(nn.Conv2d(6, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 1))
+    learner = RelationNet(nn.Conv2d(1, 3, 3), relation=relation.eval())
+    learner = learner if mode == "new" else learner.train(mode == "train")
+    before = copy.deepcopy(relation.state_dict())
+    tasks = [task(3, 2, 4, seed, (1, 8, 8)) for seed in range(2)]
+    assert_naive(learner, tasks)
+    scores = naive_scores(learner, dict(learner.named_parameters()), tasks[0])[0].detach()
+    torch.testing.assert_close(learner.adapt(*tasks[0][:2])(tasks[0].query_x), scores.log())
+    assert_same(relation.state_dict(), before)
+
+
 def test_tasks_of_different_sizes_and_classes_train_as_each_alone(model):
     learner, tasks = RelationNet(model), [task(2, 6, 4), task(3, 1, 7, 1), task(6, 2, 5, 2)]
     assert_naive(learner, tasks)
@@ -121,8 +146,30 @@ def test_the_default_network_suits_the_models_last_layer(model):
     assert isinstance(RelationNet(model).relation, RelationMLP)
     assert isinstance(RelationNet(Conv4(16)).relation, RelationMLP)
     assert isinstance(RelationNet(Conv4Maps()).relation, RelationConv)
+    assert isinstance(RelationNet(TextTransformer(num_classes=None, embedding_size=8)).relation, RelationMLP)
     with pytest.raises(ValueError, match="relation=None, and Flatten has no nn.Linear or nn.Conv2d"):
         RelationNet(nn.Flatten())
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_dropout_of_the_relation_module_draws(rate, model):
+    learner = RelationNet(model, relation=nn.Sequential(nn.Dropout(rate), nn.Linear(8, 1)))
+    assert learner._traits().is_stochastic == (rate > 0)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ResNet12(num_classes=None, widths=(2, 2, 2, 2)),
+        WideResNet(num_classes=None, depth=10, width_factor=1),
+        VisionTransformer(num_classes=None, embedding_size=8),
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten()),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_vectors_of_a_size_that_no_layer_tells_are_refused(model):
+    with pytest.raises(ValueError, match=r"relation=None, and .* gives vectors .*set relation, such as RelationMLP"):
+        RelationNet(model)
 
 
 def test_what_cannot_be_compared_is_refused(model):
@@ -133,6 +180,9 @@ def test_what_cannot_be_compared_is_refused(model):
         RelationNet(model, relation=nn.Linear(8, 2)).training_step(collate_episodes([one]), 0)
     with pytest.raises(ValueError, match="relation module has batch normalization"):
         RelationNet(nn.Conv2d(1, 2, 3), batch_statistics="running")
+    tracking = nn.Sequential(nn.InstanceNorm2d(4, track_running_stats=True), nn.Flatten(), nn.Linear(4, 1))
+    with pytest.raises(ValueError, match="relation module has .*running statistics"):
+        RelationNet(nn.Conv2d(1, 2, 3), relation=tracking, batch_statistics="running")
     with pytest.raises(ValueError, match=r"meta_loss='mse' is not one of \['regression', 'loss_fn'\]"):
         RelationNet(model, meta_loss="mse")
     small = task(3, 2, 5, shape=(1, 5, 5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -238,6 +239,20 @@ def test_single_precision_stands_noise_free_targets(model):
     batch = Episode(x, x[..., :1], x, x[..., :1])
     learner.training_step(batch, 0).backward()
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", KERNELS)
+def test_half_precision_weights_are_conditioned_in_single(model, name, dtype):
+    half = learner_of(model, loss_fn=nn.MSELoss(), kernel=name, features=4).to(dtype).eval()
+    single = copy.deepcopy(half).float()
+    one = Episode(*(part.to(dtype) for part in real_task()[:4]))
+    found = half.adapt(one.support_x, one.support_y).predict(one.query_x)
+    expected = single.adapt(one.support_x.float(), one.support_y.float()).predict(one.query_x.float())
+    torch.testing.assert_close(found.mean, expected.mean, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(found.epistemic, expected.epistemic, rtol=0.1, atol=0.02)
+    half.training_step(collate_episodes([one]), 0).backward()
+    assert all(p.grad.isfinite().all() for p in half.parameters())
 
 
 def test_targets_may_be_plain_numbers_and_models_without_parameters():

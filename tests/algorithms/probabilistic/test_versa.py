@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -139,6 +141,25 @@ def test_without_variance_the_gradient_is_finite(model, dtype):
     one = one._replace(support_x=one.support_x.to(dtype), query_x=one.query_x.to(dtype))
     learner.training_step(collate_episodes([one]), 0).backward()
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters())
+
+
+@pytest.mark.usefixtures("same_noise")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weights", ["single", "half"])
+def test_half_precision_keeps_what_exceeds_it(dtype, weights):
+    """Features of several hundreds, whose squares and products half precision cannot hold."""
+    one = task(3, 2, 6)
+    x, query_x = (300 * part.to(dtype) for part in (one.support_x, one.query_x))
+    single = VERSA(nn.Linear(3, 3), eval_num_samples=2).float().eval()
+    nn.init.eye_(single.model.weight)
+    expected = single.adapt(x.float(), one.support_y)(query_x.float())
+    if weights == "half":
+        found = copy.deepcopy(single).to(dtype).adapt(x, one.support_y)(query_x)
+    else:
+        with torch.autocast("cpu", dtype):
+            found = single.adapt(x.float(), one.support_y)(query_x.float())
+    assert expected.abs().max() > torch.finfo(torch.float16).max
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=1000.0)
 
 
 @pytest.mark.parametrize(

@@ -175,3 +175,19 @@ def test_a_second_training_measures_its_own_center(tmp_path, model):
     for _ in range(2):
         trainer(tmp_path, max_epochs=1, **quiet).fit(learner.train(), data)
         torch.testing.assert_close(learner.center, center_of(learner.model, data))
+
+
+def test_measuring_the_center_reads_no_labels(tmp_path, model):
+    class Counting(TensorDataset):
+        reads = 0
+
+        @property
+        def targets(self):
+            self.reads += 1
+            return self.tensors[1]
+
+    train = Counting(*examples(0).tensors)
+    data = EpisodicDataModule(train, examples(1), ways=3, shots=2, query_shots=3, val_tasks=4, joint_batch_size=62)
+    before = train.reads
+    trainer(tmp_path).fit(SimpleShot(model, num_train_classes=CLASSES), data)
+    assert train.reads == before > 0

@@ -11,7 +11,6 @@ from lightning_meta import MAML, MLP, MetaSGD, ProtoNet, SinusoidDataModule
 from lightning_meta.algorithms.baselines import MeanTarget, RidgeClassifier
 from lightning_meta.analysis.diagnosis.data_curves import compare_gains, gains, shot_curve, task_curve
 from lightning_meta.analysis.diagnosis.generalization_gaps import generalization_gaps
-from lightning_meta.analysis.diagnosis.intervals import difference_of_means, mean_over_tasks, ratio_of_means
 from lightning_meta.analysis.diagnosis.memorization import memorization, with_other_support, with_permuted_labels
 from lightning_meta.analysis.diagnosis.reference_learners import RATES, constant_scores, trained_on_each_task
 from lightning_meta.analysis.diagnosis.scores import Scores, evaluating, scores_by_step, scores_of
@@ -28,28 +27,6 @@ def batch(count=5, split="val", first=0):
 
 def maml(**options):
     return MAML(MLP(1, 1, hidden=[8]), nn.MSELoss(), inner_lr=0.05, inner_steps=2, **options)
-
-
-def test_intervals():
-    first, second = torch.randn(40), torch.randn(30) + 1
-    mean, low, high = mean_over_tasks(first)
-    assert mean == pytest.approx(float(first.mean()), rel=1e-5)
-    assert high - mean == pytest.approx(mean - low) == pytest.approx(1.96 * float(first.std()) / 40**0.5, rel=1e-5)
-    found = difference_of_means(first, second)
-    variance = float(first.var() / 40 + second.var() / 30)
-    assert found.mean == pytest.approx(float(first.mean() - second.mean()), rel=1e-5)
-    assert found.high - found.mean == pytest.approx(1.96 * variance**0.5, rel=1e-5)
-
-
-def test_a_ratio_covers_its_true_value():
-    generator = torch.Generator().manual_seed(0)
-    inside = 0
-    for seed in range(100):
-        below = 1 + torch.rand(50, generator=generator)
-        found = ratio_of_means(0.3 * below + 0.2 * torch.randn(50, generator=generator), below, 400, seed)
-        inside += found.low <= 0.3 <= found.high
-    assert inside >= 88  # of 95 expected
-    assert math.isnan(ratio_of_means(torch.ones(50), torch.randn(50, generator=generator)).mean)
 
 
 def test_scores_are_those_of_adapted_models():

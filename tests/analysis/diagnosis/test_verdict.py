@@ -7,7 +7,7 @@ import pytest
 
 from lightning_meta.analysis.diagnosis.generalization_gaps import Gaps
 from lightning_meta.analysis.diagnosis.verdict import Evidence, verdict
-from lightning_meta.analysis.paired import Interval
+from lightning_meta.analysis.intervals import Interval
 
 
 def around(mean, half=0.01):
