@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -14,6 +15,18 @@ from lightning_meta.data.vision.omniglot_files import OmniglotImages
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: together they have as many threads as cores
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist, which would put the longest test last
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Begin with the documentation's build, one test of over a minute; then with the files of most tests."""
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.name != "test_docs.py", -sizes[item.path], item.path))
 
 
 @pytest.fixture(autouse=True)

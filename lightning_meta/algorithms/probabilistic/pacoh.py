@@ -37,7 +37,6 @@ from torch.func import grad_and_value
 from lightning_meta import arguments
 from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
 from lightning_meta.execution.functional import call_with
-from lightning_meta.execution.plan import drops
 from lightning_meta.inner.names import key_of
 from lightning_meta.inner.particles import for_each, initialized_anew
 from lightning_meta.inner.solvers.gaussian_process import factorize, flat, log_evidence, predict, presence, whiten
@@ -47,7 +46,7 @@ from lightning_meta.inner.vectors import Vector, times
 from lightning_meta.learners import PosteriorLearner, module_part
 from lightning_meta.likelihoods import LossFunction
 from lightning_meta.likelihoods.predictive import Samples, mean_output
-from lightning_meta.models.batch_statistics import check_normalization, has_batch_statistics
+from lightning_meta.models.batch_statistics import check_normalization, dropped_buffers, has_batch_statistics
 from lightning_meta.models.features import single_or_double
 from lightning_meta.models.kernels import make_kernel
 
@@ -88,7 +87,7 @@ class PACOH(PosteriorLearner):
 
     Raises:
         ValueError: If an argument is out of its range, the loss is another one, or ``mean_model`` has batch
-            normalization.
+            normalization or running statistics.
         TypeError: If the models have layers that cannot run per task, or an argument is unknown.
 
     Example:
@@ -130,7 +129,6 @@ class PACOH(PosteriorLearner):
         if mean_model is not None:
             _check_mean_model(mean_model)
             self._frozen |= {f"mean_model.{name}" for name, p in mean_model.named_parameters() if not p.requires_grad}
-            self.is_stochastic = drops(mean_model)
         self.mean_model = mean_model
         self.mean = nn.Parameter(like.new_zeros(())) if mean_model is None else None
         own = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -293,5 +291,7 @@ def _prior_std(name: str, value: Tensor, weight_std: float, bias_std: float) -> 
 def _check_mean_model(mean_model: nn.Module) -> None:
     arguments.check_module("mean_model", mean_model)
     check_normalization(mean_model, "batch", "mean_model")
-    if has_batch_statistics(mean_model):
-        raise ValueError("mean_model has batch normalization: leave it out, or use nn.LayerNorm")
+    if has_batch_statistics(mean_model) or dropped_buffers(mean_model, "batch"):
+        raise ValueError(
+            "mean_model has batch normalization or running statistics: leave them out, or use nn.LayerNorm"
+        )

@@ -188,3 +188,25 @@ def test_particles_find_a_gaussian_hyper_posterior():
     found = torch.cat([particles[0].detach()[None], particles[1].detach()])
     torch.testing.assert_close(found.mean(), expected, atol=1e-4, rtol=0)
     assert 0.9 < found.std() * precision**0.5 < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loss_fn": nn.CrossEntropyLoss()}, "needs real targets"),
+        ({"kernel": "spectral_mixture"}, "kernel='spectral_mixture'"),
+        ({"hyper_prior_weight": 0.0}, "hyper_prior_weight=0.0"),
+        ({"num_particles": 0}, "num_particles=0"),
+        ({"mean_model": nn.Sequential(nn.Linear(3, 1), nn.BatchNorm1d(1))}, "mean_model has batch normalization"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        PACOH(nn.Linear(3, 2), **options)
+
+
+def test_a_mean_of_another_size_is_refused():
+    learner = PACOH(nn.Linear(3, 2), mean_model=nn.Linear(3, 2), num_particles=2)
+    with pytest.raises(ValueError, match="mean_model gives 2 numbers for an example, and a target has 1"):
+        learner.adapt(torch.randn(4, 3), torch.randn(4, 1))
