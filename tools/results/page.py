@@ -18,6 +18,10 @@ there it is an interval over tasks of these classes or shares, and too narrow fo
 one task each. In italics: the learner before adaptation, and baselines without meta-learning on the same tasks, with
 penalties chosen on validation tasks. Hyper-parameters were chosen on validation tasks; [studies](studies.md) tell how.
 
+Uncertainty: for classes, the calibration error in 15 bins, which the few queries of a task overstate, and the area under
+the ROC curve (AUROC) of epistemic uncertainty for separating examples of other classes from a task's queries; for
+regressions, the coverage of 90 % intervals.
+
 `make results BUDGET=paper`, for a GPU, trains some configurations for as long as their papers did. An interrupted run
 goes on at its last checkpoint; minutes include what was lost, and depend on what else the machine did.
 `DATA=FOLDER` names the folder of the data sets.
@@ -29,7 +33,7 @@ studies
 benchmarks
 ```
 """
-_HEAD = ["learner", "result", "published", "training", "configuration, seed, commit"]
+_HEAD = ["learner", "result", "uncertainty", "published", "training", "configuration, seed, commit"]
 
 
 def write_page(results: Path, page: Path) -> None:
@@ -84,10 +88,23 @@ def _row(record: Record, table: dict[str, Any], entry: dict[str, Any]) -> list[s
     return [
         label,
         _figure(*value, metric) + root,
+        _uncertainty(record.metrics),
         entry.get("published", ""),
         f"{time} on {record.device}{budget}",
         f"`{record.configuration}`, {record.seed}, {record.commit}",
     ]
+
+
+def _uncertainty(metrics: dict[str, Any]) -> str:
+    """What the test measured of the predictions' uncertainty."""
+    parts = []
+    if "ece" in metrics:
+        parts.append(f"calibration error {100 * metrics['ece'][0]:.1f} %")
+    if "ood_auroc_epistemic" in metrics:
+        parts.append(f"AUROC {_figure(*metrics['ood_auroc_epistemic'], 'auroc')}")
+    if "coverage_90" in metrics:
+        parts.append(f"coverage {_figure(*metrics['coverage_90'], 'acc')}")
+    return "; ".join(parts)
 
 
 def _baselines(records: list[Record], metric: str) -> Iterable[list[str]]:
@@ -97,14 +114,21 @@ def _baselines(records: list[Record], metric: str) -> Iterable[list[str]]:
     first = records[0]
     if f"{metric}_pre" in first.metrics:
         value = _figure(*first.metrics[f"{metric}_pre"], metric)
-        yield [f"*{first.algorithm} before adaptation*", value, "", "", ""]
+        yield [f"*{first.algorithm} before adaptation*", value, "", "", "", ""]
     for row in first.comparison:
         if row["learner"].startswith(first.algorithm):
             if row["learner"] != first.algorithm and metric == "rmse":
-                yield [f"*{first.algorithm} before adaptation*", _figure(row["mean"], row["ci95"], metric), "", "", ""]
+                yield [
+                    f"*{first.algorithm} before adaptation*",
+                    _figure(row["mean"], row["ci95"], metric),
+                    "",
+                    "",
+                    "",
+                    "",
+                ]
         else:
             root = "root " if metric == "mse" else ""
-            yield [f"*{row['learner']}*", root + _figure(row["mean"], row["ci95"], metric), "", "", ""]
+            yield [f"*{row['learner']}*", root + _figure(row["mean"], row["ci95"], metric), "", "", "", ""]
 
 
 def _figure(mean: float, half_width: float, metric: str) -> str:
