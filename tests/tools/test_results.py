@@ -79,8 +79,8 @@ def test_the_page_has_results_baselines_and_what_was_not_run(tmp_path):
     page = (tmp_path / "page.md").read_text()
     text = page.split("## CLINC150\n")[1].split("\n## ")[0]
     _, _, *body = cells(text)
-    assert body[0][:4] == ["`MAML`", "81.25 ± 0.75 %", "", "12 min on CPU, 2 threads"]
-    assert body[0][4] == "`clinc150_maml`, 3, 0123abc"
+    assert body[0][:5] == ["`MAML`", "81.25 ± 0.75 %", "", "", "12 min on CPU, 2 threads"]
+    assert body[0][5] == "`clinc150_maml`, 3, 0123abc"
     assert [row[:2] for row in body[1:]] == [
         ["*MAML before adaptation*", "20.00 ± 0.30 %"],
         ["*nearest prototype*", "67.10 ± 1.00 %"],
@@ -102,8 +102,30 @@ def test_published_figures_are_beside_ours_and_errors_in_the_targets_units(tmp_p
     )
     write_page(tmp_path, tmp_path / "page.md")
     _, _, *body = cells((tmp_path / "page.md").read_text())
-    assert body[0][1:4] == ["1.500 ± 0.130", "1.90 (Rothfuss et al., 2021)", "30 s on CPU, 2 threads"]
+    assert body[0][1:5] == ["1.500 ± 0.130", "", "1.90 (Rothfuss et al., 2021)", "30 s on CPU, 2 threads"]
     assert [row[1] for row in body[1:]] == ["3.300 ± 0.200", "1.240 ± 0.150"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        ({"acc": (0.9, 0.01), "ece": (0.0236, 0.002)}, "calibration error 2.4 %"),
+        (
+            {
+                "acc": (0.9, 0.01),
+                "ece": (0.05, 0.002),
+                "ood_auroc_total": (0.8, 0.1),
+                "ood_auroc_epistemic": (0.9, 0.2),
+            },
+            "calibration error 5.0 %; AUROC 0.900 ± 0.200",
+        ),
+        ({"acc": (0.9, 0.01), "coverage_90": (0.91, 0.005)}, "coverage 91.00 ± 0.50 %"),
+    ],
+)
+def test_uncertainty_has_a_column(tmp_path, metrics, expected):
+    record(metrics=metrics).write(tmp_path / "clinc150_maml.json")
+    _, _, row = cells(rows(tmp_path, "MAML"))
+    assert row[2] == expected
 
 
 def test_the_rows_of_an_algorithm_are_its_own(tmp_path):
@@ -111,7 +133,7 @@ def test_the_rows_of_an_algorithm_are_its_own(tmp_path):
     record(configuration="clinc150_reptile", algorithm="Reptile").write(tmp_path / "clinc150_reptile.json")
     _, _, row = cells(rows(tmp_path, "Reptile"))
     assert row[0] == "CLINC150"
-    assert row[4].startswith("`clinc150_reptile`")
+    assert row[5].startswith("`clinc150_reptile`")
     assert rows(tmp_path, "ProtoNet") == ""
 
 
@@ -146,8 +168,8 @@ def test_a_papers_budget_and_learners_of_one_class_are_told_apart(tmp_path):
     sinusoid.write(tmp_path / "sinusoid_fomaml.json")
     _, _, first, second, third = cells(rows(tmp_path, "MAML"))
     assert first[1] == "0.500 ± 0.050; root 0.700 ± 0.100"
-    assert second[3] == "12 min on CPU, 2 threads"
-    assert third[3] == "12 min on CPU, 2 threads, the paper's budget"
+    assert second[4] == "12 min on CPU, 2 threads"
+    assert third[4] == "12 min on CPU, 2 threads, the paper's budget"
     write_page(tmp_path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     assert "| `MAML`, first order |" in page

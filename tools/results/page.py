@@ -18,8 +18,8 @@ there it is an interval over tasks of these classes or shares, and too narrow fo
 one task each. In italics: the learner before adaptation, and baselines without meta-learning on the same tasks, with
 penalties chosen on validation tasks. Hyper-parameters were chosen on validation tasks; [studies](studies.md) tell how.
 
-Uncertainty: for classes, the calibration error in 15 bins, which the few queries of a task overstate, and the area under
-the ROC curve (AUROC) of epistemic uncertainty for separating examples of other classes from a task's queries; for
+Uncertainty: for classes, the calibration error in 15 bins, which the few queries of a task overstate, and the area
+under the ROC curve (AUROC) of epistemic uncertainty for separating examples of other classes from a task's queries; for
 regressions, the coverage of 90 % intervals.
 
 `make results BUDGET=paper`, for a GPU, trains some configurations for as long as their papers did. An interrupted run
@@ -114,7 +114,7 @@ def _baselines(records: list[Record], metric: str) -> Iterable[list[str]]:
     first = records[0]
     if f"{metric}_pre" in first.metrics:
         value = _figure(*first.metrics[f"{metric}_pre"], metric)
-        yield [f"*{first.algorithm} before adaptation*", value, "", "", "", ""]
+        yield _baseline(f"{first.algorithm} before adaptation", value)
     for row in first.comparison:
         if row["learner"].startswith(first.algorithm):
             if row["learner"] != first.algorithm and metric == "rmse":
@@ -128,7 +128,11 @@ def _baselines(records: list[Record], metric: str) -> Iterable[list[str]]:
                 ]
         else:
             root = "root " if metric == "mse" else ""
-            yield [f"*{row['learner']}*", root + _figure(row["mean"], row["ci95"], metric), "", "", "", ""]
+            yield _baseline(row["learner"], root + _figure(row["mean"], row["ci95"], metric))
+
+
+def _baseline(name: str, figure: str) -> list[str]:
+    return [f"*{name}*", figure, *[""] * (len(_HEAD) - 2)]
 
 
 def _figure(mean: float, half_width: float, metric: str) -> str:
