@@ -21,7 +21,7 @@ from lightning_meta.learners.task_learner import TaskLearner
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PROCESSES = ("cnp", "attentive_np", "tnp")
-LEARNERS = ("maml", "bayesian_maml", "abml", "amortized_maml", "platipus", "dkt", *PROCESSES)
+LEARNERS = ("maml", "bayesian_maml", "abml", "amortized_maml", "platipus", "dkt", "pacoh", *PROCESSES)
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 
 
