@@ -24,6 +24,7 @@ Differences from the paper:
   training.
 - All classes share the kernel's and the noise's parameters, and one Cholesky factor, so that a task may have any number
   of classes; in the authors' code each class number has its own.
+- The noise on the labels of classes is learned; the authors' code holds its variance at 0.1.
 - "bn_cosine": embeddings are standardized by means and deviations over the support set, in training and tests, without
   a learned scale and shift. The authors have a batch normalization layer, with running statistics in tests.
 - The spectral mixture is a sum of products over features, as its authors define it; GPyTorch, which the authors use,
@@ -183,7 +184,8 @@ class DKT(PosteriorLearner, SupportClassLearner):
     def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
         """Return the chosen negative log-likelihood, and the report.
 
-        The two sets are passed through the model separately, as in evaluation, for batch normalization.
+        For classes, "marginal" adds that of the queries, from which the scale alone learns. The two sets are passed
+        through the model separately, as in evaluation, for batch normalization.
         """
         sets = self._features(meta, task.support_x), self._features(meta, task.query_x)
         moments = self._moments(sets[0], task.support_mask)
