@@ -170,7 +170,7 @@ def test_half_precision_keeps_what_exceeds_it(dtype, weights):
         ({"hidden": 0}, "hidden=0 must be an integer of at least 1"),
         ({"features": 0}, "features=0 must be an integer of at least 1"),
         ({"loss_fn": nn.MSELoss()}, "VERSA needs class labels, and so nn.CrossEntropyLoss"),
-        ({"model": nn.Conv2d(1, 2, 3)}, "ends in Conv2d: .*infers a weight for each feature; pass features="),
+        ({"model": nn.Conv2d(1, 2, 3)}, "Conv2d has no nn.Linear.*infers a weight for each feature; set features"),
     ],
 )
 def test_wrong_arguments_are_refused(wrong, message):

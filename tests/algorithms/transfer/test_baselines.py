@@ -131,7 +131,7 @@ def test_a_learner_without_training_classes_adapts(model):
 
 
 def test_the_number_of_features_is_told_or_given():
-    with pytest.raises(ValueError, match=r"Flatten has no nn.Linear.*set num_features"):
+    with pytest.raises(ValueError, match=r"Flatten has no nn.Linear.*a classifier of features; set num_features"):
         Baseline(nn.Flatten(), num_train_classes=CLASSES)
     learner = Baseline(nn.Flatten(), num_train_classes=CLASSES, num_features=3)
     assert torch.isfinite(learner.training_step(collate_episodes([joint()]), 0))
