@@ -64,7 +64,7 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def factor_or_nan(matrix: Tensor) -> Tensor:
-    """Return the lower Cholesky factors ``[..., n, n]``; NaN where there is none, an error could not name the task."""
+    """Return the lower Cholesky factors ``[..., n, n]``; NaN where there is none: an error could not name the task."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     return torch.where(failed[..., None, None] == 0, factor, torch.nan)
 
