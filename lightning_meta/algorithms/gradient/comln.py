@@ -170,6 +170,7 @@ class COMLN(TaskLearner):
 
     def _features(self, parameters: Vector, x: Any) -> Tensor:
         """Return the last layer's inputs, ``[examples, features]``: its output if it is the identity."""
+        # Not by a hook as in `features_and_output`, with which steps of other modules cannot be recorded.
         weight = parameters[self.head_weight]
         identity = {self.head_weight: torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)}
         if self.head_bias is not None:
