@@ -142,7 +142,7 @@ class ProtoMAML(GradientLearner, SupportClassLearner):
     def _start(self, meta: MetaParameters, support: Support) -> tuple[_Point, Tensor]:
         """Return the point before the first step, and the number of examples of each class, ``[ways]``."""
         parameters = self.model_parameters(meta)
-        features = self.call_model(parameters, support.x)
+        features = self.embeddings(meta, support.x)
         # Half precision would round small steps away.
         prototypes, counts = self.prototypes(features.to(single_or_double(features.dtype)), support)
         adapted = {f"body.{name}": parameters[name] for name in self.adapted_names}

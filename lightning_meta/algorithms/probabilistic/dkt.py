@@ -236,12 +236,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
         return Samples(without_absent(meta["log_scale"].exp() * functions, counts))
 
     def _features(self, meta: MetaParameters, x: Any) -> Tensor:
-        features = self.call_model(self.model_parameters(meta), x)
-        if features.ndim != 2:
-            raise ValueError(
-                f"model gives features of shape {tuple(features.shape)}: DKT needs [examples, features]; add a Flatten "
-                "to the model"
-            )
+        features = self.embeddings(meta, x)
         if self.features is not None and features.shape[1] != self.features:
             raise ValueError(
                 f"features={self.features}, but the model gives {features.shape[1]} numbers for an example: pass "

@@ -148,8 +148,8 @@ class VERSA(PosteriorLearner, SupportClassLearner):
         return Samples(without_absent(mean + deviation * noise, state.counts))
 
     def _features(self, meta: MetaParameters, x: Any) -> Tensor:
-        features = self.call_model(self.model_parameters(meta), x)
-        if features.ndim == 2 and features.shape[1] != self.features:
+        features = self.embeddings(meta, x)
+        if features.shape[1] != self.features:
             raise ValueError(
                 f"features={self.features}, but the model gives {features.shape[1]} numbers for an example: pass "
                 f"features={features.shape[1]}"
