@@ -99,7 +99,8 @@ class DKT(PosteriorLearner, SupportClassLearner):
             given the support set.
         eval_num_samples: For classes, draws of their functions, the same for all queries and classes; rounded up to a
             multiple of the ways.
-        features: The size of the model's output, which "spectral_mixture" needs; None: that of its last linear layer.
+        num_features: The number of features that the model gives, which "spectral_mixture" needs; None: the outputs of
+            its last linear layer.
         **options: As in `PosteriorLearner` and `TaskLearner`.
 
     Raises:
@@ -125,7 +126,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
         kernel: KernelName | None = None,
         meta_loss: MetaLoss = "marginal",
         eval_num_samples: int = 32,
-        features: int | None = None,
+        num_features: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(model, loss_fn, **options)
@@ -138,10 +139,11 @@ class DKT(PosteriorLearner, SupportClassLearner):
         arguments.check_count("eval_num_samples", eval_num_samples)
         self.meta_loss = meta_loss
         self.eval_num_samples = eval_num_samples
-        size = feature_size(model, features, "learns frequencies for each") if kernel == "spectral_mixture" else None
-        self.features = size
+        self.num_features = num_features
+        if kernel == "spectral_mixture":
+            self.num_features = feature_size(model, num_features, "learns frequencies for each feature")
         like = next(model.parameters(), torch.zeros(()))
-        self.kernel = make_kernel(self.kernel_name, size).to(like)
+        self.kernel = make_kernel(self.kernel_name, self.num_features).to(like)
         self.mean = nn.Parameter(like.new_zeros(()))
         # For classes: the noise on labels 1 and −1, and what turns functions into logits.
         self.log_label_std = nn.Parameter(like.new_tensor(-1.0)) if self.classifies else None
@@ -236,12 +238,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
         return Samples(without_absent(meta["log_scale"].exp() * functions, counts))
 
     def _features(self, meta: MetaParameters, x: Any) -> Tensor:
-        features = self.embeddings(meta, x)
-        if self.features is not None and features.shape[1] != self.features:
-            raise ValueError(
-                f"features={self.features}, but the model gives {features.shape[1]} numbers for an example: pass "
-                f"features={features.shape[1]}"
-            )
+        features = self.embeddings(meta, x, self.num_features)
         return features.to(single_or_double(self.mean.dtype))  # half precision cannot be solved in
 
     def _moments(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:

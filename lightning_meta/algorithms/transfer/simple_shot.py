@@ -104,7 +104,7 @@ class SimpleShot(TransferLearner):
         self.normalization = normalization
         unknown = None
         if normalization == "cl2n":
-            self.num_features = feature_size(model, self.num_features, "centers features", "num_features")
+            self.num_features = feature_size(model, self.num_features, "centers features")
             unknown = next(model.parameters(), torch.empty(0)).new_full((self.num_features,), torch.nan)
         self.register_buffer("center", unknown)
 

@@ -58,7 +58,7 @@ class TransferLearner(SupportClassLearner):
         self.num_features = num_features
         self.classifier: nn.Linear | None = None
         if num_train_classes is not None:
-            self.num_features = feature_size(model, num_features, "learns a classifier of features", "num_features")
+            self.num_features = feature_size(model, num_features, "learns a classifier of features")
             classifier = nn.Linear(self.num_features, num_train_classes, bias=self.has_bias)
             like = next(model.parameters(), None)
             self.classifier = classifier if like is None else classifier.to(like)
@@ -87,13 +87,7 @@ class TransferLearner(SupportClassLearner):
         Raises:
             ValueError: If they have another shape.
         """
-        features = self.embeddings(meta, x)
-        if self.num_features not in (None, features.shape[1]):
-            raise ValueError(
-                f"model gives {features.shape[1]} features, and its last linear layer or num_features says "
-                f"{self.num_features}: set num_features={features.shape[1]}"
-            )
-        return features
+        return self.embeddings(meta, x, self.num_features)
 
     def check_data(self, data: Any) -> None:
         """Raise a ValueError unless the data module serves batches of as many classes as the classifier has."""

@@ -244,7 +244,7 @@ def test_single_precision_stands_noise_free_targets(model):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", KERNELS)
 def test_half_precision_weights_are_conditioned_in_single(model, name, dtype):
-    half = learner_of(model, loss_fn=nn.MSELoss(), kernel=name, features=4).to(dtype).eval()
+    half = learner_of(model, loss_fn=nn.MSELoss(), kernel=name, num_features=4).to(dtype).eval()
     single = copy.deepcopy(half).float()
     one = Episode(*(part.to(dtype) for part in real_task()[:4]))
     found = half.adapt(one.support_x, one.support_y).predict(one.query_x)
