@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -30,9 +31,6 @@ from lightning_meta.metrics.conformal_quantiles import ConformalQuantiles
 from lightning_meta.metrics.conformal_scores import counted, kind_of_score, scores_by_task
 from lightning_meta.metrics.task_metrics import TaskMetrics
 from lightning_meta.metrics.uncertainty import auroc, uncertainty_metrics
-
-# Methods that must handle masks for padding to stay; a user's own may not.
-_MASKED = ("call_model", "loss", "adapt_task", "inner_loop", "task_loss", "task_gradient", "query_output")
 
 
 class Evaluation(PerTaskFunctions):
@@ -194,8 +192,11 @@ class Evaluation(PerTaskFunctions):
 
     def _may_keep_padding(self, batch: Episode) -> bool:
         """Whether masks are enough for each task of a ragged batch to train as it would alone."""
-        masked = [getattr(self, name) for name in _MASKED if hasattr(self, name)]
-        if self.requires_unpadded or not all(map(is_of_library, masked)):
+        # What a user overrides of this package's methods may not read masks.
+        kinds = [kind for kind in type(self).__mro__ if is_of_library(kind)]
+        names = {name for kind in kinds for name, value in vars(kind).items() if callable(value)}
+        ours = [getattr(self, name) for name in names if not hasattr(L.LightningModule, name)]
+        if self.requires_unpadded or not all(map(is_of_library, ours)):
             return False
         sets = batch.support_x, batch.query_x
         return are_independent(self.model, self.loss_fn, self.batch_statistics, *sets)

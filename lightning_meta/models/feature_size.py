@@ -5,29 +5,28 @@ from torch import nn
 from lightning_meta.arguments import check_count
 
 
-def feature_size(model: nn.Module, features: int | None, reason: str) -> int:
-    """Return ``features`` if given, else the outputs of the model's last layer.
+def feature_size(model: nn.Module, num_features: int | None, reason: str) -> int:
+    """Return the number of features if it is given, else the outputs of the model's last linear layer.
 
     Args:
         model: A model that gives ``[examples, features]``.
-        features: The size, where the model does not end in a linear layer.
+        num_features: The number, where the last linear layer does not tell it.
         reason: What the learner needs it for, for errors.
 
     Raises:
-        ValueError: If it is not positive, or not given and the last layer with parameters is no `nn.Linear`.
+        ValueError: If it is not positive, or not given and the model has no `nn.Linear`.
 
     Example:
         >>> feature_size(nn.Sequential(nn.Linear(2, 8), nn.Tanh()), None, "makes weights of this size")
         8
     """
-    if features is not None:
-        check_count("features", features)
-        return features
-    owners = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
-    if not owners or not isinstance(owners[-1], nn.Linear):
-        last = type(owners[-1]).__name__ if owners else "no layer with parameters"
+    if num_features is not None:
+        check_count("num_features", num_features)
+        return num_features
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
         raise ValueError(
-            f"features=None and the model ends in {last}: the learner {reason}; pass features=, the size of the "
-            "model's output"
+            f"num_features=None, and {type(model).__name__} has no nn.Linear, whose outputs would tell the size of its "
+            f"output: the learner {reason}; set num_features"
         )
-    return owners[-1].out_features
+    return linear[-1].out_features

@@ -1,28 +1,9 @@
-"""The features that a model gives: their number, their length, and cosines between them."""
+"""The length of features, and cosines between them."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _SMALL = 1e-12  # added to squared lengths, so that the vector 0 has a gradient
-
-
-def output_features(model: nn.Module, purpose: str) -> int:
-    """Return the number of features that a model gives: the outputs of its last linear layer.
-
-    Args:
-        model: The model.
-        purpose: The argument to name in the error, which gives the number otherwise.
-
-    Raises:
-        ValueError: If the model has no linear layer.
-    """
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise ValueError(
-            f"{type(model).__name__} has no nn.Linear, which would tell the number of features that it gives: set "
-            f"{purpose}"
-        )
-    return linear[-1].out_features
 
 
 def single_or_double(dtype: torch.dtype) -> torch.dtype:

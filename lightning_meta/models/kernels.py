@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_meta.models.features import unit_length
+
 KernelName = Literal["linear", "rbf", "cosine", "bn_cosine", "spectral_mixture"]
 
 _MIXTURES = 4
-_SMALL = 1e-12  # added to squared lengths, which may be 0
 
 
 class LinearKernel(nn.Module):
@@ -52,7 +53,7 @@ class CosineKernel(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the covariances, ``[..., first, second]``."""
-        return self.log_variance.exp() * (_unit(first) @ _unit(second).mT)
+        return self.log_variance.exp() * (unit_length(first) @ unit_length(second).mT)
 
 
 class SpectralMixtureKernel(nn.Module):
@@ -86,7 +87,3 @@ def make_kernel(name: KernelName, features: int | None) -> nn.Module:
         return SpectralMixtureKernel(features)
     kinds: dict[str, type[nn.Module]] = {"linear": LinearKernel, "rbf": RBFKernel}
     return kinds.get(name, CosineKernel)()
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return vectors * (vectors.square().sum(-1, keepdim=True) + _SMALL).rsqrt()

@@ -80,7 +80,8 @@ class RelationConv(nn.Module):
 class Conv4Maps(nn.Module):
     """Four blocks of 3 × 3 convolution, batch normalization and ReLU, which give feature maps.
 
-    The first two blocks end with 2 × 2 max-pooling, as the embedding of relation networks (Sung et al., 2018).
+    The first two blocks end with 2 × 2 max-pooling, as the embedding of relation networks (Sung et al., 2018), whose
+    first two convolutions are without padding.
 
     Args:
         in_channels: Channels of the images.

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from lightning_meta.arguments import check_count
 from lightning_meta.models.attention import attend
 from lightning_meta.models.mlp import MLP
+from lightning_meta.models.norm import TaskLayerNorm
 
 
 class MultiheadAttention(nn.Module):
@@ -60,14 +61,14 @@ class SetTransformerBlock(nn.Module):
         self.heads = heads
         self.hidden = hidden
         self.attention = MultiheadAttention(width, heads)
-        self.attention_norm = nn.LayerNorm(width)
+        self.attention_norm = TaskLayerNorm(width)
         self.feed_forward = MLP(width, width, [hidden])
-        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward_norm = TaskLayerNorm(width)
 
     def forward(self, tokens: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return ``[tokens, width]`` for tokens that attend to ``[context, width]``, whose mask is ``[context]``."""
-        tokens = _normalized(self.attention_norm, tokens + self.attention(tokens, context, context, mask))
-        return _normalized(self.feed_forward_norm, tokens + self.feed_forward(tokens))
+        tokens = self.attention_norm(tokens + self.attention(tokens, context, context, mask))
+        return self.feed_forward_norm(tokens + self.feed_forward(tokens))
 
 
 class SetTransformer(nn.Module):
@@ -111,8 +112,3 @@ class SetTransformer(nn.Module):
             attended.append(context)
             tokens = block(tokens, context, mask)
         return tokens, attended
-
-
-def _normalized(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
-    """Normalize in the precision of the weights: with less, which autocast gives, vectorized gradients are an error."""
-    return norm(tokens.to(norm.weight.dtype))

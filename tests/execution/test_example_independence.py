@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from lightning_meta import MAML, MLP, Conv4, Episode, collate_episodes
+from lightning_meta import CNP, MAML, MLP, Conv4, Episode, collate_episodes
 from lightning_meta.execution.example_independence import dims_after
 from tests.reference import assert_same, loop_meta_gradient, meta_gradient
 from tests.registry import every
@@ -59,17 +59,21 @@ def test_other_learners_are_not_misled_either(entry):
     assert_same(together, {n: sum(own[n] for own in alone) / len(alone) for n in together}, 1e-9)
 
 
-def test_a_meta_loss_of_the_users_own_needs_no_thought_of_masks():
+def test_functions_of_the_users_own_need_no_thought_of_masks():
     class Smooth(MAML):
         def task_loss(self, meta, task):
             loss, result = super().task_loss(meta, task)
             return loss + self.call_model(self.model_parameters(meta), task.query_x).square().mean(), result
 
-    learner = Smooth(nn.Linear(3, 1), nn.MSELoss(), inner_lr=0.1)
+    class Unweighted(CNP):
+        def encode(self, meta, known, support):
+            return super().encode(meta, known, support._replace(mask=None))
+
     tasks = [task(*sizes) for sizes in TASKS]
-    together = meta_gradient(learner, collate_episodes(tasks))[1]
-    alone = [meta_gradient(learner, collate_episodes([one]))[1] for one in tasks]
-    assert_same(together, {n: sum(own[n] for own in alone) / len(alone) for n in together})
+    for learner in (Smooth(nn.Linear(3, 1), nn.MSELoss(), inner_lr=0.1), Unweighted(nn.Linear(3, 1), nn.MSELoss())):
+        together = meta_gradient(learner, collate_episodes(tasks))[1]
+        alone = [meta_gradient(learner, collate_episodes([one]))[1] for one in tasks]
+        assert_same(together, {n: sum(own[n] for own in alone) / len(alone) for n in together})
 
 
 def images(*layers):

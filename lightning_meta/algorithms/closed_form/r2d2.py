@@ -14,8 +14,8 @@ query loss through the solution: no second derivative of the embedding is needed
 
 Differences from the paper:
 - X has a constant column, so that W has an intercept, with the same penalty; the authors' code adds one too.
-- The authors' code divides X and Y by the root of the number n of examples, so that its λ is n times that of the
-  equation; here λ is the equation's, whatever n is. Their code keeps λ fixed unless told otherwise.
+- The authors' code divides X and Y by the root of the number n of examples, so that its λ is worth n λ in the equation;
+  here λ is the equation's, whatever n is. Their code keeps λ fixed unless told otherwise.
 - λ and α are learned by their logarithms, and stay positive.
 - Real targets are regressed on as they are.
 

@@ -18,8 +18,8 @@ Differences from the paper:
   layer's own weight and bias have here. So the model before adaptation is the given one, and may be pretrained.
 - The authors apply FiLM after batch normalization and max pooling; here it is applied to the output of a named layer,
   such as the normalization.
-- The authors clip each entry of a task's meta-gradient to [−10, 10]. Here that is up to the trainer, which clips the
-  mean over tasks: ``gradient_clip_val=10`` with ``gradient_clip_algorithm="value"``.
+- The authors clip each entry of the meta-gradient to [−10, 10], for regressions task by task, for classes their mean.
+  Here the trainer can clip the mean: ``gradient_clip_val=10`` with ``gradient_clip_algorithm="value"``.
 """
 
 from __future__ import annotations

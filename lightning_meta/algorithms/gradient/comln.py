@@ -20,7 +20,7 @@ Differences from the paper:
 - The authors' solver chooses its steps; here there are ``solver_steps`` equal ones of the classic Runge–Kutta method of
   fourth order, so that tasks can be vectorized. ``train/solver_step`` tells when they are too few.
 - The derivative by T is that of the Runge–Kutta solution, too, in place of the right-hand side at T.
-- T is learned by its logarithm, and stays positive.
+- T is learned by its logarithm, as in the authors' code, and stays positive.
 - The last layer has a bias if the model's has one: a constant feature. The mean squared error is also a loss.
 - The authors solve for a derivative by the features; here it is by K, in as many numbers.
 - ``derivatives="reverse"`` keeps the solver's steps and differentiates back through them: with many support examples it
@@ -170,6 +170,7 @@ class COMLN(TaskLearner):
 
     def _features(self, parameters: Vector, x: Any) -> Tensor:
         """Return the last layer's inputs, ``[examples, features]``: its output if it is the identity."""
+        # Not by a hook as in `features_and_output`, with which steps of other modules cannot be recorded.
         weight = parameters[self.head_weight]
         identity = {self.head_weight: torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)}
         if self.head_bias is not None:

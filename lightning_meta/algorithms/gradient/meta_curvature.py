@@ -11,8 +11,8 @@ So the gradient is multiplied by the Kronecker product of the three. Initializat
 as in MAML; all steps and tasks share the matrices.
 
 Differences from the paper:
-- A tensor of one dimension, such as a bias, has a matrix of its own for that dimension. learn2learn scales biases
-  element by element.
+- A tensor of one dimension, such as a bias, has a matrix for that dimension. The authors' code and learn2learn scale
+  these tensors element by element.
 - A mode with more than ``largest_matrix`` entries, such as the words of an embedding, has a diagonal matrix: one of
   4096 words would have 17 million numbers.
 - ``modes`` can leave matrices out, to see what each is worth.
@@ -37,7 +37,8 @@ class MetaCurvature(MAML):
         model: The model whose initialization is meta-learned.
         loss_fn: The mean loss over examples; None: ``nn.CrossEntropyLoss()``.
         inner_lr: The inner learning rate α, which the matrices scale.
-        modes: Which modes of gradients have a matrix, of "outputs", "inputs" and "filter".
+        modes: Which modes of gradients have a matrix, of "outputs", "inputs" and "filter": the first dimension of a
+            weight, its second, and all others together.
         largest_matrix: A mode with more entries than this has a diagonal matrix.
         **options: As in `MAML`, `GradientLearner` and `TaskLearner`.
 

@@ -37,6 +37,7 @@ from lightning_meta.inner.vectors import Vector
 from lightning_meta.learners import GradientLearner, SupportClassLearner, module_part
 from lightning_meta.learners.support_class_learner import without_absent
 from lightning_meta.likelihoods import LossFunction
+from lightning_meta.models.features import single_or_double
 
 # The adapted parameters, and the update rule's state.
 _Point = tuple[Vector, Any]
@@ -141,14 +142,17 @@ class ProtoMAML(GradientLearner, SupportClassLearner):
     def _start(self, meta: MetaParameters, support: Support) -> tuple[_Point, Tensor]:
         """Return the point before the first step, and the number of examples of each class, ``[ways]``."""
         parameters = self.model_parameters(meta)
-        prototypes, counts = self.prototypes(self.call_model(parameters, support.x), support)
+        features = self.embeddings(meta, support.x)
+        # Half precision would round small steps away.
+        prototypes, counts = self.prototypes(features.to(single_or_double(features.dtype)), support)
         adapted = {f"body.{name}": parameters[name] for name in self.adapted_names}
         adapted |= {"head.weight": 2 * prototypes, "head.bias": -prototypes.square().sum(1)}
         return (adapted, self.inner_optimizer.init(adapted)), counts
 
     def _output(self, parameters: Vector, state: HeadedTask, x: Any) -> Tensor:
         features = self.call_model({**parameters, **module_part(state.adapted, "body")}, x)  # [examples, features]
-        scores = F.linear(features, state.adapted["head.weight"], state.adapted["head.bias"])  # [examples, ways]
+        weight, bias = state.adapted["head.weight"], state.adapted["head.bias"]
+        scores = F.linear(features.to(weight.dtype), weight, bias)  # [examples, ways]
         return without_absent(scores, state.counts)
 
     def _steps(

@@ -65,7 +65,7 @@ class MatchingNet(ScaledScores):
 
     def query_output(self, meta: MetaParameters, state: EmbeddedSupport, x: Any) -> Tensor:
         """Return the logarithms of the classes' probabilities, ``[query, ways]``; -inf for absent classes."""
-        features = self.call_model(self.model_parameters(meta), x)  # [query, features]
+        features = self.embeddings(meta, x)  # [query, features]
         scores = self.scaled(meta, cosines(features, state.features))[:, None]  # [query, 1, support]
         counts = state.one_hot.sum(0)  # [ways]
         # An absent class gets all examples: a sum over none would have no gradient, and its score is dropped below.

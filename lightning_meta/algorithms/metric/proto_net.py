@@ -44,12 +44,11 @@ class ProtoNet(ScaledScores):
 
     def adapt_task(self, meta: MetaParameters, support: Support) -> tuple[Tensor, Tensor]:
         """Return the prototypes ``[ways, features]``, and the number of examples behind each, ``[ways]``."""
-        features = self.call_model(self.model_parameters(meta), support.x)  # [support, features]
-        return self.prototypes(features, support)
+        return self.prototypes(self.embeddings(meta, support.x), support)
 
     def query_output(self, meta: MetaParameters, state: tuple[Tensor, Tensor], x: Any) -> Tensor:
         """Return scaled negative squared distances to the prototypes, ``[query, ways]``; -inf for absent classes."""
         prototypes, counts = state
-        features = self.call_model(self.model_parameters(meta), x)  # [query, features]
+        features = self.embeddings(meta, x)  # [query, features]
         squared = (features[:, None] - prototypes).square().sum(2)  # [query, ways]
         return without_absent(self.scaled(meta, -squared), counts)

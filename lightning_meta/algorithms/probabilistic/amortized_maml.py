@@ -49,6 +49,7 @@ from lightning_meta.learners import BayesianLearner, module_part
 from lightning_meta.likelihoods import LossFunction
 from lightning_meta.likelihoods.losses import target_rows
 from lightning_meta.likelihoods.predictive import Samples, mean_output
+from lightning_meta.models.features import single_or_double
 from lightning_meta.models.set_encoder import SetEncoder
 
 _GENERATED_AT_MOST = 5_000
@@ -216,6 +217,7 @@ class AmortizedMAML(BayesianLearner):
         elements = torch.cat(
             [self._features(meta, {}, support.x)[:, :-1], self._one_hot_targets(meta, support.y)], dim=1
         )
+        elements = elements.to(meta["log_penalty"].dtype)
         offsets, ratios = call_with(self.encoder, module_part(meta, "encoder"), elements).chunk(2)
         sizes = [value.numel() for value in prior.mean.values()]
         mean, log_std = {}, {}
@@ -230,7 +232,7 @@ class AmortizedMAML(BayesianLearner):
         """Return the head's inputs, with a constant for its bias: ``[examples, features + 1]``."""
         parameters = {**self.model_parameters(meta), **body}
         features, _ = features_and_output(self.model, self.head_name, "AmortizedMAML", self.call_model, parameters, x)
-        features = features.to(meta["log_penalty"].dtype)  # half precision cannot be solved in
+        features = features.to(self._solver_dtype(meta))
         return torch.cat([features, features.new_ones(features.shape[0], 1)], dim=1)
 
     def _own_head(self, meta: MetaParameters) -> Tensor:
@@ -238,10 +240,14 @@ class AmortizedMAML(BayesianLearner):
         # A frozen head is not among the meta-parameters.
         parameters = {**dict(self.model.named_parameters()), **self.model_parameters(meta)}
         weight, bias = parameters[f"{prefix}weight"].mT, parameters.get(f"{prefix}bias")
-        return torch.cat([weight, weight.new_zeros(1, weight.shape[1]) if bias is None else bias[None]])
+        bias = weight.new_zeros(weight.shape[1]) if bias is None else bias
+        return torch.cat([weight, bias[None]]).to(self._solver_dtype(meta))
 
     def _one_hot_targets(self, meta: MetaParameters, y: Tensor) -> Tensor:
-        return target_rows(self.likelihood, y, self.outputs).to(meta["log_penalty"].dtype)
+        return target_rows(self.likelihood, y, self.outputs).to(self._solver_dtype(meta))
+
+    def _solver_dtype(self, meta: MetaParameters) -> torch.dtype:
+        return single_or_double(meta["log_penalty"].dtype)  # half precision cannot be solved in
 
     def _solved(self, meta: MetaParameters, body: Vector, support: Support) -> tuple[RidgeSolution, Tensor]:
         features, targets = self._features(meta, body, support.x), self._one_hot_targets(meta, support.y)

@@ -24,6 +24,7 @@ Differences from the paper:
   training.
 - All classes share the kernel's and the noise's parameters, and one Cholesky factor, so that a task may have any number
   of classes; in the authors' code each class number has its own.
+- The noise on the labels of classes is learned; the authors' code holds its variance at 0.1.
 - "bn_cosine": embeddings are standardized by means and deviations over the support set, in training and tests, without
   a learned scale and shift. The authors have a batch normalization layer, with running statistics in tests.
 - The spectral mixture is a sum of products over features, as its authors define it; GPyTorch, which the authors use,
@@ -98,7 +99,8 @@ class DKT(PosteriorLearner, SupportClassLearner):
             given the support set.
         eval_num_samples: For classes, draws of their functions, the same for all queries and classes; rounded up to a
             multiple of the ways.
-        features: The size of the model's output, which "spectral_mixture" needs; None: that of its last linear layer.
+        num_features: The number of features that the model gives, which "spectral_mixture" needs; None: the outputs of
+            its last linear layer.
         **options: As in `PosteriorLearner` and `TaskLearner`.
 
     Raises:
@@ -124,7 +126,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
         kernel: KernelName | None = None,
         meta_loss: MetaLoss = "marginal",
         eval_num_samples: int = 32,
-        features: int | None = None,
+        num_features: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(model, loss_fn, **options)
@@ -137,10 +139,11 @@ class DKT(PosteriorLearner, SupportClassLearner):
         arguments.check_count("eval_num_samples", eval_num_samples)
         self.meta_loss = meta_loss
         self.eval_num_samples = eval_num_samples
-        size = feature_size(model, features, "learns frequencies for each") if kernel == "spectral_mixture" else None
-        self.features = size
+        self.num_features = num_features
+        if kernel == "spectral_mixture":
+            self.num_features = feature_size(model, num_features, "learns frequencies for each feature")
         like = next(model.parameters(), torch.zeros(()))
-        self.kernel = make_kernel(self.kernel_name, size).to(like)
+        self.kernel = make_kernel(self.kernel_name, self.num_features).to(like)
         self.mean = nn.Parameter(like.new_zeros(()))
         # For classes: the noise on labels 1 and −1, and what turns functions into logits.
         self.log_label_std = nn.Parameter(like.new_tensor(-1.0)) if self.classifies else None
@@ -183,7 +186,8 @@ class DKT(PosteriorLearner, SupportClassLearner):
     def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
         """Return the chosen negative log-likelihood, and the report.
 
-        The two sets are passed through the model separately, as in evaluation, for batch normalization.
+        For classes, "marginal" adds that of the queries, from which the scale alone learns. The two sets are passed
+        through the model separately, as in evaluation, for batch normalization.
         """
         sets = self._features(meta, task.support_x), self._features(meta, task.query_x)
         moments = self._moments(sets[0], task.support_mask)
@@ -234,17 +238,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
         return Samples(without_absent(meta["log_scale"].exp() * functions, counts))
 
     def _features(self, meta: MetaParameters, x: Any) -> Tensor:
-        features = self.call_model(self.model_parameters(meta), x)
-        if features.ndim != 2:
-            raise ValueError(
-                f"model gives features of shape {tuple(features.shape)}: DKT needs [examples, features]; add a Flatten "
-                "to the model"
-            )
-        if self.features is not None and features.shape[1] != self.features:
-            raise ValueError(
-                f"features={self.features}, but the model gives {features.shape[1]} numbers for an example: pass "
-                f"features={features.shape[1]}"
-            )
+        features = self.embeddings(meta, x, self.num_features)
         return features.to(single_or_double(self.mean.dtype))  # half precision cannot be solved in
 
     def _moments(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:

@@ -145,17 +145,16 @@ class PLATIPUS(BayesianLearner):
         """Return the negative bound on the queries' likelihood under q, per query, and the report."""
         queries = Support(task.query_x, task.query_y, task.query_mask)
         prior, posterior = self.prior(meta, task.support), self.posterior(meta, queries)
-        states, support_losses, bounds = [], [], []
+        states, support_losses = [], []
         for _ in range(self.num_samples):
             state, losses = run_through(self._steps(meta, _drawn(posterior), task.support, self.inner_steps))
             states.append(state)
             support_losses.append(losses)
         samples = self.query_samples(meta, states, task.query_x)
         count = task.query_y.shape[0] if task.query_mask is None else task.query_mask.sum()
-        for output in samples.outputs:
-            bounds.append(-self.summed_log_likelihood(meta, output, task.query_y, task.query_mask) / count)
+        logs = [self.summed_log_likelihood(meta, each, task.query_y, task.query_mask) for each in samples.outputs]
         divergence = gaussian_kl(posterior, prior)
-        loss = torch.stack(bounds).mean() + self.kl_weight / count * divergence
+        loss = (self.kl_weight * divergence - torch.stack(logs).mean()) / count
         diagnostics = {
             "nll": self.predictive_nll(samples, task.query_y, task.query_mask),
             "kl": divergence,

@@ -70,13 +70,14 @@ class VERSA(PosteriorLearner, SupportClassLearner):
         loss_fn: ``nn.CrossEntropyLoss()``, or None, which is the same.
         num_samples: L, draws of the classifier in training.
         eval_num_samples: Draws of the classifier in evaluation.
-        hidden: The size of the inference network's two hidden layers; None: ``features``.
+        hidden: The size of the inference network's two hidden layers; None: ``num_features``.
         initial_log_std: The initial log standard deviation of weights and biases.
-        features: The size of the model's output; None: that of its last linear layer.
+        num_features: The number of features that the model gives; None: the outputs of its last linear layer.
         **options: As in `TaskLearner`.
 
     Raises:
-        ValueError: If an argument is out of its range, the loss is not the cross-entropy, or ``features`` is not known.
+        ValueError: If an argument is out of its range, the loss is not the cross-entropy, or ``num_features`` is None
+            and the model has no linear layer.
         TypeError: If the model has layers that cannot run per task, or an argument is unknown.
 
     Example:
@@ -99,7 +100,7 @@ class VERSA(PosteriorLearner, SupportClassLearner):
         eval_num_samples: int = 32,
         hidden: int | None = None,
         initial_log_std: float = -2.0,
-        features: int | None = None,
+        num_features: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(model, loss_fn, **options)
@@ -111,8 +112,8 @@ class VERSA(PosteriorLearner, SupportClassLearner):
         self.num_samples = num_samples
         self.eval_num_samples = eval_num_samples
         self.initial_log_std = initial_log_std
-        self.features = feature_size(model, features, "infers a weight for each feature")
-        self.inference = _inference_network(self.features, hidden or self.features).to(
+        self.num_features = feature_size(model, num_features, "infers a weight for each feature")
+        self.inference = _inference_network(self.num_features, hidden or self.num_features).to(
             next(model.parameters(), torch.zeros(()))
         )
 
@@ -148,12 +149,7 @@ class VERSA(PosteriorLearner, SupportClassLearner):
         return Samples(without_absent(mean + deviation * noise, state.counts))
 
     def _features(self, meta: MetaParameters, x: Any) -> Tensor:
-        features = self.call_model(self.model_parameters(meta), x)
-        if features.ndim == 2 and features.shape[1] != self.features:
-            raise ValueError(
-                f"features={self.features}, but the model gives {features.shape[1]} numbers for an example: pass "
-                f"features={features.shape[1]}"
-            )
+        features = self.embeddings(meta, x, self.num_features)
         return features.to(single_or_double(features.dtype))  # squares overflow in half precision
 
 

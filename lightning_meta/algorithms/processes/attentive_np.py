@@ -115,7 +115,7 @@ class AttentiveNP(NeuralProcess):
         self.eval_num_samples = eval_num_samples
         self.kl_weight = kl_weight
         self.max_latent_std = max_latent_std
-        like = model.get_parameter(f"{self.head_name}.weight".removeprefix("."))
+        like = self.head_weight
         blocks, elements = attention_layers if attention else 0, self.features + self.outputs
         self.encoder = SetTransformer(elements, hidden, layers, blocks, heads).to(like)
         self.latent_encoder = SetTransformer(elements, hidden, layers, blocks, heads).to(like)

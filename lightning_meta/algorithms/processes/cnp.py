@@ -68,7 +68,7 @@ class CNP(NeuralProcess):
         super().__init__(model, loss_fn, **options)
         arguments.check_count("hidden", hidden)
         arguments.check_count("layers", layers)
-        like = model.get_parameter(f"{self.head_name}.weight".removeprefix("."))
+        like = self.head_weight
         self.encoder = MLP(self.features + self.outputs, hidden, [hidden] * layers).to(like)
         self.decoder = MLP(self.features + hidden, self.decoded, [hidden] * layers).to(like)
 

@@ -30,7 +30,7 @@ class NeuralProcess(TaskLearner):
     features of x that the networks get (for ``nn.Linear(1, 1)``, x itself). The networks' means are added to the
     model's output, a mean function that all tasks share. So the networks have their sizes before any data are seen.
 
-    The loss names the likelihood, as in `BayesianLearner`. With ``nn.MSELoss`` each target has a mean and a standard
+    The loss names the likelihood, as in `PosteriorLearner`. With ``nn.MSELoss`` each target has a mean and a standard
     deviation ``min_std + (1 − min_std) softplus(·)``. With ``nn.CrossEntropyLoss`` labels are encoded as one-hot rows,
     and the outputs are logits; with ``nn.BCEWithLogitsLoss`` outputs are logits too.
 
@@ -143,11 +143,16 @@ class NeuralProcess(TaskLearner):
     def _nll(self, samples: Samples, y: Tensor) -> Tensor:
         return -log_likelihood(self.likelihood, samples, y).mean(0)  # [examples]
 
-    def in_full(self, values: Tensor) -> Tensor:
-        """Return values in the precision of the head's weights, for autocast gives less."""
+    @property
+    def head_weight(self) -> Tensor:
+        """The weight of the model's head, which tells the networks' precision and device."""
         weight = self.model.get_submodule(self.head_name).weight
         assert isinstance(weight, Tensor)
-        return values.to(weight.dtype)
+        return weight
+
+    def in_full(self, values: Tensor) -> Tensor:
+        """Return values in the precision of the head's weights, for autocast gives less."""
+        return values.to(self.head_weight.dtype)
 
 
 def mean_of_set(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -80,7 +80,7 @@ class TNP(NeuralProcess):
         arguments.check_count("hidden", hidden)
         arguments.check_count("layers", layers)
         arguments.check_count("embedding_layers", embedding_layers)
-        like = model.get_parameter(f"{self.head_name}.weight".removeprefix("."))
+        like = self.head_weight
         elements = self.features + self.outputs
         self.transformer = SetTransformer(elements, hidden, embedding_layers, layers, heads).to(like)
         self.predictor = MLP(hidden, self.decoded, [2 * hidden]).to(like)

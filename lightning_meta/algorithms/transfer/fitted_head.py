@@ -15,6 +15,7 @@ from lightning_meta.inner import InnerStep
 from lightning_meta.inner.vectors import Vector
 from lightning_meta.learners import GradientLearner
 from lightning_meta.learners.support_class_learner import without_absent
+from lightning_meta.models.features import single_or_double
 
 
 class FittedTask(NamedTuple):
@@ -47,7 +48,7 @@ class FittedHeadLearner(TransferLearner, GradientLearner):
 
     def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
         """Yield the head after 0, 1, ..., ``steps`` steps of gradient descent on the support loss."""
-        features = self.features(meta, support.x)
+        features = self._wide_features(meta, support.x)
         counts, labels = self.one_hot(support, features.dtype).sum(0), support.y.argmax(1)  # [ways], [support]
         head = self.initial_head(features, support)
 
@@ -64,4 +65,8 @@ class FittedHeadLearner(TransferLearner, GradientLearner):
 
     def query_output(self, meta: MetaParameters, state: FittedTask, x: Any) -> Tensor:
         """Return the head's scores, ``[query, ways]``; -inf for classes without support examples."""
-        return without_absent(self.class_scores(meta, state.head, self.features(meta, x)), state.counts)
+        return without_absent(self.class_scores(meta, state.head, self._wide_features(meta, x)), state.counts)
+
+    def _wide_features(self, meta: MetaParameters, x: Any) -> Tensor:
+        features = self.features(meta, x)
+        return features.to(single_or_double(features.dtype))  # half precision would round small steps away

@@ -37,6 +37,7 @@ from lightning_meta.episodes import MetaParameters, Support
 from lightning_meta.inner.vectors import Vector
 from lightning_meta.learners.support_class_learner import without_absent
 from lightning_meta.likelihoods import LossFunction
+from lightning_meta.models.feature_size import feature_size
 from lightning_meta.models.features import unit_length
 
 Normalization = Literal["un", "l2n", "cl2n"]
@@ -101,8 +102,10 @@ class SimpleShot(TransferLearner):
         super().__init__(model, loss_fn, num_train_classes=num_train_classes, **options)
         check_choice("normalization", normalization, Normalization)
         self.normalization = normalization
-        like = next(model.parameters(), torch.empty(0))
-        unknown = like.new_full((self.feature_size(),), torch.nan) if normalization == "cl2n" else None
+        unknown = None
+        if normalization == "cl2n":
+            self.num_features = feature_size(model, self.num_features, "centers features")
+            unknown = next(model.parameters(), torch.empty(0)).new_full((self.num_features,), torch.nan)
         self.register_buffer("center", unknown)
 
     def class_scores(self, meta: MetaParameters, head: Vector, features: Tensor) -> Tensor:

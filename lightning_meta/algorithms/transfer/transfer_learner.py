@@ -13,7 +13,7 @@ from lightning_meta.episodes import Episode, MetaParameters, TaskResult
 from lightning_meta.inner.vectors import Vector
 from lightning_meta.learners import SupportClassLearner, module_part
 from lightning_meta.likelihoods import LossFunction
-from lightning_meta.models.features import output_features
+from lightning_meta.models.feature_size import feature_size
 
 
 class TransferLearner(SupportClassLearner):
@@ -58,7 +58,8 @@ class TransferLearner(SupportClassLearner):
         self.num_features = num_features
         self.classifier: nn.Linear | None = None
         if num_train_classes is not None:
-            classifier = nn.Linear(self.feature_size(), num_train_classes, bias=self.has_bias)
+            self.num_features = feature_size(model, num_features, "learns a classifier of features")
+            classifier = nn.Linear(self.num_features, num_train_classes, bias=self.has_bias)
             like = next(model.parameters(), None)
             self.classifier = classifier if like is None else classifier.to(like)
 
@@ -86,21 +87,7 @@ class TransferLearner(SupportClassLearner):
         Raises:
             ValueError: If they have another shape.
         """
-        features = self.embeddings(meta, x)
-        if self.num_train_classes is not None and features.shape[1] != self.feature_size():
-            raise ValueError(
-                f"model gives {features.shape[1]} features, and its last linear layer or num_features says "
-                f"{self.feature_size()}: set num_features={features.shape[1]}"
-            )
-        return features
-
-    def feature_size(self) -> int:
-        """Return the number of features that the model gives.
-
-        Raises:
-            ValueError: If ``num_features`` is None and the model has no linear layer.
-        """
-        return output_features(self.model, "num_features") if self.num_features is None else self.num_features
+        return self.embeddings(meta, x, self.num_features)
 
     def check_data(self, data: Any) -> None:
         """Raise a ValueError unless the data module serves batches of as many classes as the classifier has."""

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from lightning_meta.inner.solvers.ridge import ridge
+from lightning_meta.inner.solvers.ridge import full_precision, ridge
+from lightning_meta.models.features import single_or_double
 
 
 def affine_ridge(features: Tensor, targets: Tensor, mask: Tensor | None, penalty: float) -> tuple[Tensor, Tensor]:
@@ -20,9 +21,12 @@ def affine_ridge(features: Tensor, targets: Tensor, mask: Tensor | None, penalty
     Returns:
         W, ``[features, outputs]``, and b, ``[outputs]``.
     """
-    (x, center), (y, mean) = centered(features, mask), centered(targets, mask)
-    weight = ridge(x, y, x.new_tensor(penalty), x.new_zeros(x.shape[1], y.shape[1])).weight
-    return weight, mean - center @ weight
+    dtype = single_or_double(features.dtype)  # half precision cannot be solved in
+    with full_precision(features.device):
+        (x, center), (y, mean) = (centered(values.to(dtype), mask) for values in (features, targets))
+        weight = ridge(x, y, x.new_tensor(penalty), x.new_zeros(x.shape[1], y.shape[1])).weight
+        bias = mean - center @ weight
+    return weight.to(features.dtype), bias.to(features.dtype)
 
 
 def centered(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

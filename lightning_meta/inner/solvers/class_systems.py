@@ -5,6 +5,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from lightning_meta.inner.solvers.ridge import factor_or_nan
+
 
 class ClassSystems(NamedTuple):
     """The factors of systems ``(K + diag(w_k)⁻¹) z_k + ν = r_k``, one for each class k, with ``Σ_k z_k = 0``.
@@ -32,8 +34,8 @@ class ClassSystems(NamedTuple):
         identity = torch.eye(kernel.shape[0], dtype=kernel.dtype, device=kernel.device)
         root = weights.sqrt()
         system = identity + root[:, :, None] * kernel * root[:, None, :]  # at least the identity
-        inverses = root[:, :, None] * torch.cholesky_inverse(_cholesky(system)) * root[:, None, :]
-        return cls(inverses, _cholesky(inverses.sum(0) + torch.diag(1 - real)))  # padding has a row of its own
+        inverses = root[:, :, None] * torch.cholesky_inverse(factor_or_nan(system)) * root[:, None, :]
+        return cls(inverses, factor_or_nan(inverses.sum(0) + torch.diag(1 - real)))  # padding has a row of its own
 
     def solve(self, right: Tensor) -> Tensor:
         """Return z for r, both ``[ways, examples]``."""
@@ -45,8 +47,3 @@ class ClassSystems(NamedTuple):
 def _apply(matrices: Tensor, vectors: Tensor) -> Tensor:
     """Multiply matrices ``[ways, examples, examples]`` and vectors ``[ways, examples]``."""
     return (matrices * vectors[:, None]).sum(2)  # fewer operations than a matrix product
-
-
-def _cholesky(matrix: Tensor) -> Tensor:
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    return torch.where(failed[..., None, None] == 0, factor, torch.nan)  # an error could not name the task

@@ -64,9 +64,9 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def factor_or_nan(matrix: Tensor) -> Tensor:
-    """Return the lower Cholesky factor; NaN where the matrix has none, as an error could not name the task."""
+    """Return the lower Cholesky factors ``[..., n, n]``; NaN where there is none: an error could not name the task."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
-    return torch.where(failed == 0, factor, torch.nan)
+    return torch.where(failed[..., None, None] == 0, factor, torch.nan)
 
 
 def _solve(features: Tensor, targets: Tensor, penalty: Tensor, prior: Tensor) -> RidgeSolution:

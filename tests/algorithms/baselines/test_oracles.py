@@ -18,6 +18,7 @@ from lightning_meta.algorithms.baselines import (
     RidgeClassifier,
     RidgeRegression,
 )
+from lightning_meta.inner.solvers.affine_ridge import affine_ridge
 from tests.reference import assert_same, meta_gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -157,3 +158,11 @@ def test_a_pooled_model_is_where_other_learners_start():
     x, y = torch.randn(5, 3), torch.randn(5, 1)
     expected = torch.from_numpy(numpy_ridge(model(x).detach().numpy(), y.numpy(), 1.0)(model(x).detach().numpy()))
     torch.testing.assert_close(RidgeRegression(model).adapt(x, y)(x), expected)
+
+
+def test_ridge_of_half_precision_features_is_solved_in_single():
+    x, y = torch.randn(12, 5), torch.randn(12, 2)
+    weight, bias = affine_ridge(x.bfloat16(), y.bfloat16(), None, 0.3)
+    exact = affine_ridge(x.bfloat16().double(), y.bfloat16().double(), None, 0.3)
+    assert weight.dtype == bias.dtype == torch.bfloat16
+    torch.testing.assert_close((weight, bias), tuple(part.bfloat16() for part in exact))

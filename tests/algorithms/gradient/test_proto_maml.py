@@ -198,3 +198,18 @@ def test_a_learner_trained_five_way_is_evaluated_twenty_way(tmp_path):
     (of_twenty,) = trainer.test(loaded, twenty, verbose=False)
     assert of_five["test/acc"] > of_twenty["test/acc"] > 0.4
     assert torch.cat(trainer.predict(loaded, twenty)).shape == (20, 60, 20)
+
+
+def test_in_mixed_precision_small_steps_of_the_head_are_not_rounded_away():
+    model = nn.Linear(3, 4).float()
+    still, moving = ProtoMAML(model, inner_lr=1e-12), ProtoMAML(model, inner_lr=5e-5, inner_steps=100, adapt="head")
+    x, y = torch.randn(12, 3).float(), torch.arange(12) % 3
+
+    def moved():
+        end, start = (learner.adapt(x, y).state.adapted["head.weight"] for learner in (moving, still))
+        return end - start
+
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = moved()
+    assert (mixed - moved()).norm() < 0.1 * moved().norm()
+    assert ProtoMAML(model.bfloat16()).adapt(x.bfloat16(), y)(x.bfloat16()).isfinite().all()

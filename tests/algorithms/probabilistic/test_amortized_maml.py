@@ -384,3 +384,12 @@ def test_checking_an_encoder_draws_no_random_numbers():
     before = torch.get_rng_state()
     AmortizedMAML(model, nn.MSELoss(), encoder=encoder)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("make", "draw"), [(regression, numbers), (classification, classes)])
+def test_half_precision_weights_are_solved_for_in_single_precision(make, draw):
+    learner, one = make(inner_steps=2).to(torch.bfloat16), draw()
+    x, y, query = (leaf[0].bfloat16() if leaf.is_floating_point() else leaf[0] for leaf in one[:3])
+    task = learner.adapt(x, y)
+    assert task.state[0].head.weight.dtype == torch.float32
+    assert task.predict(query).total.isfinite().all()

@@ -168,9 +168,9 @@ def test_half_precision_keeps_what_exceeds_it(dtype, weights):
         ({"num_samples": 0}, "num_samples=0 must be an integer of at least 1"),
         ({"eval_num_samples": 0}, "eval_num_samples=0 must be an integer of at least 1"),
         ({"hidden": 0}, "hidden=0 must be an integer of at least 1"),
-        ({"features": 0}, "features=0 must be an integer of at least 1"),
+        ({"num_features": 0}, "num_features=0 must be an integer of at least 1"),
         ({"loss_fn": nn.MSELoss()}, "VERSA needs class labels, and so nn.CrossEntropyLoss"),
-        ({"model": nn.Conv2d(1, 2, 3)}, "ends in Conv2d: .*infers a weight for each feature; pass features="),
+        ({"model": nn.Conv2d(1, 2, 3)}, "Conv2d has no nn.Linear.*infers a weight for each feature; set num_features"),
     ],
 )
 def test_wrong_arguments_are_refused(wrong, message):
@@ -180,5 +180,5 @@ def test_wrong_arguments_are_refused(wrong, message):
 
 def test_features_of_another_size_are_refused():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Flatten())
-    with pytest.raises(ValueError, match=r"features=5, but the model gives 4 .*pass\s+features=4"):
-        VERSA(model, features=5).adapt(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]))
+    with pytest.raises(ValueError, match="model gives 4 features, .* says 5: set num_features=4"):
+        VERSA(model, num_features=5).adapt(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]))

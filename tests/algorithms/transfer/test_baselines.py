@@ -131,9 +131,24 @@ def test_a_learner_without_training_classes_adapts(model):
 
 
 def test_the_number_of_features_is_told_or_given():
-    with pytest.raises(ValueError, match=r"Flatten has no nn.Linear.*set num_features"):
+    with pytest.raises(ValueError, match=r"Flatten has no nn.Linear.*a classifier of features; set num_features"):
         Baseline(nn.Flatten(), num_train_classes=CLASSES)
     learner = Baseline(nn.Flatten(), num_train_classes=CLASSES, num_features=3)
     assert torch.isfinite(learner.training_step(collate_episodes([joint()]), 0))
     with pytest.raises(ValueError, match="model gives 3 features.*set num_features=3"):
         Baseline(nn.Flatten(), num_train_classes=CLASSES, num_features=5).training_step(collate_episodes([joint()]), 0)
+
+
+@LEARNERS
+def test_in_mixed_precision_small_steps_of_a_head_are_not_rounded_away(cls):
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4)).float()
+    learner = cls(model, inner_lr=0.002 if cls is Baseline else 0.0002, inner_steps=200)
+    one = task(3, 4, 5)
+    x, y = one.support_x.float(), one.support_y
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = learner.adapt(x, y).state.head["weight"]
+    start = cls(model, inner_lr=1e-9, inner_steps=1).adapt(x, y).state.head["weight"]
+    whole = learner.adapt(x, y).state.head["weight"]
+    assert (mixed - whole).norm() < 0.08 * (whole - start).norm()
+    half = cls(model.bfloat16(), inner_steps=3)
+    assert half.adapt(x.bfloat16(), y)(x.bfloat16()).isfinite().all()

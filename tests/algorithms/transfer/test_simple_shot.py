@@ -147,6 +147,9 @@ def test_a_center_that_is_not_known_is_no_zero(model):
         SimpleShot(model).adapt(one.support_x, one.support_y)
     with pytest.raises(ValueError, match=r"normalization='l2' is not one of \['un', 'l2n', 'cl2n'\]"):
         SimpleShot(model, normalization="l2")
+    repeated = nn.Sequential(nn.Linear(3, 1), nn.Unflatten(1, (1, 1)), nn.Upsample(scale_factor=4), nn.Flatten())
+    with pytest.raises(ValueError, match="model gives 4 features.*set num_features=4"):
+        SimpleShot(repeated).measure_center([one.support_x])
 
 
 def test_an_adapted_task_keeps_its_center(model):
