@@ -129,7 +129,8 @@ class TaskLearner(Evaluation, Checkpointing):
         self.lr_scheduler_factory = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
         self.batch_statistics = batch_statistics
-        self._frozen = frozenset(f"model.{name}" for name, p in model.named_parameters() if not p.requires_grad)
+        self._frozen = frozenset()
+        self._keep_frozen("model")
         self._dropped_buffers = dropped_buffers(model, batch_statistics)
         self._output_shape = None
         self._random_seed = None
@@ -202,6 +203,11 @@ class TaskLearner(Evaluation, Checkpointing):
         return self
 
     # The mapping calls these two, so that methods replaced on the instance take effect.
+
+    def _keep_frozen(self, name: str) -> None:
+        """Leave out of the meta-parameters those parameters of a submodule that do not require a gradient now."""
+        own = [(n, p) for n, p in self.named_parameters() if n.startswith(f"{name}.")]
+        self._frozen |= {n for n, p in own if not p.requires_grad}
 
     def _task_loss(self, meta: Any, task: Episode) -> Any:
         return self.task_loss(meta, task)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from lightning_meta.arguments import check_choice
+from lightning_meta.arguments import check_choice, check_module
 from lightning_meta.models.norm import TaskBatchNorm2d
 
 BatchStatistics = Literal["batch", "support", "running"]
@@ -42,6 +42,19 @@ def check_normalization(model: nn.Module, choice: BatchStatistics, argument: str
 def has_batch_statistics(model: nn.Module) -> bool:
     """Whether a model has layers that normalize examples by statistics of the batch."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm | TaskBatchNorm2d) for module in model.modules())
+
+
+def check_no_statistics(module: nn.Module, argument: str) -> None:
+    """Raise a TypeError or ValueError for a module beside the model that normalizes by statistics, or is no module.
+
+    Args:
+        module: The module.
+        argument: What errors call it.
+    """
+    check_module(argument, module)
+    check_normalization(module, "batch", argument)
+    if has_batch_statistics(module) or dropped_buffers(module, "batch"):
+        raise ValueError(f"{argument} has batch normalization or running statistics: use nn.LayerNorm in its place")
 
 
 def dropped_buffers(model: nn.Module, choice: BatchStatistics) -> dict[str, Tensor | None]:

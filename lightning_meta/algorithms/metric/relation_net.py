@@ -106,7 +106,7 @@ class RelationNet(SupportClassLearner):
             )
         set_statistics_mode(relation, "batch")
         self.relation = relation
-        self._frozen |= {f"relation.{name}" for name, p in relation.named_parameters() if not p.requires_grad}
+        self._keep_frozen("relation")
         self.meta_loss = meta_loss
 
     def adapt_task(self, meta: MetaParameters, support: Support) -> tuple[Tensor, Tensor]:

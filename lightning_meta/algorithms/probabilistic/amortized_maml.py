@@ -49,6 +49,7 @@ from lightning_meta.learners import BayesianLearner, module_part
 from lightning_meta.likelihoods import LossFunction
 from lightning_meta.likelihoods.losses import target_rows
 from lightning_meta.likelihoods.predictive import Samples, mean_output
+from lightning_meta.models.batch_statistics import check_no_statistics
 from lightning_meta.models.features import single_or_double
 from lightning_meta.models.set_encoder import SetEncoder
 
@@ -91,7 +92,7 @@ class AmortizedMAML(BayesianLearner):
 
     Raises:
         ValueError: If an argument is out of its range, the model does not end in an `nn.Linear`, or the encoder's
-            output does not fit it.
+            output does not fit it or it has batch normalization.
         TypeError: If an argument is unknown, the model has layers that cannot run per task, or a subclass
             overrides `inner_loop` alone.
     """
@@ -141,6 +142,7 @@ class AmortizedMAML(BayesianLearner):
         elements = head.in_features + head.out_features
         self.encoder = SetEncoder(elements, 2 * size).to(head.weight) if encoder is None else encoder
         _check_encoder(self.encoder, elements, 2 * size)
+        self._keep_frozen("encoder")
         self.log_penalty = nn.Parameter(head.weight.new_tensor(math.log(ridge_penalty)))
         # For classes: what turns a regression on one-hot targets into logits, and that regression's noise.
         classes = self.likelihood != "gaussian"
@@ -300,6 +302,7 @@ def _generated_names(model: nn.Module, generate: str | Sequence[str] | None, hea
 
 
 def _check_encoder(encoder: nn.Module, elements: int, size: int) -> None:
+    check_no_statistics(encoder, "encoder")
     like = next(encoder.parameters(), torch.zeros(()))
     example = torch.randn(3, elements, generator=torch.Generator().manual_seed(0)).to(like)
     encoder = copy.deepcopy(encoder).eval()  # dropout would differ between calls, normalization note the example

@@ -46,7 +46,7 @@ from lightning_meta.inner.vectors import Vector, times
 from lightning_meta.learners import PosteriorLearner, module_part
 from lightning_meta.likelihoods import LossFunction
 from lightning_meta.likelihoods.predictive import Samples, mean_output
-from lightning_meta.models.batch_statistics import check_normalization, dropped_buffers, has_batch_statistics
+from lightning_meta.models.batch_statistics import check_no_statistics
 from lightning_meta.models.features import single_or_double
 from lightning_meta.models.kernels import make_kernel
 
@@ -127,9 +127,9 @@ class PACOH(PosteriorLearner):
         like = next(model.parameters(), torch.zeros(())).detach()
         self.kernel = make_kernel(kernel, None).to(like)
         if mean_model is not None:
-            _check_mean_model(mean_model)
-            self._frozen |= {f"mean_model.{name}" for name, p in mean_model.named_parameters() if not p.requires_grad}
+            check_no_statistics(mean_model, "mean_model")
         self.mean_model = mean_model
+        self._keep_frozen("mean_model")
         self.mean = nn.Parameter(like.new_zeros(())) if mean_model is None else None
         own = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
         self._prior_stds = {
@@ -286,12 +286,3 @@ def _prior_std(name: str, value: Tensor, weight_std: float, bias_std: float) -> 
     if name.startswith(("kernel.", "noise.")):
         return 1.0
     return weight_std if value.ndim > 1 else bias_std
-
-
-def _check_mean_model(mean_model: nn.Module) -> None:
-    arguments.check_module("mean_model", mean_model)
-    check_normalization(mean_model, "batch", "mean_model")
-    if has_batch_statistics(mean_model) or dropped_buffers(mean_model, "batch"):
-        raise ValueError(
-            "mean_model has batch normalization or running statistics: leave them out, or use nn.LayerNorm"
-        )

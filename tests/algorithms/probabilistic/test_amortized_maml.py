@@ -282,12 +282,21 @@ def test_what_is_generated():
             r"encoder gives \(47,\) for one set, but the generated parameters need \(48,\)",
         ),
         ({"encoder": SetEncoder(5, 48)}, r"encoder cannot take a set of shape \[examples, 9\]"),
+        ({"encoder": nn.Sequential(nn.BatchNorm1d(9), SetEncoder(9, 48))}, "encoder has batch normalization"),
         ({"encoder": nn.Sequential(nn.Flatten(0), nn.Linear(27, 48))}, "encoder depends on the order of the set"),
     ],
 )
 def test_wrong_arguments_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         regression(**wrong)
+
+
+def test_a_frozen_encoder_stays_as_it_is():
+    encoder = SetEncoder(9, 48).requires_grad_(False)
+    learner = regression(encoder=encoder)
+    learner.training_step(numbers(), 0).backward()
+    assert all(p.grad is None for p in encoder.parameters())
+    assert all(p.grad is not None for p in learner.model.parameters())
 
 
 def test_an_attention_encoder_fits():
