@@ -204,6 +204,30 @@ class PerTaskFunctions(L.LightningModule, ABC):
         """Call the model as a pure function of its parameters, named as in the model."""
         return call_with(self.model, {**parameters, **self._dropped_buffers}, x)
 
+    def embeddings(self, meta: MetaParameters, x: Any, num_features: int | None = None) -> Tensor:
+        """Return what the model makes of examples ``[examples, ...]``: ``[examples, features]``.
+
+        Args:
+            meta: The learner's trainable parameters by name.
+            x: Inputs.
+            num_features: How many features the learner is made for; None: any number.
+
+        Raises:
+            ValueError: If the model gives another number of dimensions, or of features.
+        """
+        features = self.call_model(self.model_parameters(meta), x)
+        if features.ndim != 2:
+            raise ValueError(
+                f"model gives features of shape {tuple(features.shape)} for a set of examples: {type(self).__name__} "
+                "needs [examples, features]; add a Flatten to the model"
+            )
+        if num_features not in (None, features.shape[1]):
+            raise ValueError(
+                f"model gives {features.shape[1]} features, and its last linear layer or num_features says "
+                f"{num_features}: set num_features={features.shape[1]}"
+            )
+        return features
+
     def loss(self, output: Tensor, target: Any, mask: Tensor | None = None) -> Tensor:
         """Return the mean loss over the examples that the mask includes."""
         return masked_mean(self.loss_fn, output, target, mask)

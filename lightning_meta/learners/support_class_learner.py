@@ -1,12 +1,10 @@
 """`SupportClassLearner`: the base of classifiers for any number of ways."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_meta.episodes import MetaParameters, Support
+from lightning_meta.episodes import Support
 from lightning_meta.learners.task_learner import TaskLearner
 
 
@@ -39,30 +37,6 @@ class SupportClassLearner(TaskLearner):
         one_hot = self.one_hot(support, features.dtype)  # [support, ways]
         counts = one_hot.sum(0)  # [ways]
         return one_hot.mT @ features / counts.clamp(min=1)[:, None], counts
-
-    def embeddings(self, meta: MetaParameters, x: Any, num_features: int | None = None) -> Tensor:
-        """Return what the model makes of examples ``[examples, ...]``: ``[examples, features]``.
-
-        Args:
-            meta: The learner's trainable parameters by name.
-            x: Inputs.
-            num_features: How many features the learner is made for; None: any number.
-
-        Raises:
-            ValueError: If the model gives another number of dimensions, or of features.
-        """
-        features = self.call_model(self.model_parameters(meta), x)
-        if features.ndim != 2:
-            raise ValueError(
-                f"model gives features of shape {tuple(features.shape)} for a set of examples: {type(self).__name__} "
-                "needs [examples, features]; add a Flatten to the model"
-            )
-        if num_features not in (None, features.shape[1]):
-            raise ValueError(
-                f"model gives {features.shape[1]} features, and its last linear layer or num_features says "
-                f"{num_features}: set num_features={features.shape[1]}"
-            )
-        return features
 
     def output_shape(self, support: Support) -> torch.Size:
         """Return ``[ways]``."""

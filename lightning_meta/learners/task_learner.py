@@ -202,12 +202,12 @@ class TaskLearner(Evaluation, Checkpointing):
             set_statistics_mode(self.get_submodule(name), self.batch_statistics)
         return self
 
-    # The mapping calls these two, so that methods replaced on the instance take effect.
-
     def _keep_frozen(self, name: str) -> None:
         """Leave out of the meta-parameters those parameters of a submodule that do not require a gradient now."""
         own = [(n, p) for n, p in self.named_parameters() if n.startswith(f"{name}.")]
         self._frozen |= {n for n, p in own if not p.requires_grad}
+
+    # The mapping calls these two, so that methods replaced on the instance take effect.
 
     def _task_loss(self, meta: Any, task: Episode) -> Any:
         return self.task_loss(meta, task)

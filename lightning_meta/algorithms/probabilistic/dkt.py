@@ -48,8 +48,14 @@ from lightning_meta import arguments
 from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
 from lightning_meta.execution.functional import call_with
 from lightning_meta.inner.solvers.affine_ridge import centered
-from lightning_meta.inner.solvers.gaussian_process import factorize, flat, log_evidence, predict, presence, whiten
-from lightning_meta.inner.solvers.ridge import full_precision
+from lightning_meta.inner.solvers.gaussian_process import (
+    Kernel,
+    condition,
+    evidence_and_posterior,
+    flat,
+    posterior,
+    presence,
+)
 from lightning_meta.learners import PosteriorLearner, SupportClassLearner, module_part
 from lightning_meta.learners.support_class_learner import without_absent
 from lightning_meta.likelihoods import LossFunction
@@ -164,18 +170,15 @@ class DKT(PosteriorLearner, SupportClassLearner):
         features = _standardized(features, moments)
         present = presence(features, support.mask)
         targets, counts = self._support_targets(support, features.dtype)
-        with full_precision(features.device):
-            factor = factorize(self._covariance(meta, features, features), self._target_noise(meta), present)
-            whitened = whiten(factor, self._residual(meta, targets, present))
+        residual = self._residual(meta, targets, present)
+        factor, whitened = condition(self._kernel(meta), features, self._target_noise(meta), residual, present)
         return ConditionedProcess(features, factor, whitened.view_as(targets), present, counts, moments)
 
     def query_samples(self, meta: MetaParameters, state: ConditionedProcess, x: Any) -> Samples:
         """Return the posterior of real targets, ``[1, query, ...]``, or draws of logits, ``[draws, query, ways]``."""
         features = _standardized(self._features(meta, x), state.moments)
-        with full_precision(features.device):
-            across = self._covariance(meta, state.features, features) * state.present[:, None]  # [support, query]
-            across = whiten(state.factor, across).mT
-            mean, variance = predict(across, flat(state.whitened), self._variances(meta, features))
+        given = state.features, state.factor, flat(state.whitened), state.present
+        mean, variance = posterior(self._kernel(meta), *given, features)
         mean = self._at(meta, mean).reshape(-1, *state.whitened.shape[1:])  # [query, ...]
         if not self.classifies:
             spread = variance.reshape(-1, *[1] * (mean.ndim - 1)).expand_as(mean)
@@ -196,14 +199,15 @@ class DKT(PosteriorLearner, SupportClassLearner):
         present = torch.cat([presence(each, mask) for each, mask in zip(sets, masks, strict=True)])
         targets, counts = self._support_targets(task.support, features.dtype)
         targets = torch.cat([targets, self._query_targets(task.query_y, targets)])  # [examples, ...]
-        size = sets[0].shape[0]
-        with full_precision(features.device):
-            covariance = self._covariance(meta, features, features)
-            factor = factorize(covariance, self._target_noise(meta), present)
-            whitened = whiten(factor, self._residual(meta, targets, present))
-            # The first rows and columns are the support set's own factor, up to the jitter, which is of both sets.
-            mean, variance = predict(factor[size:, :size], whitened[:size], covariance.diagonal()[size:])
-            evidence = log_evidence(factor, whitened, present) / present.sum()  # [outputs]
+        evidence, mean, variance = evidence_and_posterior(
+            self._kernel(meta),
+            features,
+            self._target_noise(meta),
+            self._residual(meta, targets, present),
+            present,
+            task.support_y.shape[0],
+        )
+        evidence = evidence / present.sum()  # [outputs]
         mean = self._at(meta, mean).reshape(-1, *targets.shape[1:])  # [query, ...]
         if self.classifies:
             output, nll = self._class_nll(meta, mean, variance, counts, task)
@@ -273,12 +277,8 @@ class DKT(PosteriorLearner, SupportClassLearner):
             return (2 * meta["log_label_std"]).exp()
         return self.noise_variance(meta, meta["mean"])
 
-    def _covariance(self, meta: MetaParameters, first: Tensor, second: Tensor) -> Tensor:
-        covariance: Tensor = call_with(self.kernel, module_part(meta, "kernel"), first, second)
-        return covariance
-
-    def _variances(self, meta: MetaParameters, features: Tensor) -> Tensor:
-        return self._covariance(meta, features[:, None], features[:, None])[:, 0, 0]  # [examples]
+    def _kernel(self, meta: MetaParameters) -> Kernel:
+        return functools.partial(call_with, self.kernel, module_part(meta, "kernel"))
 
 
 @functools.cache

@@ -28,6 +28,7 @@ Differences from the paper:
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -39,8 +40,14 @@ from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
 from lightning_meta.execution.functional import call_with
 from lightning_meta.inner.names import key_of
 from lightning_meta.inner.particles import for_each, initialized_anew
-from lightning_meta.inner.solvers.gaussian_process import factorize, flat, log_evidence, predict, presence, whiten
-from lightning_meta.inner.solvers.ridge import full_precision
+from lightning_meta.inner.solvers.gaussian_process import (
+    Kernel,
+    condition,
+    evidence_and_posterior,
+    flat,
+    posterior,
+    presence,
+)
 from lightning_meta.inner.solvers.svgd import stein_direction
 from lightning_meta.inner.vectors import Vector, times
 from lightning_meta.learners import PosteriorLearner, module_part
@@ -146,33 +153,28 @@ class PACOH(PosteriorLearner):
     def adapt_task(self, meta: MetaParameters, support: Support) -> ConditionedProcesses:
         """Return every particle's process conditioned on the support set."""
 
-        def condition(particle: Vector) -> ConditionedProcesses:
+        def conditioned(particle: Vector) -> ConditionedProcesses:
             features, mean = self._prior(particle, support.x)
             present = presence(features, support.mask)
             residual = self._residual(support.y, mean, present)
-            with full_precision(features.device):
-                covariance = self._covariance(particle, features, features)
-                factor = factorize(covariance, self.noise_variance(particle, mean), present)
-                whitened = whiten(factor, residual).view_as(support.y)
-            return ConditionedProcesses(features, factor, whitened, present)
+            noise = self.noise_variance(particle, mean)
+            factor, whitened = condition(self._kernel(particle), features, noise, residual, present)
+            return ConditionedProcesses(features, factor, whitened.view_as(support.y), present)
 
-        states: ConditionedProcesses = for_each(condition, self.execution.vectorizes, self._particles(meta))
+        states: ConditionedProcesses = for_each(conditioned, self.execution.vectorizes, self._particles(meta))
         return states
 
     def query_samples(self, meta: MetaParameters, state: ConditionedProcesses, x: Any) -> Samples:
         """Return every particle's posterior, ``[particles, query, ...]``."""
 
-        def posterior(particle: Vector, fields: Vector) -> dict[str, Tensor]:
+        def marginals(particle: Vector, fields: Vector) -> dict[str, Tensor]:
             given = ConditionedProcesses(**fields)
             features, mean = self._prior(particle, x)
-            with full_precision(features.device):
-                across = self._covariance(particle, given.features, features) * given.present[:, None]
-                across = whiten(given.factor, across).mT  # [query, support]
-                residual, variance = predict(across, flat(given.whitened), self._variances(particle, features))
-            shape = given.whitened.shape[1:]
-            return self._marginals(particle, mean + residual, variance, shape)
+            process = given.features, given.factor, flat(given.whitened), given.present
+            residual, variance = posterior(self._kernel(particle), *process, features)
+            return self._marginals(particle, mean + residual, variance, given.whitened.shape[1:])
 
-        each = for_each(posterior, self.execution.vectorizes, self._particles(meta), state._asdict())
+        each = for_each(marginals, self.execution.vectorizes, self._particles(meta), state._asdict())
         return Samples(**each)
 
     def task_gradient(self, meta: MetaParameters, task: Episode) -> tuple[dict[str, Tensor], TaskResult]:
@@ -209,15 +211,12 @@ class PACOH(PosteriorLearner):
         features, mean = (torch.cat(each) for each in zip(*parts, strict=True))
         residual = self._residual(torch.cat(targets), mean, present)
         size = task.support_y.shape[0]
-        with full_precision(features.device):
-            covariance = self._covariance(particle, features, features)
-            factor = factorize(covariance, self.noise_variance(particle, mean), present)
-            whitened = whiten(factor, residual)
-            # The first rows and columns are the support set's own factor, up to the jitter, which is of both sets.
-            posterior, variance = predict(factor[size:, :size], whitened[:size], covariance.diagonal()[size:])
-            evidence = log_evidence(factor, whitened, present).mean() / present.sum()
-        density = evidence / self.hyper_prior_weight + self._log_hyper_prior(particle)
-        marginals = self._marginals(particle, mean[size:] + posterior, variance, task.query_y.shape[1:])
+        noise = self.noise_variance(particle, mean)
+        evidence, posterior_residual, variance = evidence_and_posterior(
+            self._kernel(particle), features, noise, residual, present, size
+        )
+        density = evidence.mean() / present.sum() / self.hyper_prior_weight + self._log_hyper_prior(particle)
+        marginals = self._marginals(particle, mean[size:] + posterior_residual, variance, task.query_y.shape[1:])
         return density, {name: value.detach() for name, value in marginals.items()}
 
     def _log_hyper_prior(self, particle: Vector) -> Tensor:
@@ -241,12 +240,7 @@ class PACOH(PosteriorLearner):
 
     def _prior(self, particle: Vector, x: Any) -> tuple[Tensor, Tensor]:
         """Return a set's features, ``[examples, features]``, and prior means, ``[examples, outputs]``."""
-        features = self.call_model(self.model_parameters(particle), x)
-        if features.ndim != 2:
-            raise ValueError(
-                f"model gives features of shape {tuple(features.shape)}: PACOH needs [examples, features]; add a "
-                "Flatten to the model"
-            )
+        features = self.embeddings(particle, x)
         features = features.to(single_or_double(features.dtype))  # half precision cannot be solved in
         if self.mean_model is None:
             return features, particle["mean"].expand(features.shape[0], 1)
@@ -268,12 +262,8 @@ class PACOH(PosteriorLearner):
         spread = variance.reshape(-1, *[1] * len(shape)).expand_as(output)
         return {"outputs": output, "noise": self.noise_variance(particle, output).expand_as(output), "spread": spread}
 
-    def _covariance(self, particle: Vector, first: Tensor, second: Tensor) -> Tensor:
-        covariance: Tensor = call_with(self.kernel, module_part(particle, "kernel"), first, second)
-        return covariance
-
-    def _variances(self, particle: Vector, features: Tensor) -> Tensor:
-        return self._covariance(particle, features[:, None], features[:, None])[:, 0, 0]  # [examples]
+    def _kernel(self, particle: Vector) -> Kernel:
+        return functools.partial(call_with, self.kernel, module_part(particle, "kernel"))
 
 
 def _others(name: str) -> str:

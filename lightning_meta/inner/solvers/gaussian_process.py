@@ -1,11 +1,15 @@
 """Exact inference in Gaussian processes, for sets with padding."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from lightning_meta.inner.solvers.ridge import factor_or_nan
+from lightning_meta.inner.solvers.ridge import factor_or_nan, full_precision
+
+# Features ``[..., first, features]`` and ``[..., second, features]`` to covariances ``[..., first, second]``
+Kernel = Callable[[Tensor, Tensor], Tensor]
 
 _JITTER = 1e-5  # of the mean prior variance, so that single precision can factorize where the noise is tiny
 
@@ -55,6 +59,55 @@ def predict(across: Tensor, whitened: Tensor, prior_variance: Tensor) -> tuple[T
         prior_variance: The diagonal of ``K_QQ``, ``[query]``.
     """
     return across @ whitened, (prior_variance - across.square().sum(1)).clamp(min=0)
+
+
+def condition(
+    kernel: Kernel, features: Tensor, noise: Tensor, residual: Tensor, present: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the factor L of a support set's ``K + σ² I``, and ``L⁻¹ r``; arguments as in `factorize` and `whiten`."""
+    with full_precision(features.device):
+        factor = factorize(kernel(features, features), noise, present)
+        return factor, whiten(factor, residual)
+
+
+def posterior(
+    kernel: Kernel, features: Tensor, factor: Tensor, whitened: Tensor, present: Tensor, query: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return means ``[query, outputs]`` and variances ``[query]`` at query features, given what `condition` returned.
+
+    Args:
+        kernel: The kernel.
+        features: The support set's, ``[support, features]``.
+        factor: L, ``[support, support]``.
+        whitened: ``L⁻¹ r``, ``[support, outputs]``.
+        present: As in `factorize`.
+        query: ``[query, features]``.
+    """
+    with full_precision(query.device):
+        across = whiten(factor, kernel(features, query) * present[:, None]).mT
+        return predict(across, whitened, kernel(query[:, None], query[:, None])[:, 0, 0])
+
+
+def evidence_and_posterior(
+    kernel: Kernel, features: Tensor, noise: Tensor, residual: Tensor, present: Tensor, support: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the log evidence of both sets, ``[outputs]``, and the queries' means and variances given the support set.
+
+    Args:
+        kernel: The kernel.
+        features: Of the support set and then the queries, ``[examples, features]``.
+        noise: σ², a scalar.
+        residual: Of both sets, 0 for padding, ``[examples, outputs]``.
+        present: As in `factorize`, ``[examples]``.
+        support: The size of the support set.
+    """
+    with full_precision(features.device):
+        covariance = kernel(features, features)
+        factor = factorize(covariance, noise, present)
+        whitened = whiten(factor, residual)
+        # The first rows and columns are the support set's own factor, up to the jitter, which is of both sets.
+        mean, variance = predict(factor[support:, :support], whitened[:support], covariance.diagonal()[support:])
+        return log_evidence(factor, whitened, present), mean, variance
 
 
 def flat(values: Tensor) -> Tensor:
