@@ -117,6 +117,7 @@ def test_draws_do_not_depend_on_the_number_of_threads(cls):
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(found[1], found[0])
+    assert learner._traits().is_stochastic  # by which recorded steps, later ones, are not shared out
 
 
 def test_draws_that_only_a_recording_shows_do_not_depend_on_threads_either(monkeypatch):
