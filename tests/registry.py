@@ -1,12 +1,12 @@
 """All learners, one line each: tests that are for every algorithm take `LEARNERS`, or the part of it they concern.
 
 A shared test of over 0.3 s a learner takes `every(costly=True)`, `cases` or `named_cases`: it is slow for learners
-whose paths through the library others have too.
+whose paths through the library others have too. A test of over 2 s a learner names the few that `make test` has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,7 +162,7 @@ LEARNERS = [
     Entry("FOMAML", MAML, {"first_order": True}, costly_tests_are_slow=True),
     Entry("ANIL", ANIL, costly_tests_are_slow=True),
     Entry("BOIL", BOIL, costly_tests_are_slow=True),
-    Entry("MetaSGD", MetaSGD),
+    Entry("MetaSGD", MetaSGD, costly_tests_are_slow=True),
     Entry("MetaCurvature", MetaCurvature, costly_tests_are_slow=True),
     Entry("CAVIA", CAVIA, {"num_context_parameters": 3}, costly_tests_are_slow=True),
     Entry("COMLN", COMLN, {"solver_steps": 4}, costly_tests_are_slow=True),
@@ -239,17 +239,14 @@ LEARNERS = [
 BY_NAME = {entry.name: entry for entry in LEARNERS}
 
 
-def cases(entries: Iterable[Entry]) -> list[Any]:
-    """Make parameters of a costly test of learners, slow ones of those whose costly tests are."""
-    return [
-        pytest.param(entry, id=entry.name, marks=[pytest.mark.slow] if entry.costly_tests_are_slow else [])
-        for entry in entries
-    ]
+def cases(entries: Iterable[Entry], quick: Collection[str] | None = None) -> list[Any]:
+    """Make parameters of a costly test of learners, slow ones of those whose costly tests are, or of all but some."""
+    return [pytest.param(entry, id=entry.name, marks=_marks(entry.name, quick)) for entry in entries]
 
 
-def named_cases(names: Iterable[str]) -> list[Any]:
+def named_cases(names: Iterable[str], quick: Collection[str] | None = None) -> list[Any]:
     """Make parameters of a costly test of names of learners; names that are not of `LEARNERS` are never slow."""
-    return [pytest.param(name, id=name, marks=[pytest.mark.slow] if is_slow(name) else []) for name in names]
+    return [pytest.param(name, id=name, marks=_marks(name, quick)) for name in names]
 
 
 def is_slow(name: str) -> bool:
@@ -257,12 +254,23 @@ def is_slow(name: str) -> bool:
     return name in BY_NAME and BY_NAME[name].costly_tests_are_slow
 
 
-def every(condition: Callable[[Entry], bool] = lambda entry: True, costly: bool = False) -> pytest.MarkDecorator:
+def _marks(name: str, quick: Collection[str] | None) -> list[pytest.MarkDecorator]:
+    slow = is_slow(name) if quick is None else name not in quick
+    return [pytest.mark.slow] if slow else []
+
+
+def every(
+    condition: Callable[[Entry], bool] = lambda entry: True,
+    costly: bool = False,
+    quick: Collection[str] | None = None,
+) -> pytest.MarkDecorator:
     """Parametrize a test by ``entry``, over all learners of which a condition holds.
 
     Args:
         condition: Tells whether a test concerns a learner.
         costly: Whether the test takes over about 0.3 s a learner. It is then slow for those flagged so.
+        quick: The learners for which the test is not slow, where it takes over about 2 s a learner.
     """
     chosen = [entry for entry in LEARNERS if condition(entry)]
-    return pytest.mark.parametrize("entry", cases(chosen) if costly else chosen, ids=lambda entry: entry.name)
+    made = cases(chosen, quick) if costly or quick is not None else chosen
+    return pytest.mark.parametrize("entry", made, ids=lambda entry: entry.name)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.domains import WRITERS
+from tests.registry import LEARNERS
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -28,12 +29,21 @@ def classes_of(config: Path) -> list[str]:
 
 
 def run_by_default() -> list[Path]:
-    """Choose the configurations that name a class that no cheaper one names: all learners, models and data."""
-    chosen, named = [], set()
+    """Choose the configurations that name a class that no cheaper one names: models, data and learners.
+
+    Learners whose costly tests are slow do not count.
+    """
+    chosen, named = [], slow_learners()
     for config in sorted(CONFIGS, key=cost):
         chosen += [] if named.issuperset(classes_of(config)) else [config]
         named.update(classes_of(config))
     return chosen
+
+
+def slow_learners() -> set[str]:
+    """The names of the classes all of whose costly tests are slow."""
+    quick = {entry.cls.__name__ for entry in LEARNERS if not entry.costly_tests_are_slow}
+    return {entry.cls.__name__ for entry in LEARNERS} - quick
 
 
 def cases() -> list[Any]:

@@ -20,6 +20,7 @@ import re
 import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -54,6 +55,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+@cache
 def configurations() -> list[tuple[Path, dict[str, Any]]]:
     """Return the files of ``configs/`` with their content."""
     return [(path, yaml.safe_load(path.read_text())) for path in sorted((ROOT / "configs").glob("*.yaml"))]

@@ -42,7 +42,7 @@ def quick(monkeypatch):
 
 
 @pytest.mark.usefixtures("quick")
-@every(costly=True)
+@every(quick=["MAML", "ABML", "ProtoNet"])
 def test_training_is_the_same_with_and_without(entry, tmp_path):
     weights, draws, logged = [], [], []
     for callbacks in ([], [EpisodeDashboard(num_episodes=3)]):

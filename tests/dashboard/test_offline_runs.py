@@ -16,7 +16,7 @@ from tests.registry import BY_NAME, LEARNERS, every
 
 SIZES = {"tasks_per_batch": 2, "train_tasks": 4, "val_tasks": 4, "test_tasks": 4}
 STEPS = 2
-TESTED = {"MAML", "ABML", "ProtoNet"}  # of which tests are read too, as drawing takes most of the time
+TESTED = {"MAML", "ABML", "ProtoNet"}  # of which the quick tests are, and tests are read too
 PICTURES = ["adaptation", "tasks", "calibration", "difficulty", "learned_rates"]
 
 
@@ -54,7 +54,7 @@ def takes_steps(entry):
     return entry.takes_steps
 
 
-@every(costly=True)
+@every(quick=TESTED)
 def test_every_metric_is_logged(runs, entry):
     run, metric = runs[entry.name], entry.metric
     expected = {"train/loss", f"train/{metric}", "train/meta_gradient_norm", "trainer/global_step", "epoch"}
@@ -63,7 +63,7 @@ def test_every_metric_is_logged(runs, entry):
     assert expected <= run.keys
 
 
-@every(takes_steps, costly=True)
+@every(takes_steps, quick=TESTED)
 def test_the_metric_and_the_gradient_are_logged_by_inner_step(runs, entry):
     run = runs[entry.name]
     for stage in stages(entry):
@@ -72,7 +72,7 @@ def test_the_metric_and_the_gradient_are_logged_by_inner_step(runs, entry):
         assert run.last(f"{stage}_episodes/inner_gradient_norm_step_0") > 0
 
 
-@every(costly=True)
+@every(quick=TESTED)
 def test_pictures_are_drawn_of_all_that_a_learner_has(runs, entry):
     run = runs[entry.name]
     expected = {"difficulty"} | ({"adaptation"} if entry.takes_steps else set())
@@ -87,7 +87,7 @@ def test_pictures_are_drawn_of_all_that_a_learner_has(runs, entry):
                 assert len(picture.convert("L").getcolors()) > 10, name
 
 
-@every(costly=True)
+@every(quick=TESTED)
 def test_tables_hold_examples_and_tasks(runs, entry):
     run = runs[entry.name]
     for stage in stages(entry):
@@ -108,7 +108,7 @@ def test_tables_hold_examples_and_tasks(runs, entry):
         assert sum(values) / 4 == pytest.approx(run.last(f"{stage}/{entry.metric}"), rel=1e-4)
 
 
-@every(costly=True)
+@every(quick=TESTED)
 def test_the_axis_is_the_training_step_and_summaries_keep_the_best(runs, entry):
     run = runs[entry.name]
     assert run.metrics["*"] == ("trainer/global_step", set())
@@ -122,13 +122,13 @@ def test_the_axis_is_the_training_step_and_summaries_keep_the_best(runs, entry):
     assert all("trainer/global_step" in row for row in run.history)
 
 
-@every(costly=True)
+@every(quick=TESTED)
 def test_the_histogram_counts_all_tasks(runs, entry):
     counts = runs[entry.name].last("val_episodes/difficulty_histogram")["values"]
     assert sum(counts) == SIZES["val_tasks"]
 
 
-@every(costly=True)
+@every(quick=TESTED)
 def test_tables_are_artifacts_of_the_run(runs, entry):
     run: OfflineRun = runs[entry.name]
     tables = [name for name, (kind, _) in run.artifacts.items() if kind == "run_table"]
@@ -151,7 +151,7 @@ def matching(panel, keys):
     return set(panel.keys) & keys
 
 
-@every(costly=True)
+@every(quick=TESTED)
 def test_panels_for_a_learner_name_only_keys_that_its_runs_log(runs, entry):
     kind = kind_of(entry.learner(eval_inner_steps=STEPS), pictures=False)
     shown = set()

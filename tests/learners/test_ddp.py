@@ -11,11 +11,13 @@ import torch
 from lightning_meta import SinusoidDataModule
 from lightning_meta.data import episodes
 from tests.ddp_script import ENTRIES, LEARNERS, STEPS, TASKS_PER_STEP
-from tests.registry import is_slow, named_cases
+from tests.registry import named_cases
 
 TESTS = Path(__file__).parents[1]
 # Behind what the path already has: that may be another copy of the package.
 PATH = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(TESTS.parent)]))
+# What has most to pass between processes: averages that are kept, buffers, draws, frozen and shared parameters.
+QUICK = {"MAML", "head", "Reptile", "ABML", "SimpleShot"}
 # Their random numbers differ from process to process, as they should.
 RANDOM = {name for name, entry in ENTRIES.items() if entry.draws}
 
@@ -38,9 +40,9 @@ class Results(dict):
         self.folder, self.devices = folder, devices
 
     def __missing__(self, name):
-        slow = is_slow(name)
-        names = [other for other in LEARNERS if is_slow(other) == slow]
-        self |= run(self.folder / ("slow" if slow else "quick"), self.devices, names)
+        quick = name in QUICK
+        names = [other for other in LEARNERS if (other in QUICK) == quick]
+        self |= run(self.folder / ("quick" if quick else "slow"), self.devices, names)
         return self[name]
 
 
@@ -54,7 +56,7 @@ def two_processes(tmp_path_factory):
     return Results(tmp_path_factory.mktemp("two_processes"), 2)
 
 
-@pytest.mark.parametrize("name", named_cases(LEARNERS))
+@pytest.mark.parametrize("name", named_cases(LEARNERS, QUICK))
 def test_processes_end_with_the_same_parameters(two_processes, name):
     first, second = two_processes[name]
     for key, value in first["state"].items():
@@ -62,7 +64,7 @@ def test_processes_end_with_the_same_parameters(two_processes, name):
         assert torch.equal(value, second["state"][key]), key
 
 
-@pytest.mark.parametrize("name", named_cases(sorted(LEARNERS.keys() - RANDOM)))
+@pytest.mark.parametrize("name", named_cases(sorted(LEARNERS.keys() - RANDOM), QUICK))
 def test_two_processes_train_as_one_with_the_union_of_their_tasks(one_process, two_processes, name):
     (alone,), (first, second) = one_process[name], two_processes[name]
     for key, value in alone["state"].items():
@@ -74,7 +76,7 @@ def test_two_processes_train_as_one_with_the_union_of_their_tasks(one_process, t
     torch.testing.assert_close(together.sort().values, alone["seen"].sort().values)
 
 
-@pytest.mark.parametrize("name", named_cases(sorted(LEARNERS.keys() - RANDOM)))
+@pytest.mark.parametrize("name", named_cases(sorted(LEARNERS.keys() - RANDOM), QUICK))
 def test_metrics_and_intervals_are_over_all_processes_tasks(one_process, two_processes, name):
     (alone,), both = one_process[name], two_processes[name]
     assert f"val/{ENTRIES[name].metric}_ci95" in alone["metrics"]
@@ -84,7 +86,7 @@ def test_metrics_and_intervals_are_over_all_processes_tasks(one_process, two_pro
             assert process["metrics"][key] == pytest.approx(value, rel=1e-5), key
 
 
-@pytest.mark.parametrize("name", named_cases(sorted(LEARNERS.keys() - RANDOM)))
+@pytest.mark.parametrize("name", named_cases(sorted(LEARNERS.keys() - RANDOM), QUICK))
 def test_values_of_tasks_and_errors_are_those_of_one_process_in_order(one_process, two_processes, name):
     (alone,), both = one_process[name], two_processes[name]
     assert len(alone["per_task"]["loss"]) == 11
@@ -106,6 +108,7 @@ def test_evaluation_needs_a_task_for_every_process(monkeypatch):
     assert list(data.train_dataloader().sampler) == [1]  # training rounds up
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_same_training(tmp_path, one_process):
     both = run(tmp_path / "torchrun", 2, ["MAML"], ("-m", "torch.distributed.run", "--nproc-per-node=2"))
     for key, value in one_process["MAML"][0]["state"].items():

@@ -1,5 +1,6 @@
 """The tables of the page of results, as `settings.yaml` says, and the runs that fill them."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import yaml
 ROOT = Path(__file__).parent.parent.parent
 
 
+@cache
 def tables() -> list[dict[str, Any]]:
     """Return the tables: ``title``, ``text``, ``metric``, and ``configurations`` by name."""
     return yaml.safe_load((Path(__file__).parent / "settings.yaml").read_text())
 
 
+@cache
 def budgets(budget: str) -> dict[str, list[str]]:
     """Return the arguments beside the configuration by its name, in the order in which they are run."""
     entries = {name: entry for table in tables() for name, entry in table["configurations"].items()}

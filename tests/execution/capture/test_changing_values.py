@@ -242,7 +242,7 @@ def test_what_cannot_be_compared_is_left_to_python(batch):
     assert learner._mapping._recorder.recordings() == []
 
 
-@every(costly=True)
+@every(quick=["MAML", "Reptile", "ABML"])
 def test_200_steps_of_the_default_end_where_plain_ones_do(entry, monkeypatch):
     monkeypatch.setattr(recorder, "ALIKE_BEFORE_RECORDING", 10)
     torch.manual_seed(0)

@@ -100,7 +100,7 @@ def test_masked_tasks_shared_out_have_the_loops_gradient(threads):
 
 
 @pytest.mark.usefixtures("without_compiler")
-@every(lambda entry: entry.name != "MAML", costly=True)  # which the other tests take
+@every(lambda entry: entry.name != "MAML", quick=["BayesianMAML", "ProtoNet"])  # other tests take MAML
 def test_every_learner_reports_its_tasks_in_order(entry, threads):
     batch = entry.batch(7, support=5, query=6)
     plain, shared = (entry.learner(inner_lr=0.05, compile=c) for c in (False, True))
