@@ -7,6 +7,7 @@ from lightning_meta.learners.per_task import module_part
 from lightning_meta.learners.posterior_learner import PosteriorLearner
 from lightning_meta.learners.support_class_learner import SupportClassLearner
 from lightning_meta.learners.task_learner import TaskLearner
+from lightning_meta.learners.unrolled_learner import UnrolledLearner
 
 __all__ = [
     "AdaptedTask",
@@ -15,5 +16,6 @@ __all__ = [
     "PosteriorLearner",
     "SupportClassLearner",
     "TaskLearner",
+    "UnrolledLearner",
     "module_part",
 ]

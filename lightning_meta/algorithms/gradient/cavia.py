@@ -30,20 +30,18 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
-from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
+from lightning_meta.episodes import MetaParameters, Support
 from lightning_meta.execution.functional import exclusive
-from lightning_meta.inner import InnerStep, MetaGradient
+from lightning_meta.inner import MetaGradient
 from lightning_meta.inner.context_layers import ContextKind, ContextLayers
-from lightning_meta.inner.meta_gradients import Checkpointed, meta_gradient_of
+from lightning_meta.inner.meta_gradients import meta_gradient_of
 from lightning_meta.inner.vectors import Vector
-from lightning_meta.learners import GradientLearner, module_part
+from lightning_meta.learners import UnrolledLearner, module_part
+from lightning_meta.learners.unrolled_learner import Point
 from lightning_meta.likelihoods import LossFunction
 
-# The context by its name, and the update rule's state.
-_Point = tuple[Vector, Any]
 
-
-class CAVIA(GradientLearner):
+class CAVIA(UnrolledLearner):
     """Fast context adaptation (Zintgraf et al., 2019): a task adapts a few context parameters, not the model.
 
     The context is what a layer of the model reads besides its input. So few numbers overfit little, and inner rates may
@@ -97,20 +95,16 @@ class CAVIA(GradientLearner):
         super().__init__(model, loss_fn, inner_lr, inner_steps, eval_inner_steps, **options)
         self.context_layers = ContextLayers(model, context, num_context_parameters, layers)
         self.meta_gradient = meta_gradient_of(meta_gradient, first_order, 0, False)
-        if self.meta_gradient.recomputes and self.execution.compile is True:
-            raise ValueError("compile=True does not support meta_gradient=Checkpointed(): leave one of them out")
+        self._check_compile()
 
-    @property
-    def is_capturable(self) -> bool:
-        """Whether training steps may be captured: not if they are recomputed, which would draw other numbers."""
-        return not self.meta_gradient.recomputes
+    def start_point(self, meta: MetaParameters, support: Support) -> Point:
+        """Return the context before the first step."""
+        adapted = {"context": self.context_layers.start(module_part(meta, "context_layers"))}
+        return adapted, self.inner_optimizer.init(adapted)
 
-    def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
-        """Yield ``{"context": φ}`` after 0, 1, ..., ``steps`` steps of gradient descent on the support loss."""
-        start = self._start(meta)
-        yield InnerStep(start[0], None)
-        for (adapted, _), loss in self._steps(meta, support, start, 0, steps):
-            yield InnerStep(adapted, loss)
+    def state_at(self, meta: MetaParameters, support: Support, adapted: Vector, step: int) -> Vector:
+        """Return ``{"context": φ}``."""
+        return adapted
 
     def query_output(self, meta: MetaParameters, state: Vector, x: Any) -> Tensor:
         """Return the model's output under the task's context, ``[query, ...]``."""
@@ -122,24 +116,6 @@ class CAVIA(GradientLearner):
         With these, a plain copy of the model is the task's; what adapted is the context alone, ``state["context"]``.
         """
         return self._under(state, self._shared(meta))
-
-    def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
-        """Return the query loss after the last inner step, and the report."""
-        meta_gradient = self.meta_gradient.at_epoch(self.current_epoch)
-        if not isinstance(meta_gradient, Checkpointed):
-            return super().task_loss(meta, task)
-        point, losses = meta_gradient.run(self._steps, meta, task.support, self._start(meta), self.inner_steps)
-        output = self.query_output(meta, point[0], task.query_x)
-        loss = self.loss(output, task.query_y, task.query_mask)
-        return loss, TaskResult(loss, output[None], losses)
-
-    def training_phase(self) -> MetaGradient:
-        """Return the meta-gradient of this epoch."""
-        return self.meta_gradient.at_epoch(self.current_epoch)
-
-    def _start(self, meta: MetaParameters) -> _Point:
-        adapted = {"context": self.context_layers.start(module_part(meta, "context_layers"))}
-        return adapted, self.inner_optimizer.init(adapted)
 
     def _shared(self, meta: MetaParameters) -> Vector:
         """Return the learner's parameters, and of the model's frozen ones those that the context changes."""
@@ -153,10 +129,10 @@ class CAVIA(GradientLearner):
         maps = module_part(shared, "context_layers")
         return self.context_layers.parameters_at(adapted["context"], self.model_parameters(shared), maps)
 
-    def _steps(
-        self, meta: MetaParameters, support: Support, point: _Point, first: int, count: int
-    ) -> Iterator[tuple[_Point, Tensor]]:
-        """Yield the point after each of ``count`` inner steps, starting with step ``first``, and the loss before it."""
+    def steps_from(
+        self, meta: MetaParameters, support: Support, point: Point, first: int, count: int
+    ) -> Iterator[tuple[Point, Tensor]]:
+        """Yield the point after each of ``count`` steps of gradient descent on the support loss."""
         shared = self._shared(meta)
         meta_gradient = self.meta_gradient.at_epoch(self.current_epoch)
 

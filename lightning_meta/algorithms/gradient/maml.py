@@ -32,20 +32,18 @@ from torch.func import grad_and_value
 
 from lightning_meta.arguments import check_count
 from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
-from lightning_meta.inner import InnerRates, InnerStep, LearnedRates, MetaGradient, adapted_names
+from lightning_meta.inner import InnerRates, LearnedRates, MetaGradient, adapted_names
 from lightning_meta.inner.curvature_factors import CurvatureFactors
-from lightning_meta.inner.inner_loop import run_through
-from lightning_meta.inner.meta_gradients import Checkpointed, FirstOrder, meta_gradient_of
+from lightning_meta.inner.meta_gradients import FirstOrder, meta_gradient_of
 from lightning_meta.inner.multi_step import multi_step_weights
 from lightning_meta.inner.step_norms import StepNorms
-from lightning_meta.learners import GradientLearner, module_part
+from lightning_meta.inner.vectors import Vector
+from lightning_meta.learners import UnrolledLearner, module_part
+from lightning_meta.learners.unrolled_learner import Point
 from lightning_meta.likelihoods import LossFunction
 
-# The adapted parameters, and the update rule's state.
-_Point = tuple[dict[str, Tensor], Any]
 
-
-class MAML(GradientLearner):
+class MAML(UnrolledLearner):
     """Model-agnostic meta-learning (Finn et al., 2017), with the options of MAML++ (Antoniou et al., 2019).
 
     Args:
@@ -118,7 +116,7 @@ class MAML(GradientLearner):
                 f"multi_step_loss_epochs={multi_step_loss_epochs} needs all inner steps, which "
                 "checkpoint_inner_loop=True does not keep: leave one of them out"
             )
-        if self.meta_gradient.recomputes and type(self).inner_loop is not MAML.inner_loop:
+        if self.meta_gradient.recomputes and type(self).inner_loop is not UnrolledLearner.inner_loop:
             raise TypeError(
                 f"checkpoint_inner_loop=True does not call {type(self).__name__}.inner_loop: leave it False"
             )
@@ -136,60 +134,37 @@ class MAML(GradientLearner):
         self.curvature_factors: CurvatureFactors | None = None
 
     @property
-    def is_capturable(self) -> bool:
-        """Whether training steps may be captured: not if they are recomputed, which would draw other numbers."""
-        return not self.meta_gradient.recomputes
-
-    @property
     def first_order(self) -> bool:
         """Whether the meta-gradient is first-order in this epoch; `meta_gradient` decides."""
         return isinstance(self.meta_gradient.at_epoch(self.current_epoch), FirstOrder)
 
-    def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
-        """Yield the adapted parameters after 0, 1, ..., ``steps`` steps of gradient descent on the support loss."""
-        start = self._start(meta)
-        yield InnerStep(start[0] | self._norms(meta, 0), None)
-        for step, (point, loss) in enumerate(self._steps(meta, support, start, 0, steps), start=1):
-            yield InnerStep(point[0] | self._norms(meta, step), loss)
+    def start_point(self, meta: MetaParameters, support: Support) -> Point:
+        """Return the initialization of the adapted parameters."""
+        parameters = self.model_parameters(meta)
+        adapted = {name: parameters[name] for name in self.adapted_names}
+        return adapted, self.inner_optimizer.init(adapted)
+
+    def state_at(self, meta: MetaParameters, support: Support, adapted: Vector, step: int) -> Vector:
+        """Return the adapted parameters, and those that depend on the number of steps taken."""
+        return adapted | self._norms(meta, step)
 
     def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
         """Return the query loss after the last inner step, or MAML++'s weighted sum over the steps."""
-        meta_gradient = self.meta_gradient.at_epoch(self.current_epoch)
-        if isinstance(meta_gradient, Checkpointed):
-            point, losses = meta_gradient.run(self._steps, meta, task.support, self._start(meta), self.inner_steps)
-            adapted = point[0] | self._norms(meta, self.inner_steps)
-            return self._query_result(meta, task, [(1.0, adapted)], losses)
-        loop = self.inner_loop(meta, task.support, self.inner_steps)
         if self.multi_step_loss_epochs == 0:
-            adapted, losses = run_through(loop)
-            return self._query_result(meta, task, [(1.0, adapted)], losses)
+            return super().task_loss(meta, task)
         weights = multi_step_weights(self.inner_steps, self.current_epoch, self.multi_step_loss_epochs)
-        states, each = zip(*loop, strict=True)
-        weighted = [(weight, state) for weight, state in zip(weights, states, strict=True) if weight > 0]
-        return self._query_result(meta, task, weighted, torch.stack(each[1:]))
+        states, support_losses = zip(*self.inner_loop(meta, task.support, self.inner_steps), strict=True)
+        losses = []
+        for weight, state in zip(weights, states, strict=True):
+            if weight > 0:
+                output = self.query_output(meta, state, task.query_x)
+                losses.append(weight * self.loss(output, task.query_y, task.query_mask))
+        loss = sum(losses[1:], losses[0])
+        return loss, TaskResult(loss, output[None], torch.stack(support_losses[1:]))
 
     def training_phase(self) -> tuple[MetaGradient, int]:
         """Return the meta-gradient of this epoch, and the epoch of the multi-step loss."""
         return self.meta_gradient.at_epoch(self.current_epoch), min(self.current_epoch, self.multi_step_loss_epochs)
-
-    def _query_result(
-        self,
-        meta: MetaParameters,
-        task: Episode,
-        weighted: Sequence[tuple[float, dict[str, Tensor]]],
-        support_losses: Tensor,
-    ) -> tuple[Tensor, TaskResult]:
-        losses = []
-        for weight, adapted in weighted:
-            output = self.query_output(meta, adapted, task.query_x)
-            losses.append(weight * self.loss(output, task.query_y, task.query_mask))
-        loss = sum(losses[1:], losses[0])
-        return loss, TaskResult(loss, output[None], support_losses)
-
-    def _start(self, meta: MetaParameters) -> _Point:
-        parameters = self.model_parameters(meta)
-        adapted = {name: parameters[name] for name in self.adapted_names}
-        return adapted, self.inner_optimizer.init(adapted)
 
     def _norms(self, meta: MetaParameters, step: int) -> dict[str, Tensor]:
         """Return the model's parameters that depend on the number of steps taken."""
@@ -197,10 +172,10 @@ class MAML(GradientLearner):
             return {}
         return self.step_norms.after(step, self.model_parameters(meta), module_part(meta, "step_norms"))
 
-    def _steps(
-        self, meta: MetaParameters, support: Support, point: _Point, first: int, count: int
-    ) -> Iterator[tuple[_Point, Tensor]]:
-        """Yield the point after each of ``count`` inner steps, starting with step ``first``, and the loss before it."""
+    def steps_from(
+        self, meta: MetaParameters, support: Support, point: Point, first: int, count: int
+    ) -> Iterator[tuple[Point, Tensor]]:
+        """Yield the point after each of ``count`` steps of gradient descent on the support loss."""
         shared = {name: p for name, p in self.model_parameters(meta).items() if name not in self.adapted_names}
         rates = module_part(meta, "inner_rates")
         meta_gradient = self.meta_gradient.at_epoch(self.current_epoch)

@@ -30,17 +30,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
-from lightning_meta.episodes import Episode, MetaParameters, Support, TaskResult
-from lightning_meta.inner import InnerStep, MetaGradient, adapted_names
-from lightning_meta.inner.meta_gradients import Checkpointed, meta_gradient_of
+from lightning_meta.episodes import MetaParameters, Support
+from lightning_meta.inner import MetaGradient, adapted_names
+from lightning_meta.inner.meta_gradients import meta_gradient_of
 from lightning_meta.inner.vectors import Vector
-from lightning_meta.learners import GradientLearner, SupportClassLearner, module_part
+from lightning_meta.learners import SupportClassLearner, UnrolledLearner, module_part
 from lightning_meta.learners.support_class_learner import without_absent
+from lightning_meta.learners.unrolled_learner import Point
 from lightning_meta.likelihoods import LossFunction
 from lightning_meta.models.features import single_or_double
-
-# The adapted parameters, and the update rule's state.
-_Point = tuple[Vector, Any]
 
 
 class HeadedTask(NamedTuple):
@@ -56,7 +54,7 @@ class HeadedTask(NamedTuple):
     counts: Tensor
 
 
-class ProtoMAML(GradientLearner, SupportClassLearner):
+class ProtoMAML(UnrolledLearner, SupportClassLearner):
     """MAML whose head starts from the task's prototypes (Proto-MAML; Triantafillou et al., 2020).
 
     The head belongs to the task, so that training, tests and one checkpoint take tasks of any number of ways.
@@ -105,49 +103,29 @@ class ProtoMAML(GradientLearner, SupportClassLearner):
             raise ValueError(f'adapt={adapt!r} is not "all", "head" or a list of name patterns')
         self.adapted_names = () if adapt == "head" else adapted_names(model, adapt)
         self.meta_gradient = meta_gradient_of(meta_gradient, first_order, 0, False)
-        if self.meta_gradient.recomputes and self.execution.compile is True:
-            raise ValueError("compile=True does not support meta_gradient=Checkpointed(): leave one of them out")
+        self._check_compile()
 
-    @property
-    def is_capturable(self) -> bool:
-        """Whether training steps may be captured: not if they are recomputed, which would draw other numbers."""
-        return not self.meta_gradient.recomputes
+    def start_point(self, meta: MetaParameters, support: Support) -> Point:
+        """Return the embedding's adapted parameters and the head of the prototypes."""
+        parameters = self.model_parameters(meta)
+        features = self.embeddings(meta, support.x)
+        # Half precision would round small steps away.
+        prototypes, _ = self.prototypes(features.to(single_or_double(features.dtype)), support)
+        adapted = {f"body.{name}": parameters[name] for name in self.adapted_names}
+        adapted |= {"head.weight": 2 * prototypes, "head.bias": -prototypes.square().sum(1)}
+        return adapted, self.inner_optimizer.init(adapted)
 
-    def inner_loop(self, meta: MetaParameters, support: Support, steps: int) -> Iterator[InnerStep]:
-        """Yield the task's model after 0, 1, ..., ``steps`` steps of gradient descent on the support loss."""
-        start, counts = self._start(meta, support)
-        yield InnerStep(HeadedTask(start[0], counts), None)
-        for (adapted, _), loss in self._steps(meta, support, start, 0, steps):
-            yield InnerStep(HeadedTask(adapted, counts), loss)
+    def state_at(self, meta: MetaParameters, support: Support, adapted: Vector, step: int) -> HeadedTask:
+        """Return the task's model."""
+        return HeadedTask(adapted, self._counts(support, adapted))
 
     def query_output(self, meta: MetaParameters, state: HeadedTask, x: Any) -> Tensor:
         """Return the head's scores, ``[query, ways]``; -inf for classes without support examples."""
         return self._output(self.model_parameters(meta), state, x)
 
-    def task_loss(self, meta: MetaParameters, task: Episode) -> tuple[Tensor, TaskResult]:
-        """Return the query loss after the last inner step, and the report."""
-        meta_gradient = self.meta_gradient.at_epoch(self.current_epoch)
-        if not isinstance(meta_gradient, Checkpointed):
-            return super().task_loss(meta, task)
-        start, counts = self._start(meta, task.support)
-        point, support_losses = meta_gradient.run(self._steps, meta, task.support, start, self.inner_steps)
-        output = self.query_output(meta, HeadedTask(point[0], counts), task.query_x)
-        loss = self.loss(output, task.query_y, task.query_mask)
-        return loss, TaskResult(loss, output[None], support_losses)
-
-    def training_phase(self) -> MetaGradient:
-        """Return the meta-gradient of this epoch."""
-        return self.meta_gradient.at_epoch(self.current_epoch)
-
-    def _start(self, meta: MetaParameters, support: Support) -> tuple[_Point, Tensor]:
-        """Return the point before the first step, and the number of examples of each class, ``[ways]``."""
-        parameters = self.model_parameters(meta)
-        features = self.embeddings(meta, support.x)
-        # Half precision would round small steps away.
-        prototypes, counts = self.prototypes(features.to(single_or_double(features.dtype)), support)
-        adapted = {f"body.{name}": parameters[name] for name in self.adapted_names}
-        adapted |= {"head.weight": 2 * prototypes, "head.bias": -prototypes.square().sum(1)}
-        return (adapted, self.inner_optimizer.init(adapted)), counts
+    def _counts(self, support: Support, adapted: Vector) -> Tensor:
+        """Return the number of support examples of each class, ``[ways]``."""
+        return self.one_hot(support, adapted["head.bias"].dtype).sum(0)
 
     def _output(self, parameters: Vector, state: HeadedTask, x: Any) -> Tensor:
         features = self.call_model({**parameters, **module_part(state.adapted, "body")}, x)  # [examples, features]
@@ -155,14 +133,14 @@ class ProtoMAML(GradientLearner, SupportClassLearner):
         scores = F.linear(features.to(weight.dtype), weight, bias)  # [examples, ways]
         return without_absent(scores, state.counts)
 
-    def _steps(
-        self, meta: MetaParameters, support: Support, point: _Point, first: int, count: int
-    ) -> Iterator[tuple[_Point, Tensor]]:
-        """Yield the point after each of ``count`` inner steps, starting with step ``first``, and the loss before it."""
+    def steps_from(
+        self, meta: MetaParameters, support: Support, point: Point, first: int, count: int
+    ) -> Iterator[tuple[Point, Tensor]]:
+        """Yield the point after each of ``count`` steps of gradient descent on the support loss."""
         shared = {name: p for name, p in self.model_parameters(meta).items() if name not in self.adapted_names}
         meta_gradient = self.meta_gradient.at_epoch(self.current_epoch)
         adapted, state = point
-        counts = self.one_hot(support, adapted["head.bias"].dtype).sum(0)  # [ways]
+        counts = self._counts(support, adapted)
         labels = support.y.argmax(1)  # [support]
 
         def support_loss(adapted: Vector, shared: Vector) -> Tensor:
