@@ -13,7 +13,7 @@ demo: $(VENV)/.installed  ## Train on sinusoids for a minute (ALGORITHM=maml, re
 posterior: $(VENV)/.installed  ## Train amortized MAML for a minute, draw how its posterior tightens.
 	$(BIN)/python examples/posterior_tightening.py
 
-test: $(VENV)/.installed  ## The default tests, about 12 minutes on 2 cores.
+test: $(VENV)/.installed  ## The default tests, about 8 minutes on 2 cores.
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed  ## Full trainings, real data (OMNIGLOT_ROOT), costly tests of more learners.
