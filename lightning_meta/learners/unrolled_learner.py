@@ -89,11 +89,19 @@ class UnrolledLearner(GradientLearner):
         (adapted, _), losses = meta_gradient.run(self.steps_from, meta, support, start, self.inner_steps)
         return self.state_at(meta, support, adapted, self.inner_steps), losses
 
-    def _check_compile(self) -> None:
-        """Refuse a compiled step that is recomputed.
+    def _check_recomputed(self) -> None:
+        """Refuse what steps that are recomputed do not support.
 
         Raises:
             ValueError: If ``compile=True`` is given with ``meta_gradient=Checkpointed()``.
+            TypeError: If `inner_loop`, which is not called then, is overridden.
         """
-        if self.meta_gradient.recomputes and self.execution.compile is True:
+        if not self.meta_gradient.recomputes:
+            return
+        if self.execution.compile is True:
             raise ValueError("compile=True does not support meta_gradient=Checkpointed(): leave one of them out")
+        if type(self).inner_loop is not UnrolledLearner.inner_loop:
+            raise TypeError(
+                f"checkpointed inner steps (meta_gradient or checkpoint_inner_loop) do not call {type(self).__name__}."
+                "inner_loop: use meta_gradient=Unrolled(), or override steps_from in place of it"
+            )

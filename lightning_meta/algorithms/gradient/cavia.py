@@ -95,7 +95,7 @@ class CAVIA(UnrolledLearner):
         super().__init__(model, loss_fn, inner_lr, inner_steps, eval_inner_steps, **options)
         self.context_layers = ContextLayers(model, context, num_context_parameters, layers)
         self.meta_gradient = meta_gradient_of(meta_gradient, first_order, 0, False)
-        self._check_compile()
+        self._check_recomputed()
 
     def start_point(self, meta: MetaParameters, support: Support) -> Point:
         """Return the context before the first step."""

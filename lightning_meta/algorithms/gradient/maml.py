@@ -116,10 +116,7 @@ class MAML(UnrolledLearner):
                 f"multi_step_loss_epochs={multi_step_loss_epochs} needs all inner steps, which "
                 "checkpoint_inner_loop=True does not keep: leave one of them out"
             )
-        if self.meta_gradient.recomputes and type(self).inner_loop is not UnrolledLearner.inner_loop:
-            raise TypeError(
-                f"checkpoint_inner_loop=True does not call {type(self).__name__}.inner_loop: leave it False"
-            )
+        self._check_recomputed()
         self.step_norms = StepNorms(model, inner_steps) if batch_norm_per_step else None
         self.adapted_names = adapted_names(model, adapt)
         if self.step_norms is not None:

@@ -103,7 +103,7 @@ class ProtoMAML(UnrolledLearner, SupportClassLearner):
             raise ValueError(f'adapt={adapt!r} is not "all", "head" or a list of name patterns')
         self.adapted_names = () if adapt == "head" else adapted_names(model, adapt)
         self.meta_gradient = meta_gradient_of(meta_gradient, first_order, 0, False)
-        self._check_compile()
+        self._check_recomputed()
 
     def start_point(self, meta: MetaParameters, support: Support) -> Point:
         """Return the embedding's adapted parameters and the head of the prototypes."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_meta import ANIL, MAML, MLP, Episode
+from lightning_meta import ANIL, CAVIA, MAML, MLP, Episode, ProtoMAML
 from lightning_meta.inner import (
     Adam,
     Chain,
@@ -96,3 +96,14 @@ def test_objects_are_kept_in_checkpoints(given, tmp_path, batch):
     assert type(loaded.inner_optimizer.rule) is Adam
     assert [vars(transform) for transform in loaded.inner_optimizer.transforms] == [{"max_norm": 0.5}, {"decay": 0.1}]
     assert_same(meta_gradient(loaded.double(), batch)[1], meta_gradient(learner, batch)[1])
+
+
+@pytest.mark.parametrize("base", [MAML, CAVIA, ProtoMAML])
+def test_an_inner_loop_that_checkpoints_would_not_call_is_refused(base):
+    class Own(base):
+        def inner_loop(self, meta, support, steps):
+            yield from super().inner_loop(meta, support, steps)
+
+    Own(MLP(2, 3, hidden=[4]), meta_gradient=Unrolled())
+    with pytest.raises(TypeError, match=r"do not call Own\.inner_loop.* override steps_from"):
+        Own(MLP(2, 3, hidden=[4]), meta_gradient=Checkpointed())
