@@ -30,6 +30,7 @@ from lightning_meta import (
     SupportClassLearner,
     collate_episodes,
 )
+from lightning_meta.algorithms.transfer.transfer_learner import TransferLearner
 from lightning_meta.cli import main as command_line
 from tests.registry import LEARNERS
 
@@ -138,6 +139,8 @@ def suits(cls, target, batch):
     """Whether a learner takes such targets; those of any ways need an example of each class in the support set."""
     if target != "labels":
         return not CLASSES[cls].classes_only
+    if issubclass(cls, TransferLearner):  # these count the classes of a batch
+        return bool(batch.support_y.max() == 1)
     seen = not issubclass(cls, SupportClassLearner) or batch.query_y.max() <= batch.support_y.max()
     return bool(seen) and not CLASSES[cls].numbers_only
 
@@ -154,10 +157,11 @@ def either_steps_or_says_why(data):
         make, outputs = data.draw(st.sampled_from(sorted(MODELS))), data.draw(st.sampled_from([1, 2]))
         loss_fn = LOSSES[data.draw(st.sampled_from(sorted(LOSSES)))]
     chosen = data.draw(arguments(cls))
+    needed = {"num_train_classes": 2} if issubclass(cls, TransferLearner) else {}
     torch.manual_seed(0)
 
     def step():
-        learner = cls(MODELS[make](features, outputs), loss_fn, **chosen)
+        learner = cls(MODELS[make](features, outputs), loss_fn, **needed, **chosen)
         return learner, learner.training_step(batch, 0)
 
     stepped, error = attempt(step)

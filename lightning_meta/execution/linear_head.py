@@ -21,7 +21,10 @@ def linear_head(model: nn.Module, needed_by: str) -> tuple[str, nn.Linear]:
     owners = [(n, m) for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
     if not owners or not isinstance(owners[-1][1], nn.Linear):
         last = type(owners[-1][1]).__name__ if owners else "nothing"
-        raise ValueError(f"model ends in {last}, and {needed_by} an nn.Linear at the end: add one")
+        raise ValueError(
+            f"model ends in {last}, and {needed_by} an nn.Linear at the end: add one, as "
+            "nn.Sequential(model, nn.Linear(features, outputs))"
+        )
     return owners[-1]
 
 

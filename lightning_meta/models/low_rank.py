@@ -44,7 +44,8 @@ class LowRankAdapted(nn.Module):
 
     Being made of arguments alone, it can be written in a configuration, and checkpoints of learners keep it. The
     updates are ``updates.NAME.low_rank_a`` and ``low_rank_b``, with "/" in place of the dots of the layer's name:
-    learners that take ``adapt=["updates.*"]`` adapt them alone.
+    learners that take ``adapt=["updates.*"]`` adapt them alone. Learners that need a linear layer at the end take
+    ``nn.Sequential(LowRankAdapted(body), nn.Linear(features, outputs))``.
 
     Args:
         model: The model. Its parameters are frozen, in place, but for those that ``trained`` names.

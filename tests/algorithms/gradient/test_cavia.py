@@ -99,6 +99,14 @@ def test_the_context_may_enter_a_later_layer():
     assert_is(learner, lambda p, phi, x: concatenated(p, phi, x, "2"), 3)
 
 
+def test_a_model_that_is_one_layer_reads_the_context():
+    def one_layer(p, phi, x):
+        weight = torch.cat([p["model.weight"], p["context_layers.shift./"]], dim=1)
+        return F.linear(torch.cat([x, phi.expand(x.shape[0], -1)], dim=1), weight, p["model.bias"])
+
+    assert_is(CAVIA(nn.Linear(3, 2), nn.MSELoss(), inner_steps=2, num_context_parameters=3), one_layer, 3)
+
+
 @pytest.mark.parametrize("first_order", [False, True])
 def test_the_meta_gradient_is_that_of_scaled_and_shifted_features(first_order):
     options = {"context": "film", "layers": ["0", "2"], "num_context_parameters": 3, "first_order": first_order}
