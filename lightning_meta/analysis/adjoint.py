@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from lightning_meta.arguments import check_count
 from lightning_meta.episodes import Episode, MetaParameters, TaskResult
 from lightning_meta.episodes.trees import map_leaves
 from lightning_meta.inner.inner_loop import run_through
-from lightning_meta.inner.solvers.conjugate_gradient import conjugate_gradient, conjugate_gradient_iterates
+from lightning_meta.inner.solvers.conjugate_gradient import Iterate, conjugate_gradient, conjugate_gradient_iterates
 from lightning_meta.inner.vectors import Vector, add, elementwise, norm
 from lightning_meta.learners.evaluation import query_size
 
@@ -33,11 +34,12 @@ class AdjointErrors(NamedTuple):
         own_error: ``‖Λ (u_k − u)‖ / ‖Λ u‖``, the error of the meta-gradient after ``own_steps``, ``[tasks]``; NaN as
             above.
         own_residual: ``‖b − A u_k‖ / ‖b‖`` after ``own_steps``, ``[tasks]``.
-        reference_residual: The same of the reference, ``[tasks]``.
+        reference_residual: The same of the reference, ``[tasks]``; NaN where `smallest` is not positive, for which no
+            reference is computed.
         largest: The largest eigenvalue of A, ``[tasks]``; Lanczos' estimate is never above it.
         smallest: The smallest eigenvalue of A, ``[tasks]``; Lanczos' estimate is never below it.
-        negative_curvature: Whether the iteration of the reference ended at a direction of negative curvature,
-            ``[tasks]``.
+        negative_curvature: Whether the iteration of the reference, if there is one, ended at a direction of negative
+            curvature, ``[tasks]``.
         stationarity: ``‖∇L_S(φ) + Λ (φ − θ)‖``, 0 at the solution φ* of the inner problem, ``[tasks]``.
         solver_bound: A bound on `own_error`, see `adjoint_errors`, ``[tasks]``; NaN unless `positive_definite`.
         inner_bound: A bound on the meta-gradient's relative error from ``φ ≠ φ*``, see `adjoint_errors`, ``[tasks]``;
@@ -134,89 +136,141 @@ def adjoint_errors(
     precise, batch = _in_double_precision(learner), map_leaves(_double, batch)
     size = sum(p.numel() for name, p in precise.model.named_parameters() if name in precise.adapted_names)
     start = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(precise.device)
-    queries = query_size(batch)
-
-    def measured(meta: MetaParameters, task: Episode) -> TaskResult:
-        found = _of_task(precise, meta, task, start, steps, reference_steps, lanczos_steps)
-        empty = start.new_zeros(())
-        return TaskResult(empty, empty.expand(1, queries), empty.new_zeros(0), diagnostics=found)
-
-    found = {name: value.cpu() for name, value in precise.map_tasks(measured, batch).diagnostics.items()}
-    if not all(bool(found[name].isfinite().all()) for name in ("stationarity", "system_diagonal", "query_diagonal")):
+    lanczos_steps = min(lanczos_steps, size)
+    found = _of_tasks(precise, batch, lambda system: _spectrum_and_own(system, start, lanczos_steps))
+    if not all(bool(found[name].isfinite().all()) for name in ("stationarity", "diagonal", "beside")):
         raise ValueError("a task's inner solver diverges: lower inner_lr, or analyze a trained learner")
-    spectra = {}
-    for name in ("system", "query"):
-        values, _ = ritz(found.pop(f"{name}_diagonal"), found.pop(f"{name}_beside"))
-        spectra[name] = values
-    smallest, largest = spectra["system"][:, 0], spectra["system"][:, -1]
-    negative = found["negative"].bool()
+    values, _ = ritz(found["diagonal"], found["beside"])
+    smallest, largest = values[:, 0], values[:, -1]
+    # The rest takes most of the time, and has a meaning only where the system is positive definite.
+    candidates = torch.nonzero(smallest > 0)[:, 0]
+    errors = torch.full((batch.num_tasks, steps), torch.nan, dtype=torch.float64)
+    own_error, reference_residual, gradient, of_query = torch.full((4, batch.num_tasks), torch.nan, dtype=torch.float64)
+    negative = torch.zeros(batch.num_tasks, dtype=torch.bool)
+    if len(candidates):
+
+        def against_reference(system: _System) -> dict[str, Tensor]:
+            return _against_reference(system, start, steps, reference_steps, lanczos_steps)
+
+        further = _of_tasks(precise, batch.select(candidates.to(precise.device)), against_reference)
+        errors[candidates], own_error[candidates] = further["errors"], further["own_error"]
+        reference_residual[candidates], gradient[candidates] = further["residual"], further["gradient"]
+        negative[candidates] = further["negative"].bool()
+        of_query[candidates] = ritz(further["diagonal"], further["beside"])[0].abs().amax(1)
     definite = (smallest > 0) & ~negative
-    solved = definite & (found["reference_residual"] <= _SOLVED)
-    scale = torch.where(definite, found["strength"] / (smallest * found["gradient"]), torch.nan)
+    solved = definite & (reference_residual <= _SOLVED)
+    scale = torch.where(definite, found["strength"] / (smallest * gradient), torch.nan)
     return AdjointErrors(
-        errors=torch.where(solved[:, None], found["errors"], torch.nan),
+        errors=torch.where(solved[:, None], errors, torch.nan),
         own_steps=precise.meta_gradient.cg_steps,
-        own_error=torch.where(solved, found["own_error"], torch.nan),
+        own_error=torch.where(solved, own_error, torch.nan),
         own_residual=found["own_residual"] / found["slope"],
-        reference_residual=found["reference_residual"],
+        reference_residual=reference_residual,
         largest=largest,
         smallest=smallest,
         negative_curvature=negative,
         stationarity=found["stationarity"],
         solver_bound=scale * found["own_residual"],
-        inner_bound=scale * spectra["query"].abs().amax(1) * found["stationarity"] / smallest,
+        inner_bound=scale * of_query * found["stationarity"] / smallest,
     )
 
 
-def _of_task(
-    learner: ImplicitMAML,
-    meta: MetaParameters,
-    task: Episode,
-    start: Tensor,
-    steps: int,
-    reference_steps: int,
-    lanczos_steps: int,
+class _System(NamedTuple):
+    """One task's system ``A u = b`` at the point φ where the inner solver stops.
+
+    Attributes:
+        learner: The learner.
+        point: φ.
+        apply: The product with A.
+        of_query: The product with the query loss's Hessian.
+        slope: b.
+        strength: Λ.
+        stationarity: ``∇L_S(φ) + Λ (φ − θ)``.
+    """
+
+    learner: ImplicitMAML
+    point: Vector
+    apply: Callable[[Vector], Vector]
+    of_query: Callable[[Vector], Vector]
+    slope: Vector
+    strength: Vector
+    stationarity: Vector
+
+    @property
+    def first_order(self) -> Vector:
+        """``Λ⁻¹ b``, where the learner's iteration starts, or what it falls back to."""
+        return {name: value / self.strength[name] for name, value in self.slope.items()}
+
+    def own_iterates(self, steps: int) -> Iterator[Iterate]:
+        """Yield the learner's iterates, with its damping and start."""
+        own = self.learner.meta_gradient
+
+        def damped(vector: Vector) -> Vector:
+            return add(self.apply(vector), vector, own.cg_damping)
+
+        initial = self.first_order if own.cg_warm_start else None
+        return conjugate_gradient_iterates(damped, self.slope, steps, self.first_order, initial)
+
+
+def _of_tasks(
+    learner: ImplicitMAML, batch: Episode, measure: Callable[[_System], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    problem, own = learner.inner_problem(meta, task.support), learner.meta_gradient
-    point, _ = run_through(learner.inner_loop(meta, task.support, learner.inner_steps))
+    """Return what is measured of each task's system, ``[tasks, ...]``."""
+    queries = query_size(batch)
 
-    def query_loss(adapted: Vector) -> Tensor:
-        return learner.loss(learner.query_output(meta, adapted, task.query_x), task.query_y, task.query_mask)
+    def measured(meta: MetaParameters, task: Episode) -> TaskResult:
+        problem = learner.inner_problem(meta, task.support)
+        point, _ = run_through(learner.inner_loop(meta, task.support, learner.inner_steps))
 
-    slope, of_query = vjp(grad(query_loss), point)  # type: ignore[misc]
-    stationarity, _, apply = problem.curvature(point)
-    strength = problem.strength
-    first_order = {name: value / strength[name] for name, value in slope.items()}
-    reference = conjugate_gradient(apply, slope, reference_steps, fallback=first_order)
-    exact = reference.x
+        def query_loss(adapted: Vector) -> Tensor:
+            return learner.loss(learner.query_output(meta, adapted, task.query_x), task.query_y, task.query_mask)
 
-    def damped(vector: Vector) -> Vector:
-        return add(apply(vector), vector, own.cg_damping)
+        slope, of_query = vjp(grad(query_loss), point)  # type: ignore[misc]
+        stationarity, _, apply = problem.curvature(point)
+        system = _System(
+            learner, point, apply, lambda vector: of_query(vector)[0], slope, problem.strength, stationarity
+        )
+        found = measure(system)
+        empty = found["diagonal"].new_zeros(())
+        return TaskResult(empty, empty.expand(1, queries), empty.new_zeros(0), diagnostics=found)
 
-    initial = first_order if own.cg_warm_start else None
-    errors, at_own = [], exact
-    for step, iterate in enumerate(
-        conjugate_gradient_iterates(damped, slope, max(steps, own.cg_steps), first_order, initial), start=1
-    ):
-        errors.append(norm(add(iterate.x, exact, -1.0)) / norm(exact))
-        at_own = iterate.x if step == own.cg_steps else at_own
-    gradient = norm(elementwise(exact, strength))
-    found = {
-        "errors": torch.stack(errors[:steps]),
-        "own_error": norm(elementwise(add(at_own, exact, -1.0), strength)) / gradient,
-        "own_residual": norm(add(slope, apply(at_own), -1.0)),
-        "reference_residual": norm(add(slope, apply(exact), -1.0)) / norm(slope),
-        "negative": reference.negative_curvature.to(start.dtype),
-        "stationarity": norm(stationarity),
-        "slope": norm(slope),
-        "gradient": gradient,
-        "strength": torch.stack(list(strength.values())).amax(),
+    return {name: value.cpu() for name, value in learner.map_tasks(measured, batch).diagnostics.items()}
+
+
+def _spectrum_and_own(system: _System, start: Tensor, lanczos_steps: int) -> dict[str, Tensor]:
+    diagonal, beside = lanczos(flattened(system.apply, system.point), start, lanczos_steps)
+    *_, own = system.own_iterates(system.learner.meta_gradient.cg_steps)
+    return {
+        "diagonal": diagonal,
+        "beside": beside,
+        "own_residual": norm(add(system.slope, system.apply(own.x), -1.0)),
+        "stationarity": norm(system.stationarity),
+        "slope": norm(system.slope),
+        "strength": torch.stack(list(system.strength.values())).amax(),
     }
-    products = {"system": flattened(apply, point), "query": flattened(lambda vector: of_query(vector)[0], point)}
-    for name, product in products.items():
-        diagonal, beside = lanczos(product, start, min(lanczos_steps, len(start)))
-        found |= {f"{name}_diagonal": diagonal, f"{name}_beside": beside}
-    return found
+
+
+def _against_reference(
+    system: _System, start: Tensor, steps: int, reference_steps: int, lanczos_steps: int
+) -> dict[str, Tensor]:
+    reference = conjugate_gradient(system.apply, system.slope, reference_steps, fallback=system.first_order)
+    exact, own_steps = reference.x, system.learner.meta_gradient.cg_steps
+    errors, own_gap = [], exact
+    for step, iterate in enumerate(system.own_iterates(max(steps, own_steps)), start=1):
+        gap = add(iterate.x, exact, -1.0)
+        errors.append(norm(gap) / norm(exact))
+        own_gap = gap if step == own_steps else own_gap
+    gradient = norm(elementwise(exact, system.strength))
+    diagonal, beside = lanczos(flattened(system.of_query, system.point), start, lanczos_steps)
+    return {
+        "diagonal": diagonal,
+        "beside": beside,
+        "errors": torch.stack(errors[:steps]),
+        "own_error": norm(elementwise(own_gap, system.strength)) / gradient,
+        "residual": norm(add(system.slope, system.apply(exact), -1.0)) / norm(system.slope),
+        "negative": reference.negative_curvature.to(start.dtype),
+        "gradient": gradient,
+    }
 
 
 def _in_double_precision(learner: ImplicitMAML) -> ImplicitMAML:

@@ -179,6 +179,19 @@ def test_a_task_does_not_depend_on_its_batch_and_the_learner_stays_as_it_is():
         assert torch.equal(value, before[name])
 
 
+def test_definite_tasks_among_indefinite_ones_have_the_errors_that_they_have_alone():
+    learner = ImplicitMAML(network(), nn.MSELoss(), inner_lr=0.05, inner_steps=5, prox_lambda=0.5)
+    torch.manual_seed(0)
+    batch = BY_NAME["MAML"].batch(6)
+    found = adjoint_errors(learner, batch, steps=3)
+    assert 0 < found.positive_definite.sum() < 6
+    for task in range(6):
+        alone = adjoint_errors(learner, batch.select(slice(task, task + 1)), steps=3)
+        for name, value in found._asdict().items():
+            if name != "own_steps":
+                torch.testing.assert_close(value[task], getattr(alone, name)[0], rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
 def test_other_learners_and_a_solver_that_diverges_are_refused():
     with pytest.raises(TypeError, match="must be an ImplicitMAML.* not MAML"):
         adjoint_errors(MAML(network(), nn.MSELoss()), BY_NAME["MAML"].batch())

@@ -281,14 +281,15 @@ class DKT(PosteriorLearner, SupportClassLearner):
         return functools.partial(call_with, self.kernel, module_part(meta, "kernel"))
 
 
-@torch.compiler.assume_constant_result  # NumPy's generator cannot be traced
+# NumPy's generator cannot be traced.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _draws_of_columns(samples: int, ways: int) -> NDArray[np.float64]:
     """Return draws ``[samples, ways]``, of which a class's do not depend on how many others there are."""
     columns = [np.random.default_rng([0, way]).standard_normal(samples) for way in range(ways)]
     return np.stack([(column - column.mean()) / column.std() for column in columns], axis=1)
 
 
-@torch.compiler.assume_constant_result  # NumPy's generator cannot be traced
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _even_draws(samples: int, ways: int) -> NDArray[np.float64]:
     """Return the same draws always, so that predictions do not depend on a random state.
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SHOWN_AROUND = 4.0  # rates in the table: within this factor of those that may be as good
-_ADJOINT_TASKS = 50
+_ADJOINT_TASKS = 20
 _ALL_SHOWN = 20  # of more steps the table shows those that are powers of 2
 
 _CONFIRMS_ITSELF = (
