@@ -77,13 +77,14 @@ def reptile() -> Setting:
 
 
 def imaml() -> Setting:
-    """64 inner steps on the regularized loss, and 5 conjugate-gradient steps for the implicit gradient."""
+    """64 inner steps on the regularized loss, and 5 damped conjugate-gradient steps for the implicit gradient."""
     learner = ImplicitMAML(
         MLP(),
         nn.MSELoss(),
         inner_lr=0.01,
         inner_steps=64,
         prox_lambda=1.0,
+        cg_damping=5.0,
         log_step_metrics=True,
         **cosine_adam(epochs=2),
     )
