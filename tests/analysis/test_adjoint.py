@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.func import functional_call, jacrev
 from lightning_meta import MAML, MLP, ImplicitMAML
 from lightning_meta.analysis import adjoint_errors
 from lightning_meta.analysis.hessians import cg_error_bound
+from lightning_meta.cli.analyze.adjoint_part import adjoint_advice
 from tests.registry import BY_NAME
 
 
@@ -190,6 +193,17 @@ def test_definite_tasks_among_indefinite_ones_have_the_errors_that_they_have_alo
         for name, value in found._asdict().items():
             if name != "own_steps":
                 torch.testing.assert_close(value[task], getattr(alone, name)[0], rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+def test_the_advised_damping_makes_the_systems_positive_definite():
+    learner = ImplicitMAML(network(), nn.MSELoss(), inner_lr=0.05, inner_steps=5, prox_lambda=0.1)
+    torch.manual_seed(0)
+    batch = BY_NAME["MAML"].batch(3)
+    (sentence,) = (text for text in adjoint_advice(adjoint_errors(learner, batch, steps=3)) if "cg_damping" in text)
+    damping = float(re.search(r"cg_damping above about ([\d.]+)", sentence)[1])
+    least = [np.linalg.eigvalsh(next(dense(learner, batch, task)))[0] for task in range(3)]
+    assert min(least) < 0
+    assert min(least) + 1.1 * damping > 0
 
 
 def test_other_learners_and_a_solver_that_diverges_are_refused():

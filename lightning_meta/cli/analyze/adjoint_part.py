@@ -48,6 +48,12 @@ def adjoint_advice(found: AdjointErrors) -> list[str]:
         "those of these tasks; in the others the inner solver's point is no strict minimum, and the implicit gradient "
         "has no meaning that conjugate gradients could approximate."
     ]
+    shortfall = -quantile(found.smallest, 0.05)
+    if shortfall > 0:
+        said.append(
+            f"With cg_damping above about {shortfall:.2g} the damped system is positive definite in 95 % of the tasks. "
+            "Its solution is another, but no direction of negative curvature enters the meta-gradient."
+        )
     if definite == 0:
         return [*said, "No error can be told. A larger prox_lambda makes more tasks positive definite."]
     missing = int((found.positive_definite & ~found.solved).sum())
