@@ -225,6 +225,7 @@ def _of_tasks(
         def query_loss(adapted: Vector) -> Tensor:
             return learner.loss(learner.query_output(meta, adapted, task.query_x), task.query_y, task.query_mask)
 
+        # Torch's types allow for a third result, which only has_aux=True gives.
         slope, of_query = vjp(grad(query_loss), point)  # type: ignore[misc]
         stationarity, _, apply = problem.curvature(point)
         system = _System(

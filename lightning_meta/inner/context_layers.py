@@ -64,12 +64,12 @@ class ContextLayers(nn.Module):
             kinds = (self.shift,) if kind == "input" else (self.shift, self.scale)
             for maps in kinds:
                 drawn = torch.empty_like(bias[..., None].expand(*bias.shape, size)).uniform_(-bound, bound)
-                maps[_key(name)] = nn.Parameter(drawn)
+                maps[key_of(name)] = nn.Parameter(drawn)
         self.names = tuple(own for name in self.layers for own in _parameters_of(name))
 
     def start(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the context before the first step, which is 0, ``[size]``."""
-        return values[f"shift.{_key(self.layers[0])}"].new_zeros(self.size)
+        return values[f"shift.{key_of(self.layers[0])}"].new_zeros(self.size)
 
     def parameters_at(self, context: Tensor, own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Vector:
         """Return the layers' weights and biases under a context, named as in the model.
@@ -84,15 +84,11 @@ class ContextLayers(nn.Module):
             weight_name, bias_name = _parameters_of(name)
             weight, bias = own[weight_name], own[bias_name]
             if len(self.scale):
-                scale = 1 + values[f"scale.{_key(name)}"] @ context  # the bias's shape
+                scale = 1 + values[f"scale.{key_of(name)}"] @ context  # the bias's shape
                 changed[weight_name] = weight * scale.reshape(*scale.shape, *[1] * (weight.ndim - scale.ndim))
                 bias = bias * scale
-            changed[bias_name] = bias + values[f"shift.{_key(name)}"] @ context
+            changed[bias_name] = bias + values[f"shift.{key_of(name)}"] @ context
         return changed
-
-
-def _key(layer: str) -> str:
-    return key_of(layer) or "/"  # the model itself has no name
 
 
 def _parameters_of(layer: str) -> tuple[str, str]:

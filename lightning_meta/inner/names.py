@@ -1,6 +1,6 @@
-"""Names of parameters as keys of a `ParameterDict`."""
+"""Names of parameters and layers as keys of a `ParameterDict`."""
 
 
 def key_of(name: str) -> str:
-    """Return a parameter's name as a key, which may not contain a dot."""
-    return name.replace(".", "/")
+    """Return a name as a key, which may not contain a dot; "/" for a model itself, which has no name."""
+    return name.replace(".", "/") or "/"

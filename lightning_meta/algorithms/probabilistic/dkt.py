@@ -281,7 +281,7 @@ class DKT(PosteriorLearner, SupportClassLearner):
         return functools.partial(call_with, self.kernel, module_part(meta, "kernel"))
 
 
-# NumPy's generator cannot be traced.
+# A trace takes the draws as constants, as NumPy's generator cannot be traced. Torch gives the decorator no types.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _draws_of_columns(samples: int, ways: int) -> NDArray[np.float64]:
     """Return draws ``[samples, ways]``, of which a class's do not depend on how many others there are."""
